@@ -1,0 +1,1 @@
+"""From a pruned network to a shallower dense one."""

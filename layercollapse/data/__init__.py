@@ -1,0 +1,1 @@
+"""Real data sets that the package registries ship."""
