@@ -1,0 +1,351 @@
+"""Capture a model as one uniform graph of aten operations, and find in it the rectifier sites, the layers that
+feed each, and which layers the output cannot do without.
+
+    capture = layercollapse.capture(model, example_inputs)
+    capture.sites[0].name        # "layer1.0.relu"
+    capture.sites[0].feeding     # ("layer1.0.conv1.weight",)
+
+`torch.export` gives the same graph for module, functional, shared and in-place rectifiers; the module path of
+every call survives in the nodes' metadata, which is where the names of the sites come from.
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+import traceback
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, fx, nn
+
+from layercollapse import rectifiers
+from layercollapse.errors import LayerCollapseError
+from layercollapse.nodes import (
+    AFFINE,
+    FIRST_DIM,
+    LAST_DIM,
+    SHAPE_ONLY,
+    VIEWS,
+    WEIGHTED,
+    functional,
+    module_path,
+    mutates,
+    packet,
+    rectifier_of,
+    weight_of,
+)
+
+
+@dataclass(frozen=True)
+class Site:
+    """One call of a rectifier in the forward pass.
+
+    Attributes:
+        name: ``module.path`` of the module whose forward makes the call, ``module.path#2`` for its second call;
+            ``forward`` stands for the model itself.
+        kind: the rectifier, for example ``"relu"`` (see `layercollapse.rectifiers`).
+        channels: number of neurons.
+        channel_dim: dimension of the neurons in the site's tensor: 1 for (N, C, *spatial), -1 for (N, *, C).
+        lower: the bend at which a neuron changes piece; 0 but for a hardtanh.
+        upper: the upper bend (6 for ReLU6), or None.
+        feeding: names of the weights that reach the site through affine operations alone.
+        node: name of the call's node in the graph.
+    """
+
+    name: str
+    kind: str
+    channels: int
+    channel_dim: int
+    lower: float
+    upper: float | None
+    feeding: tuple[str, ...]
+    node: str
+
+
+@dataclass(frozen=True)
+class Capture:
+    """A model as a functional graph of aten operations.
+
+    Attributes:
+        graph: the graph; placeholders are the model's tensors (see `tensors`), then its inputs.
+        tensors: name of a placeholder -> name of the parameter, buffer or constant in the model.
+        constants: tensors that the graph needs and the model's state dict does not have, by name.
+        inputs: names of the placeholders that are the model's inputs, in call order.
+        out_spec: how the outputs are packed (a pytree spec).
+        sites: the rectifier calls in execution order.
+        weights: names of the weights of all affine layers, in execution order.
+        output_weights: the weights with no rectifier behind them: the output layers.
+    """
+
+    graph: fx.Graph
+    tensors: Mapping[str, str]
+    constants: Mapping[str, Tensor]
+    inputs: tuple[str, ...]
+    out_spec: Any
+    sites: tuple[Site, ...]
+    weights: tuple[str, ...]
+    output_weights: tuple[str, ...]
+
+    def site(self, name: str) -> Site:
+        """The site of that name.
+
+        Raises:
+            LayerCollapseError: there is none; the message lists those there are.
+        """
+        for site in self.sites:
+            if site.name == name:
+                return site
+        raise LayerCollapseError(
+            f"site: {name!r} is not a rectifier site of the model; it has "
+            f"{', '.join(site.name for site in self.sites) or 'none'}"
+        )
+
+    def depends(self, dead: Collection[str]) -> bool:
+        """Whether the output still depends on the input when every weight named in `dead` is zero."""
+        dead = set(dead)
+        alive = set(self.inputs)
+        for node in self.graph.nodes:
+            if node.op == "call_function" and packet(node) not in SHAPE_ONLY:
+                weight = weight_of(node, self.tensors)
+                if weight is None:
+                    carriers: Iterable[fx.Node] = node.all_input_nodes
+                else:
+                    carriers = () if weight in dead else (node.args[WEIGHTED[packet(node)][0]],)
+                if any(carrier.name in alive for carrier in carriers):
+                    alive.add(node.name)
+            elif node.op == "output":
+                return any(value.name in alive for value in node.all_input_nodes)
+        raise AssertionError("a graph ends with its output")
+
+
+def capture(model: nn.Module, example_inputs: Any) -> Capture:
+    """Capture a model in evaluation mode; the model is left as it was.
+
+    Args:
+        model: any module that `torch.export` can trace.
+        example_inputs: what the model is called with: a tensor, a tuple of arguments, or a dict of keyword
+            arguments. Only shapes and dtypes matter. The first dimension is the batch and stays dynamic.
+
+    Raises:
+        LayerCollapseError: the model does not run on the inputs, or cannot be exported; the message gives the
+            line or the operation that stops it.
+    """
+    args, kwargs = call_arguments(example_inputs)
+    with evaluating(model), torch.no_grad():
+        try:
+            model(*args, **kwargs)
+        except Exception as error:
+            raise LayerCollapseError(
+                f"example_inputs: the model must run on them; {describe(args, kwargs)} came, and it stopped with "
+                f"{_reason(error)}"
+            ) from error
+        try:
+            exported = _export(model, args, kwargs)
+        except Exception as error:
+            raise LayerCollapseError(
+                f"model: torch.export must be able to capture {type(model).__name__}; it stopped at {_reason(error)}"
+            ) from error
+        if not _functionalize(exported.graph):
+            exported = exported.run_decompositions({})
+    signature = exported.graph_signature
+    constants = dict(exported.constants)
+    tensors: dict[str, str] = {}
+    for spec in signature.input_specs:
+        if spec.target is not None and isinstance(getattr(spec.arg, "name", None), str):
+            tensors[spec.arg.name] = spec.target
+    inputs = tuple(node.name for node in exported.graph.nodes if node.op == "placeholder" and node.name not in tensors)
+    graph = exported.graph
+    _drop_mutations(graph, len(signature.output_specs) - len(signature.user_outputs))
+    weights = tuple(dict.fromkeys(name for node in graph.nodes if (name := weight_of(node, tensors)) is not None))
+    output = next(node for node in graph.nodes if node.op == "output")
+    return Capture(
+        graph=graph,
+        tensors=tensors,
+        constants={name: value for name, value in constants.items() if isinstance(value, Tensor)},
+        inputs=inputs,
+        out_spec=exported.call_spec.out_spec,
+        sites=tuple(_sites(graph, tensors)),
+        weights=weights,
+        output_weights=tuple(_reaching(output, tensors, through=lambda node: rectifier_of(node) is None)),
+    )
+
+
+def call_arguments(example_inputs: Any) -> tuple[tuple, dict[str, Any]]:
+    """Positional and keyword arguments from a tensor, a tuple or list of arguments, or a dict of keywords."""
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    if isinstance(example_inputs, tuple | list):
+        return tuple(example_inputs), {}
+    if isinstance(example_inputs, Tensor):
+        return (example_inputs,), {}
+    raise LayerCollapseError(
+        "example_inputs: expected a tensor, a tuple of arguments or a dict of keyword arguments, got "
+        f"{type(example_inputs).__name__}"
+    )
+
+
+def describe(*values: Any) -> str:
+    """The shapes and dtypes of all tensors in nested values, for a message."""
+    tensors = [value for value in pytree.tree_leaves(values) if isinstance(value, Tensor)]
+    return ", ".join(f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in tensors) or "no tensor"
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for the block; every submodule gets its own mode back, also after an error."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def _export(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> torch.export.ExportedProgram:
+    """Export with a dynamic batch where the model allows it, else with the shapes given."""
+    leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    if leaves and leaves[0].ndim > 0:
+        batch = leaves[0].shape[0]
+
+        def batched(leaf: Any) -> bool:
+            return isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == batch
+
+        # torch.export treats a dimension of size 1 as constant: a batch of one is shown as a batch of two.
+        two = pytree.tree_map(lambda x: torch.cat([x, x]) if batch == 1 and batched(x) else x, (args, kwargs))
+        shapes = pytree.tree_map(lambda x: {0: torch.export.Dim.AUTO} if batched(x) else None, two)
+        try:
+            return torch.export.export(model, two[0], two[1], dynamic_shapes=_by_name(model, *shapes), strict=False)
+        except Exception:
+            pass  # a model with a fixed batch; the next line says what is wrong if it is something else
+    return torch.export.export(model, args, kwargs, strict=False)
+
+
+def _by_name(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """Dynamic shapes in the form that torch.export wants: positional ones as a tuple, else by argument name."""
+    if not kwargs:
+        return args
+    if not args:
+        return kwargs
+    import inspect
+
+    return dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
+
+
+def _reason(error: BaseException) -> str:
+    """The user's line that an error came from, and the first line of its message."""
+    torch_folder = os.path.dirname(torch.__file__)
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(torch_folder)]
+    frame = frames[-1] if frames else None
+    message = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    if frame is None or os.path.dirname(frame.filename) == os.path.dirname(__file__):
+        return f"{type(error).__name__}: {message}"
+    return f"`{frame.line}` ({os.path.basename(frame.filename)}:{frame.lineno}): {type(error).__name__}: {message}"
+
+
+def _functionalize(graph: fx.Graph) -> bool:
+    """Replace in-place operations by their functional twins; False if a view aliases a tensor that changes.
+
+    `run_decompositions` does this for every graph, but breaks flatten and batch norm into smaller pieces; it is
+    the fallback.
+    """
+    order = {node: index for index, node in enumerate(graph.nodes)}
+    mutating = [n for n in graph.nodes if n.op == "call_function" and mutates(n)]
+    for node in mutating:
+        base = node.args[0]
+        if not isinstance(base, fx.Node) or functional(node) is None:
+            return False
+        if packet(base) in VIEWS or any(packet(user) in VIEWS for user in base.users if user is not node):
+            return False
+        if base.op == "placeholder":
+            return False
+    for node in mutating:
+        base = node.args[0]
+        node.target = functional(node)
+        later = [user for user in base.users if order[user] > order[node]]
+        for user in later:
+            user.replace_input_with(base, node)
+    return True
+
+
+def _drop_mutations(graph: fx.Graph, count: int) -> None:
+    """Remove the leading outputs of a functionalized graph that stand for mutated buffers."""
+    output = next(node for node in graph.nodes if node.op == "output")
+    if count:
+        output.args = (tuple(output.args[0][count:]),)
+    graph.eliminate_dead_code()
+
+
+def _shape(node: Any) -> tuple[str, ...] | None:
+    """A tensor node's shape as text: symbolic sizes compare equal by name, without adding guards."""
+    value = node.meta.get("val") if isinstance(node, fx.Node) else None
+    return tuple(str(size) for size in value.shape) if isinstance(value, Tensor) else None
+
+
+def _channel_dims(graph: fx.Graph) -> dict[fx.Node, int]:
+    """Channel dimension of every tensor, by the operation that last decided it."""
+    dims: dict[fx.Node, int] = {}
+    for node in graph.nodes:
+        called = packet(node)
+        if called in WEIGHTED:
+            dims[node] = WEIGHTED[called][2]
+        elif called in LAST_DIM:
+            dims[node] = -1
+        elif called in FIRST_DIM:
+            dims[node] = 1
+        elif node.op == "call_function":
+            # getitem takes the first of a native norm's results, which has the norm's shape.
+            for source in node.all_input_nodes:
+                if source in dims and (_shape(source) is None or _shape(source) == _shape(node)):
+                    dims[node] = dims[source]
+                    break
+    return dims
+
+
+def _sites(graph: fx.Graph, tensors: Mapping[str, str]) -> Iterator[Site]:
+    dims = _channel_dims(graph)
+    calls: Counter[str] = Counter()
+    for node in graph.nodes:
+        rectifier = rectifier_of(node)
+        if rectifier is None:
+            continue
+        source = node.args[0]
+        value = source.meta["val"]
+        path = module_path(node) or "forward"
+        calls[path] += 1
+        dim = dims.get(source, -1 if value.ndim == 3 else 1)
+        kind, lower, upper = rectifiers.describe(rectifier, tuple(node.args[1:]), dict(node.kwargs))
+        yield Site(
+            name=path if calls[path] == 1 else f"{path}#{calls[path]}",
+            kind=kind,
+            channels=int(value.shape[dim]) if value.ndim > 1 else 1,
+            channel_dim=dim,
+            lower=lower,
+            upper=upper,
+            feeding=tuple(_reaching(node, tensors, through=lambda n: packet(n) in AFFINE)),
+            node=node.name,
+        )
+
+
+def _reaching(node: fx.Node, tensors: Mapping[str, str], through: Callable[[fx.Node], bool]) -> list[str]:
+    """Names of the weights met first when walking up from a node's inputs through the nodes that `through` lets."""
+    found: dict[str, None] = {}
+    seen: set[fx.Node] = set()
+    stack = list(reversed(node.all_input_nodes))
+    while stack:
+        source = stack.pop()
+        if source in seen or source.op != "call_function":
+            continue
+        seen.add(source)
+        weight = weight_of(source, tensors)
+        if weight is not None:
+            found[weight] = None
+        elif through(source) or source.target is operator.getitem:
+            stack.extend(reversed(source.all_input_nodes))
+    return list(found)

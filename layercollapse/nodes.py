@@ -1,0 +1,151 @@
+"""What a node of a captured graph is: tables of aten operations, and questions asked of single nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx
+
+from layercollapse import rectifiers
+
+aten = torch.ops.aten
+
+# Operations with a weight: packet -> (position of the input, position of the weight, the input's channel dim of
+# the output). matmul and friends count when the second operand is a parameter.
+WEIGHTED: dict[Any, tuple[int, int, int]] = {
+    aten.conv1d: (0, 1, 1),
+    aten.conv2d: (0, 1, 1),
+    aten.conv3d: (0, 1, 1),
+    aten.convolution: (0, 1, 1),
+    aten.conv_transpose1d: (0, 1, 1),
+    aten.conv_transpose2d: (0, 1, 1),
+    aten.conv_transpose3d: (0, 1, 1),
+    aten.linear: (0, 1, -1),
+    aten.addmm: (1, 2, -1),
+    aten.mm: (0, 1, -1),
+    aten.matmul: (0, 1, -1),
+}
+LAST_DIM = {aten.layer_norm, aten.native_layer_norm, aten.rms_norm}
+FIRST_DIM = {
+    aten.batch_norm,
+    aten._native_batch_norm_legit_no_training,
+    aten.group_norm,
+    aten.instance_norm,
+}
+# Weightless operations that pass an affine function on.
+AFFINE = {
+    aten.batch_norm,
+    aten._native_batch_norm_legit_no_training,
+    aten.add,
+    aten.sub,
+    aten.neg,
+    aten.clone,
+    aten.contiguous,
+    aten.dropout,
+    aten.feature_dropout,
+    aten.to,
+    aten._to_copy,
+    aten.detach,
+    aten.alias,
+    aten.flatten,
+    aten.view,
+    aten.reshape,
+    aten._unsafe_view,
+    aten.permute,
+    aten.transpose,
+    aten.t,
+    aten.squeeze,
+    aten.unsqueeze,
+    aten.cat,
+    aten.mean,
+    aten.avg_pool1d,
+    aten.avg_pool2d,
+    aten.avg_pool3d,
+    aten.adaptive_avg_pool1d,
+    aten.adaptive_avg_pool2d,
+    aten.adaptive_avg_pool3d,
+    aten.pad,
+    aten.constant_pad_nd,
+}
+VIEWS = {
+    aten.view,
+    aten.reshape,
+    aten._unsafe_view,
+    aten.flatten,
+    aten.unflatten,
+    aten.permute,
+    aten.transpose,
+    aten.t,
+    aten.squeeze,
+    aten.unsqueeze,
+    aten.slice,
+    aten.select,
+    aten.narrow,
+    aten.chunk,
+    aten.split,
+    aten.split_with_sizes,
+    aten.expand,
+    aten.alias,
+    aten.detach,
+    aten.contiguous,
+    aten.to,
+    aten.dropout,
+    aten.feature_dropout,
+}
+# Operations that read only the shape of their tensor: nothing depends on the data through them.
+SHAPE_ONLY = {
+    aten.sym_size,
+    aten.zeros_like,
+    aten.ones_like,
+    aten.full_like,
+    aten.new_zeros,
+    aten.new_ones,
+    aten.new_full,
+    aten.empty_like,
+}
+
+
+def rectifier_of(node: fx.Node) -> rectifiers.Rectifier | None:
+    """The rectifier that a node calls, or None."""
+    return rectifiers.BY_OPERATOR.get(packet(node))
+
+
+def weight_of(node: fx.Node, tensors: Mapping[str, str]) -> str | None:
+    """The name of the weight that a node applies to its input, or None if it is no affine layer with weights."""
+    positions = WEIGHTED.get(packet(node))
+    if positions is None or len(node.args) <= positions[1]:
+        return None
+    weight = node.args[positions[1]]
+    while isinstance(weight, fx.Node) and packet(weight) in VIEWS:
+        weight = weight.args[0]
+    return tensors.get(weight.name) if isinstance(weight, fx.Node) else None
+
+
+def packet(node: Any) -> Any:
+    """The overload packet that a node calls (`aten.add` for `aten.add.Tensor`), or None."""
+    if not isinstance(node, fx.Node) or node.op != "call_function":
+        return None
+    return getattr(node.target, "overloadpacket", node.target)
+
+
+def mutates(node: fx.Node) -> bool:
+    """Whether a node changes one of its arguments."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.is_mutable
+
+
+def functional(node: fx.Node) -> Any:
+    """The operation that does the same out of place, `aten.relu.default` for `aten.relu_.default`, or None."""
+    target: Any = node.target
+    twin = getattr(aten, str(target.overloadpacket.__name__).removesuffix("_"), None)
+    overload = getattr(twin, target._overloadname, None) if twin is not None else None
+    return overload if overload is not None and not overload._schema.is_mutable else None
+
+
+def module_path(node: fx.Node) -> str:
+    """Path of the innermost module whose forward made the call; '' for the model itself."""
+    stack = node.meta.get("nn_module_stack") or {}
+    path = list(stack.values())[-1][0] if stack else ""
+    return path if isinstance(path, str) else ""
