@@ -1,0 +1,125 @@
+"""What is wrong with an op's arguments, found before any byte changes; one wording for every backend."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from layercollapse.errors import LayerCollapseError
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def check_sign_histogram(x: Tensor, channel_dim: int, upper: float | None, out: Tensor) -> None:
+    """Raise unless the arguments of ``sign_histogram_`` are ones that every backend may read and write."""
+    check_activation(x, channel_dim, upper)
+    expected = (x.shape[channel_dim], 4 if upper is None else 5)
+    if out.dtype != torch.int64 or tuple(out.shape) != expected or not out.is_contiguous():
+        raise LayerCollapseError(f"out: expected a contiguous int64 tensor of shape {expected}, got {describe(out)}")
+    if out.device != x.device:
+        raise LayerCollapseError(f"out: expected the device of x, {x.device}, got {out.device}")
+
+
+def check_activation(x: Tensor, channel_dim: int, upper: float | None) -> None:
+    """Raise unless x is a float tensor with that channel dimension and ``upper`` is positive in float32."""
+    if not isinstance(x, Tensor):
+        raise LayerCollapseError(f"x: expected a tensor, got {type(x).__name__}")
+    if x.dtype not in DTYPES or x.layout != torch.strided:
+        raise LayerCollapseError(f"x: expected a dense {_names(DTYPES)} tensor, got {describe(x)}")
+    if not -x.dim() <= channel_dim < x.dim():
+        raise LayerCollapseError(f"channel_dim: expected a dimension of x, which has {x.dim()}, got {channel_dim}")
+    # The smallest float32 is 2**-149; half of it and less round to zero.
+    if upper is not None and not upper > 2.0**-150:
+        raise LayerCollapseError(f"upper: expected a float32 above 0, got {upper}")
+
+
+def check_masked_topk(weights: Sequence[Tensor], masks: Sequence[Tensor], k: Sequence[int], scope: str) -> None:
+    """Raise unless the arguments of ``masked_topk_`` fit together and no two tensors share memory."""
+    if len(masks) != len(weights):
+        raise LayerCollapseError(f"masks: expected one for each of {len(weights)} weights, got {len(masks)}")
+    if scope not in ("layer", "global"):
+        raise LayerCollapseError(f"scope: expected 'layer' or 'global', got {scope!r}")
+    expected = len(weights) if scope == "layer" else 1
+    if len(k) != expected:
+        raise LayerCollapseError(f"k: expected {expected} numbers for scope={scope!r}, got {len(k)}")
+    if k and min(k) < 0:
+        raise LayerCollapseError(f"k: expected numbers of at least 0, got {min(k)}")
+    spans = []
+    device = weights[0].device if weights else None
+    for index, (weight, mask) in enumerate(zip(weights, masks, strict=True)):
+        if weight.dtype not in DTYPES or weight.layout != torch.strided or weight.device != device:
+            raise LayerCollapseError(
+                f"weights[{index}]: expected a dense {_names(DTYPES)} tensor on {device}, got {describe(weight)}"
+            )
+        length = (weight.numel() + 7) // 8
+        if mask.dtype != torch.uint8 or mask.shape != (length,) or not mask.is_contiguous() or mask.device != device:
+            raise LayerCollapseError(
+                f"masks[{index}]: expected a contiguous uint8 tensor of shape ({length},) on {device}, "
+                f"for a weight of {weight.numel()} entries, got {describe(mask)}"
+            )
+        if length:
+            spans.append((weight.data_ptr(), _extent(weight, index), f"weights[{index}]"))
+            spans.append((mask.data_ptr(), length, f"masks[{index}]"))
+    spans.sort()
+    for (begin, size, name), (other, _, other_name) in itertools.pairwise(spans):
+        if begin + size > other:
+            raise LayerCollapseError(
+                f"{other_name}: expected memory of its own, got some that {name} covers too; give a shared weight once"
+            )
+
+
+def _extent(weight: Tensor, index: int) -> int:
+    """Return the bytes from the first to past the last entry; raise if two entries may be in one place."""
+    if weight.is_contiguous():
+        return weight.numel() * weight.element_size()
+    reach = 0
+    pairs = zip(weight.stride(), weight.shape, strict=True)
+    for stride, size in sorted((stride, size) for stride, size in pairs if size > 1):
+        if stride <= reach:
+            raise LayerCollapseError(
+                f"weights[{index}]: expected every entry to have its own place in memory, "
+                f"got shape {tuple(weight.shape)} with strides {weight.stride()}"
+            )
+        reach += stride * (size - 1)
+    return (reach + 1) * weight.element_size()
+
+
+def check_packed(packed: Tensor, shape: Sequence[int]) -> None:
+    """Raise unless packed holds one bit for each entry of shape."""
+    length = (math.prod(shape) + 7) // 8
+    if not isinstance(packed, Tensor) or packed.dtype != torch.uint8 or tuple(packed.shape) != (length,):
+        raise LayerCollapseError(
+            f"packed: expected a uint8 tensor of shape ({length},) for shape {tuple(shape)}, got {describe(packed)}"
+        )
+
+
+def nan_error(index: int) -> LayerCollapseError:
+    """Return the error for a NaN found in a weight."""
+    return LayerCollapseError(f"weights[{index}]: expected numbers, got NaN; nothing was changed")
+
+
+def too_many_error(index: int, scope: str, k: int, kept: int) -> LayerCollapseError:
+    """Return the error for a k above the number of entries still kept."""
+    where = f"k[{index}]: expected at most the {kept} entries that weights[{index}] has kept"
+    if scope == "global":
+        where = f"k: expected at most the {kept} entries that all weights have kept together"
+    return LayerCollapseError(f"{where}, got {k}; nothing was changed")
+
+
+def describe(value: object) -> str:
+    """Return what came, in one line, for the end of a message."""
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    dtype = str(value.dtype).removeprefix("torch.")
+    dense = "" if value.layout != torch.strided or value.is_contiguous() else f", strides {value.stride()}"
+    sparse = "" if value.layout == torch.strided else f", layout {value.layout}"
+    return f"{dtype} of shape {tuple(value.shape)}{dense}{sparse} on {value.device}"
+
+
+def _names(dtypes: Sequence[torch.dtype]) -> str:
+    names = [str(dtype).removeprefix("torch.") for dtype in dtypes]
+    return ", ".join(names[:-1]) + " or " + names[-1]

@@ -1,0 +1,196 @@
+"""The two ops of the method, and their masks: `sign_histogram`, `masked_topk_`, `pack_mask`, `unpack_mask`.
+
+They work on plain tensors, without the rest of the package. Each op is registered with ``torch.library``, so
+``torch.compile`` may trace it; the implementation is chosen when it runs (`layercollapse.backends`).
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from layercollapse import _checks, reference
+from layercollapse.backends import BackendStatus, backends, choose, use_backend
+from layercollapse.errors import LayerCollapseError
+
+__all__ = [
+    "BackendStatus",
+    "backends",
+    "masked_topk_",
+    "pack_mask",
+    "sign_histogram",
+    "unpack_mask",
+    "use_backend",
+]
+
+
+def sign_histogram(x: Tensor, *, channel_dim: int = 1, upper: float | None = None, out: Tensor | None = None) -> Tensor:
+    """Count the signs in every channel, exactly, reading x once.
+
+    >>> sign_histogram(torch.tensor([[-1.0, 0.0], [2.0, float("nan")]]))
+    tensor([[1, 0, 1, 0],
+            [0, 1, 0, 1]])
+
+    Args:
+        x: float32, bfloat16, float16 or float64 (which runs on the reference); any shape and strides, with C
+            entries along ``channel_dim``. All other dimensions are samples.
+        channel_dim: 1 for (N, C, *spatial), -1 for (N, *, C).
+        upper: also count ``x >= upper``, for rectifiers with an upper bend. Above 0; compared in float32.
+        out: int64 (C, 4), or (C, 5) with ``upper``: counts to add to.
+
+    Returns:
+        ``out``, or a new tensor like it: the numbers of negative, zero (-0 too), positive and NaN entries, and
+        with ``upper`` those at or above it (which are counted as positive too).
+    """
+    _checks.check_activation(x, channel_dim, upper)
+    if out is None:
+        out = torch.zeros(x.shape[channel_dim], 4 if upper is None else 5, dtype=torch.int64, device=x.device)
+    elif not isinstance(out, Tensor):
+        raise LayerCollapseError(f"out: expected a tensor, got {type(out).__name__}")
+    torch.ops.layercollapse.sign_histogram_(x.detach(), channel_dim, upper, out)
+    return out
+
+
+def masked_topk_(
+    weights: Tensor | Sequence[Tensor],
+    masks: Tensor | Sequence[Tensor],
+    k: int | Sequence[int],
+    *,
+    scope: Literal["layer", "global"] = "layer",
+) -> Tensor:
+    """Clear the k smallest magnitudes among the entries still kept, in place.
+
+    >>> weight, mask = torch.tensor([3.0, -1.0, 0.5, -2.0]), pack_mask(torch.tensor([True, True, False, True]))
+    >>> masked_topk_(weight, mask, 1)
+    tensor([1.])
+    >>> weight, unpack_mask(mask, (4,))
+    (tensor([ 3.,  0.,  0., -2.]), tensor([ True, False, False,  True]))
+
+    Exactly k entries lose their keep-bit: those of smallest ``|w|``, and of equal ones (-0 equals 0) those of
+    the smaller row-major index, in the earlier tensor. Then every entry without a keep-bit, also one that had
+    none before, is set to +0; so ``k=0`` applies the masks. On an error nothing has changed.
+
+    Args:
+        weights: tensor or list of tensors, float32, bfloat16, float16 or float64 (which runs on the
+            reference), on one device, possibly of different types. Any strides without overlap, and no two in
+            overlapping memory. Gradients are not tracked.
+        masks: packed keep-bits of each (see `pack_mask`); padding bits are neither read nor changed.
+        k: how many to clear: of each tensor if one number, or one for each (``scope="layer"``); or one number
+            for all tensors together (``scope="global"``).
+        scope: whether each tensor is ranked by itself, or all are ranked together.
+
+    Returns:
+        The largest magnitude cleared (0 if none was), exact: float32 (float64 if a weight is), of shape
+        (number of tensors,) for "layer" and (1,) for "global".
+
+    Raises:
+        LayerCollapseError: a NaN in a weight (kept or not), k above the number of entries kept, a mask that
+            does not fit, or memory given twice.
+    """
+    weights = _tensors("weights", weights)
+    masks = _tensors("masks", masks)
+    numbers = _numbers(k)
+    if scope == "layer" and not isinstance(k, (list, tuple)):
+        numbers = numbers * len(weights)
+    if not weights:  # torch's dispatcher needs a tensor to find a kernel
+        _checks.check_masked_topk(weights, masks, numbers, scope)
+        if sum(numbers):
+            raise _checks.too_many_error(0, scope, sum(numbers), 0)
+        return torch.zeros(len(numbers))
+    detached = [weight.detach() if weight.requires_grad else weight for weight in weights]
+    return torch.ops.layercollapse.masked_topk_(detached, masks, numbers, scope)
+
+
+def pack_mask(mask: Tensor) -> Tensor:
+    """Pack booleans into bits, the first in the lowest bit of the first byte.
+
+    >>> pack_mask(torch.tensor([[True, False], [True, True]]))
+    tensor([13], dtype=torch.uint8)
+
+    Args:
+        mask: bool, any shape and strides; read in row-major order.
+
+    Returns:
+        uint8, (ceil(numel / 8),); the padding bits of the last byte are 0.
+    """
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        raise LayerCollapseError(f"mask: expected a bool tensor, got {_checks.describe(mask)}")
+    return reference.pack_mask(mask)
+
+
+def unpack_mask(packed: Tensor, shape: Sequence[int]) -> Tensor:
+    """Undo `pack_mask`.
+
+    >>> unpack_mask(torch.tensor([13], dtype=torch.uint8), (2, 2))
+    tensor([[ True, False],
+            [ True,  True]])
+
+    Args:
+        packed: uint8, (ceil(n / 8),) for the n entries of ``shape``.
+        shape: shape of the result.
+
+    Returns:
+        bool, ``shape``, contiguous.
+    """
+    _checks.check_packed(packed, shape)
+    return reference.unpack_mask(packed, shape)
+
+
+def _tensors(name: str, value: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    if not isinstance(value, (list, tuple)) or not all(isinstance(entry, Tensor) for entry in value):
+        raise LayerCollapseError(f"{name}: expected a tensor or a list of tensors, got {type(value).__name__}")
+    return list(value)
+
+
+def _numbers(k: int | Sequence[int]) -> list[int]:
+    entries: Sequence[Any] = k if isinstance(k, (list, tuple)) else [k]
+    try:
+        if any(isinstance(entry, bool) for entry in entries):
+            raise TypeError
+        return [entry if isinstance(entry, int) else operator.index(entry) for entry in entries]
+    except TypeError:
+        raise LayerCollapseError(f"k: expected an int or a list of ints, got {k!r}") from None
+
+
+# torch.library.Library directly: torch.library.custom_op adds 25 us to a call.
+_library = torch.library.Library("layercollapse", "DEF")
+_library.define("sign_histogram_(Tensor x, int channel_dim, float? upper, Tensor(a!) out) -> ()")
+_library.define("masked_topk_(Tensor(a!)[] weights, Tensor(b!)[] masks, SymInt[] k, str scope) -> Tensor")
+
+
+def _run_sign_histogram(x: Tensor, channel_dim: int, upper: float | None, out: Tensor) -> None:
+    _checks.check_sign_histogram(x, channel_dim, upper, out)
+    if x.numel():
+        choose([x]).sign_histogram_(x, channel_dim, upper, out)
+        torch.autograd.graph.increment_version(out)
+
+
+def _run_masked_topk(weights: list[Tensor], masks: list[Tensor], k: list[int], scope: str) -> Tensor:
+    _checks.check_masked_topk(weights, masks, k, scope)
+    thresholds = choose(weights).masked_topk_(weights, masks, k, scope)
+    for tensor in (*weights, *masks):  # so that autograd notices if a backward pass still needs the old values
+        torch.autograd.graph.increment_version(tensor)
+    return thresholds
+
+
+def _fake_sign_histogram(x: Tensor, channel_dim: int, upper: float | None, out: Tensor) -> None:
+    pass
+
+
+def _fake_masked_topk(weights: list[Tensor], masks: list[Tensor], k: list[int], scope: str) -> Tensor:
+    double = any(weight.dtype == torch.float64 for weight in weights)
+    size = len(weights) if scope == "layer" else 1
+    return weights[0].new_empty(size, dtype=torch.float64 if double else torch.float32)
+
+
+for _device in ("CPU", "CUDA"):
+    _library.impl("sign_histogram_", _run_sign_histogram, _device)
+    _library.impl("masked_topk_", _run_masked_topk, _device)
+torch.library.register_fake("layercollapse::sign_histogram_", _fake_sign_histogram, lib=_library)
+torch.library.register_fake("layercollapse::masked_topk_", _fake_masked_topk, lib=_library)

@@ -1,0 +1,129 @@
+"""The ops in plain torch: slow, short, and the truth that every backend is compared with, bit for bit.
+
+Everything works on raw bits, so that subnormals, -0 and the flush-denormal mode cannot change a result.
+Arguments arrive validated (`layercollapse.ops`); only errors that depend on the data are raised here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from layercollapse._checks import nan_error, too_many_error
+
+_INT_OF = {
+    torch.float64: torch.int64,
+    torch.float32: torch.int32,
+    torch.bfloat16: torch.int16,
+    torch.float16: torch.int16,
+}
+
+
+def sign_histogram_(x: Tensor, channel_dim: int, upper: float | None, out: Tensor) -> None:
+    """Add the signs of x to out.
+
+    Args:
+        x: any shape with C entries along ``channel_dim``; float64, float32, bfloat16 or float16.
+        channel_dim: dimension of the channels; all others are samples.
+        upper: also count ``x >= upper``, compared in float32 (float64 for a float64 x).
+        out: int64 (C, 4): negative, zero, positive, nan; (C, 5) with ``upper``. Accumulated into.
+    """
+    rows = x.movedim(channel_dim, 0).reshape(x.shape[channel_dim], math.prod(_without(x.shape, channel_dim)))
+    bits = rows.view(_INT_OF[x.dtype])  # (C, samples)
+    nan = rows.isnan()
+    zero = bits.bitwise_left_shift(1) == 0
+    negative = (bits < 0) & ~zero & ~nan
+    positive = (bits > 0) & ~nan
+    columns = [negative, zero, positive, nan]
+    if upper is not None:
+        wide = rows if x.dtype == torch.float64 else rows.float()
+        columns.append(wide >= upper)
+    out += torch.stack([column.sum(1) for column in columns], dim=1)
+
+
+def masked_topk_(weights: Sequence[Tensor], masks: Sequence[Tensor], k: Sequence[int], scope: str) -> Tensor:
+    """Clear the k smallest magnitudes among the kept entries, in place, by a stable sort.
+
+    Args:
+        weights: float tensors of any shape and strides without overlap.
+        masks: packed keep-bits, uint8 (ceil(numel / 8),) each.
+        k: one number per tensor (``scope="layer"``), or one in all (``scope="global"``).
+        scope: what is ranked together.
+
+    Returns:
+        Largest magnitude cleared, 0 where none was: float32 (float64 if a weight is), (len(k),).
+    """
+    for index, weight in enumerate(weights):
+        if weight.isnan().any():
+            raise nan_error(index)
+    keep = [unpack_mask(mask, weight.shape).flatten() for weight, mask in zip(weights, masks, strict=True)]
+    members = range(len(weights))
+    groups = [[member] for member in members] if scope == "layer" else [list(members)]
+    for index, (group, count) in enumerate(zip(groups, k, strict=True)):
+        kept = sum(int(keep[member].sum()) for member in group)
+        if count > kept:
+            raise too_many_error(index, scope, count, kept)
+
+    double = any(weight.dtype == torch.float64 for weight in weights)
+    thresholds = weights[0].new_zeros(len(k), dtype=torch.float64 if double else torch.float32)
+    for index, (group, count) in enumerate(zip(groups, k, strict=True)):
+        bits = torch.cat([keep[member] for member in group])
+        keys = torch.cat([_magnitude_keys(weights[member], double) for member in group])
+        candidates = bits.nonzero().squeeze(1)  # (kept,), in the order of ties
+        cleared = candidates[keys[candidates].argsort(stable=True)[:count]]
+        bits[cleared] = False
+        if count:
+            thresholds[index] = keys[cleared[-1]].to(_INT_OF[thresholds.dtype]).view(thresholds.dtype)
+        for member, part in zip(group, bits.split([keep[member].numel() for member in group]), strict=True):
+            weights[member].masked_fill_(~part.view(weights[member].shape), 0)
+            # Padding bits stay as they were, like every bit that this call does not clear.
+            masks[member].bitwise_and_(pack_mask(part) | ~pack_mask(torch.ones_like(part)))
+    return thresholds
+
+
+def pack_mask(mask: Tensor) -> Tensor:
+    """Pack booleans into bits, the first in the lowest bit.
+
+    Args:
+        mask: bool, any shape; read in row-major order.
+
+    Returns:
+        uint8, (ceil(numel / 8),); the padding bits of the last byte are 0.
+    """
+    flat = mask.reshape(-1)
+    padding = -flat.numel() % 8
+    octets = torch.nn.functional.pad(flat.to(torch.uint8), (0, padding)).view(-1, 8)
+    shifts = torch.arange(8, dtype=torch.uint8, device=mask.device)
+    return octets.bitwise_left_shift(shifts).sum(1, dtype=torch.uint8)
+
+
+def unpack_mask(packed: Tensor, shape: Sequence[int]) -> Tensor:
+    """Undo `pack_mask`.
+
+    Args:
+        packed: uint8, (ceil(n / 8),) for the n entries of ``shape``.
+        shape: shape of the result.
+
+    Returns:
+        bool, ``shape``, contiguous.
+    """
+    shifts = torch.arange(8, dtype=torch.uint8, device=packed.device)
+    bits = packed.view(-1, 1).bitwise_right_shift(shifts).bitwise_and_(1).view(-1)  # (8 · bytes,)
+    return bits[: math.prod(shape)].view(torch.bool).reshape(tuple(shape))
+
+
+def _magnitude_keys(weight: Tensor, double: bool) -> Tensor:
+    """Return int64 (numel,) in logical order: the bits of |w| in float32 (float64 if ``double``), exact."""
+    flat = weight.reshape(-1)
+    if double:
+        return flat.double().view(torch.int64) & 0x7FFF_FFFF_FFFF_FFFF
+    # float16 and bfloat16 widen without rounding; a float32 is not converted, so no subnormal is flushed.
+    return flat.float().view(torch.int32).long() & 0x7FFF_FFFF
+
+
+def _without(shape: Sequence[int], dim: int) -> list[int]:
+    dim %= len(shape)
+    return [size for index, size in enumerate(shape) if index != dim]

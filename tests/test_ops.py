@@ -1,0 +1,226 @@
+"""Dispatch, registration and bad input of `layercollapse.ops`, whichever backend runs."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from layercollapse import LayerCollapseError, ops
+
+AVAILABLE = [name for name, status in ops.backends().items() if status.available]
+
+
+@pytest.fixture(autouse=True)
+def _choose_by_device():
+    yield
+    ops.use_backend("auto")
+
+
+def dense(*shape, dtype=torch.float32):
+    return torch.arange(torch.Size(shape).numel(), dtype=dtype).reshape(shape) - 3
+
+
+def full_mask(numel):
+    return ops.pack_mask(torch.ones(numel, dtype=torch.bool))
+
+
+# --- dispatch ---------------------------------------------------------------------------------------------
+
+
+def test_reference_is_always_there_and_every_status_says_how_or_why():
+    statuses = ops.backends()
+    assert statuses["reference"].available
+    assert all(status.detail for status in statuses.values())
+
+
+def test_use_backend_is_a_context_manager_and_a_plain_call():
+    with pytest.raises(RuntimeError, match="stop"), ops.use_backend("reference"):
+        raise RuntimeError("stop")
+    ops.use_backend("reference")
+    assert ops.sign_histogram(dense(2, 3)).sum() == 6
+    ops.use_backend("auto")
+
+
+def test_unknown_backend_is_named():
+    with pytest.raises(LayerCollapseError, match=r"use_backend: expected one of 'auto', 'reference'.*'tpu'"):
+        ops.use_backend("tpu")
+
+
+@pytest.mark.skipif("cpu" not in AVAILABLE, reason="the C++ part is not built")
+def test_forced_backend_raises_rather_than_falls_back():
+    x = dense(2, 3, dtype=torch.float64)
+    assert ops.sign_histogram(x).sum() == 6
+    with ops.use_backend("cpu"), pytest.raises(LayerCollapseError, match=r"'cpu' was forced.*float64"):
+        ops.sign_histogram(x)
+
+
+# --- torch.library ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", AVAILABLE)
+def test_opcheck(backend):
+    with ops.use_backend(backend):
+        out = torch.zeros(3, 5, dtype=torch.int64)
+        torch.library.opcheck(torch.ops.layercollapse.sign_histogram_.default, (dense(2, 3, 5), 1, 6.0, out))
+        weights, masks = [dense(3, 3), dense(20)], [full_mask(9), full_mask(20)]
+        op = torch.ops.layercollapse.masked_topk_.default
+        torch.library.opcheck(op, (weights, masks, [2, 0], "layer"))
+        torch.library.opcheck(op, (weights, masks, [4], "global"))
+
+
+@pytest.mark.parametrize("backend", AVAILABLE)
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiled_function_calls_them(backend, dynamic):
+    def step(weight, mask, other, other_mask, k):
+        thresholds = ops.masked_topk_([weight, other], [mask, other_mask], k)
+        counts = ops.sign_histogram(weight * 1, channel_dim=0)
+        return thresholds + 1, ops.sign_histogram(other, channel_dim=0, out=counts[:2].clone())
+
+    def inputs():
+        return dense(4, 5), full_mask(20), dense(2, 8), full_mask(16)
+
+    eager, traced = inputs(), inputs()
+    compiled = torch.compile(step, backend="aot_eager", fullgraph=True, dynamic=dynamic)
+    with ops.use_backend(backend):
+        expected, got = step(*eager, 3), compiled(*traced, 3)
+    for a, b in zip((*expected, *eager), (*got, *traced), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_writing_a_saved_weight_is_noticed_by_autograd():
+    weight = torch.ones(4, requires_grad=True)
+    loss = (weight * weight).sum()
+    ops.masked_topk_(weight, full_mask(4), 1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_parameters_and_inference_mode():
+    parameter = torch.nn.Parameter(dense(8))
+    ops.masked_topk_(parameter, full_mask(8), 2)
+    assert parameter.requires_grad
+    assert parameter.tolist() == [-3, -2, 0, 0, 1, 2, 3, 4]
+    with torch.inference_mode():
+        assert ops.sign_histogram(dense(8), channel_dim=0).sum() == 8
+        ops.masked_topk_(dense(8), full_mask(8), 2)
+
+
+# --- masks ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (7,), (8,), (9,), (3, 0, 2), (3, 5, 7), (64, 3, 3)])
+def test_pack_mask_is_numpy_packbits_and_back(shape):
+    mask = torch.rand(shape, generator=torch.Generator().manual_seed(1)) < 0.5
+    packed = ops.pack_mask(mask)
+    assert packed.numpy().tolist() == np.packbits(mask.numpy(), bitorder="little").tolist()
+    assert torch.equal(ops.unpack_mask(packed, shape), mask)
+
+
+def test_pack_mask_reads_in_logical_order():
+    mask = torch.tensor([[True, False, False], [True, True, False]])
+    assert ops.pack_mask(mask.t().contiguous().t()).tolist() == [0b011001]
+
+
+# --- bad input --------------------------------------------------------------------------------------------
+
+BAD_HISTOGRAM = [
+    ({"x": [1.0]}, "x: expected a tensor, got list"),
+    ({"x": torch.ones(2, 3, dtype=torch.int32)}, "x: expected .*float32.*, got int32 of shape"),
+    ({"x": torch.ones(2, 3).to_sparse()}, "x: expected a dense .*layout"),
+    ({"x": torch.ones(3)}, "channel_dim: expected a dimension of x, which has 1, got 1"),
+    ({"x": torch.tensor(1.0), "channel_dim": 0}, "channel_dim"),
+    ({"x": torch.ones(2, 3), "channel_dim": -3}, "channel_dim"),
+    ({"x": torch.ones(2, 3), "upper": 0.0}, "upper: expected a float32 above 0, got 0.0"),
+    ({"x": torch.ones(2, 3), "upper": float("nan")}, "upper"),
+    ({"x": torch.ones(2, 3), "upper": 1e-46}, "upper"),
+    ({"x": torch.ones(2, 3), "out": torch.zeros(3, 5, dtype=torch.int64)}, r"out: .*\(3, 4\), got int64.*\(3, 5\)"),
+    ({"x": torch.ones(2, 3), "out": torch.zeros(3, 4)}, "out: .*int64.*, got float32"),
+    ({"x": torch.ones(2, 3), "out": torch.zeros(4, 3, dtype=torch.int64).t()}, "out: .*contiguous.*strides"),
+    ({"x": torch.ones(2, 3), "out": []}, "out: expected a tensor, got list"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD_HISTOGRAM)
+def test_sign_histogram_bad_input(arguments, message):
+    before = arguments["out"].clone() if isinstance(arguments.get("out"), torch.Tensor) else None
+    with pytest.raises(LayerCollapseError, match=message):
+        ops.sign_histogram(**arguments)
+    assert before is None or torch.equal(arguments["out"], before)
+
+
+shared = torch.ones(16)
+BAD_TOPK = [
+    (("w", full_mask(4), 1), "weights: expected a tensor or a list of tensors, got str"),
+    ((torch.ones(4), [None], 1), "masks: expected a tensor or a list of tensors"),
+    ((torch.ones(4), full_mask(9), 1), r"masks\[0\]: .*\(1,\).*4 entries, got uint8 of shape \(2,\)"),
+    ((torch.ones(4), torch.ones(4, dtype=torch.bool), 1), r"masks\[0\]: .*got bool"),
+    ((torch.ones(16), torch.ones(4, dtype=torch.uint8)[::2], 1), r"masks\[0\]: .*contiguous"),
+    ((torch.ones(4, dtype=torch.int64), full_mask(4), 1), r"weights\[0\]: .*got int64"),
+    ((torch.ones(1).expand(9), full_mask(9), 1), r"weights\[0\]: .*own place in memory.*strides \(0,\)"),
+    (([shared, shared], [full_mask(16), full_mask(16)], 1), r"weights\[1\]: expected memory of its own.*weights\[0\]"),
+    (([shared[:9], shared[8:]], [full_mask(9), full_mask(8)], 1), "expected memory of its own"),
+    ((torch.ones(4), full_mask(4), -1), "k: expected numbers of at least 0, got -1"),
+    ((torch.ones(4), full_mask(4), 1.0), "k: expected an int or a list of ints, got 1.0"),
+    ((torch.ones(4), full_mask(4), True), "k: expected an int or a list of ints, got True"),
+    ((torch.ones(4), full_mask(4), [1, 1]), "k: expected 1 numbers for scope='layer', got 2"),
+    (([torch.ones(4)], [full_mask(4)] * 2, 1), "masks: expected one for each of 1 weights, got 2"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD_TOPK)
+def test_masked_topk_bad_input(arguments, message):
+    with pytest.raises(LayerCollapseError, match=message):
+        ops.masked_topk_(*arguments)
+
+
+def test_scope_is_checked():
+    with pytest.raises(LayerCollapseError, match="scope: expected 'layer' or 'global', got 'model'"):
+        ops.masked_topk_(torch.ones(4), full_mask(4), 1, scope="model")
+
+
+@pytest.mark.parametrize("backend", AVAILABLE)
+@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize(
+    ("fault", "message"), [("nan", r"weights\[1\]: expected numbers, got NaN"), ("many", "k.*expected at most the")]
+)
+def test_an_error_found_in_the_data_changes_nothing(backend, scope, fault, message):
+    weights = [dense(100), dense(7, 9), dense(300)]
+    masks = [full_mask(weight.numel()) for weight in weights]
+    masks[1][0] = 0b11111110
+    k = [5, 5, 5]
+    if fault == "nan":
+        weights[1][0, 0] = torch.nan  # a NaN is refused even where the mask has no bit
+    else:
+        k[1] = 63
+    k = k if scope == "layer" else [sum(k) + (1000 if fault == "many" else 0)]
+    before = [tensor.clone().view(torch.uint8) for tensor in (*weights, *masks)]
+    with ops.use_backend(backend), pytest.raises(LayerCollapseError, match=message):
+        ops.masked_topk_(weights, masks, k, scope=scope)
+    assert all(
+        torch.equal(tensor.view(torch.uint8), old) for tensor, old in zip((*weights, *masks), before, strict=True)
+    )
+
+
+def test_no_weights():
+    assert ops.masked_topk_([], [], 0).shape == (0,)
+    assert ops.masked_topk_([], [], 0, scope="global").tolist() == [0]
+    with pytest.raises(LayerCollapseError, match="at most the 0 entries"):
+        ops.masked_topk_([], [], 1, scope="global")
+
+
+def test_mask_bad_input():
+    with pytest.raises(LayerCollapseError, match="mask: expected a bool tensor, got uint8"):
+        ops.pack_mask(torch.ones(3, dtype=torch.uint8))
+    with pytest.raises(LayerCollapseError, match=r"packed: expected a uint8 tensor of shape \(2,\) for shape \(3, 3\)"):
+        ops.unpack_mask(torch.ones(1, dtype=torch.uint8), (3, 3))
+
+
+def test_importing_ops_is_quick_and_needs_no_compiler():
+    script = (
+        "import sys, time, torch; start = time.perf_counter(); import layercollapse.ops;"
+        "assert 'setuptools' not in sys.modules; print(time.perf_counter() - start)"
+    )
+    run = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert float(run.stdout) < 1.0
