@@ -1,0 +1,174 @@
+"""Watch one forward pass of a model: the rectifier calls it makes, their names, and the signs of their inputs.
+
+Names and channel dimensions follow the rules of `layercollapse.graph`, so that counts fit a capture of the model.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
+
+from layercollapse import ops, rectifiers
+from layercollapse.errors import LayerCollapseError
+from layercollapse.nodes import FIRST_DIM, LAST_DIM, WEIGHTED
+
+# Path of the model itself, and names that wrappers put into module paths; they are left out of site names.
+ROOT = ""
+_WRAPPERS = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
+
+# Function name -> channel dimension of its result: the rules of the graph capture, by the name of the Python call.
+_CHANNEL_DIMS: dict[str, int] = {
+    **{packet.__name__: dim for packet, (_, _, dim) in WEIGHTED.items()},
+    **{packet.__name__: -1 for packet in LAST_DIM},
+    **{packet.__name__: 1 for packet in FIRST_DIM},
+    "__matmul__": -1,
+    "__rmatmul__": -1,
+}
+
+
+@dataclass(frozen=True)
+class RectifierCall:
+    """What must be the same every time that a site is seen."""
+
+    kind: str
+    channels: int
+    lower: float
+    upper: float | None
+
+    def __str__(self) -> str:
+        bends = "" if (self.lower, self.upper) == (0, None) else f" on [{self.lower}, {self.upper}]"
+        return f"{self.kind}{bends} with {self.channels} channels"
+
+
+class ForwardWatch(TorchFunctionMode):
+    """One forward pass of the model: counts the input of every rectifier call.
+
+    Args:
+        explicit: bool (N, T), the mask that the user gave; a site that it does not fit is an error.
+        found: bool (N, T), from the model's attention mask; used where it fits.
+    """
+
+    def __init__(self, explicit: Tensor | None, found: Tensor | None) -> None:
+        super().__init__()
+        self.path: list[str] = []  # site paths of the modules whose forward is running
+        self.seen: dict[str, tuple[RectifierCall, Tensor]] = {}
+        self._explicit, self._found = explicit, found
+        self._calls: Counter[str] = Counter()
+        self._dims = WeakIdKeyDictionary()  # tensor -> its channel dimension
+        self._handling = sys.exc_info()[1]  # the model may run inside somebody's `except`
+
+    def raising(self) -> bool:
+        """Whether the forward pass is being left by an exception."""
+        return sys.exc_info()[1] is not self._handling
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        called = getattr(func, "overloadpacket", func)
+        rectifier = rectifiers.BY_FUNCTION.get(called) or rectifiers.BY_OPERATOR.get(called)
+        if rectifier is not None:
+            self._count(rectifier, args, kwargs)
+        result = func(*args, **kwargs)
+        if isinstance(result, Tensor) and result.ndim > 2:  # below, both conventions name the same dimension
+            self._tag(called, args, kwargs, result)
+        return result
+
+    def _tag(self, called: Any, args: tuple, kwargs: dict[str, Any], result: Tensor) -> None:
+        dim = _CHANNEL_DIMS.get(getattr(called, "__name__", ""))
+        if dim is None:
+            sources = (x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor) and x.shape == result.shape)
+            dim = next((self._dims[source] for source in sources if source in self._dims), None)
+        if dim is not None:
+            self._dims[result] = dim
+
+    def _count(self, rectifier: rectifiers.Rectifier, args: tuple, kwargs: dict[str, Any]) -> None:
+        x, rest = (args[0], args[1:]) if args else (kwargs.get("input"), ())
+        path = self.path[-1] or "forward"
+        self._calls[path] += 1
+        name = path if self._calls[path] == 1 else f"{path}#{self._calls[path]}"
+        if not isinstance(x, Tensor):
+            return  # the call itself will raise
+        dim = self._dims.get(x, -1 if x.ndim == 3 else 1)
+        x = x.detach()
+        if x.ndim < 2:
+            x, dim = x.reshape(-1, 1), 1
+        kind, lower, upper = rectifiers.describe(rectifier, rest, kwargs)
+        call = RectifierCall(kind, x.shape[dim], lower, upper)
+        try:
+            with torch.no_grad(), torch.inference_mode(False):
+                self.seen[name] = call, _histogram(self._kept(name, x, dim), call)
+        except LayerCollapseError as error:
+            raise LayerCollapseError(f"site {name!r}: {error}") from error
+
+    def _kept(self, name: str, x: Tensor, dim: int) -> Tensor:
+        """The data of a site as (samples, C) if a mask says so, else with the channels moved last."""
+        x = x.movedim(dim, -1)  # (N, *, C)
+        mask = self._explicit if self._explicit is not None else self._found
+        if mask is None:
+            return x
+        if x.shape[:-1] == (mask.numel(),):
+            mask = mask.flatten()
+        if x.shape[:-1] == mask.shape:
+            return x[mask.to(x.device)]
+        if self._explicit is not None and x.shape[:-1] != mask.shape[:1]:
+            raise LayerCollapseError(
+                f"mask: expected one for the site's positions {tuple(x.shape[:-1])}, got {tuple(mask.shape)}"
+            )
+        return x
+
+
+class MaskArgument:
+    """Finds a 2-D `attention_mask` (1 for data, 0 for padding) among the arguments of a model's call."""
+
+    def __init__(self, model: nn.Module) -> None:
+        try:
+            parameters = list(inspect.signature(model.forward).parameters)
+        except (TypeError, ValueError):
+            parameters = []
+        self._index = parameters.index("attention_mask") if "attention_mask" in parameters else None
+
+    def __call__(self, args: tuple, kwargs: dict[str, Any]) -> Tensor | None:
+        """Bool (N, T), or None if there is no such argument."""
+        mask = kwargs.get("attention_mask")
+        if mask is None and self._index is not None and self._index < len(args):
+            mask = args[self._index]
+        return mask > 0 if isinstance(mask, Tensor) and mask.ndim == 2 else None
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The user's module inside DataParallel, DistributedDataParallel and `torch.compile`, in any order."""
+    if not isinstance(model, nn.Module):
+        raise LayerCollapseError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif "_orig_mod" in model._modules:
+            model = model._modules["_orig_mod"]  # type: ignore[assignment]
+        else:
+            return model
+
+
+def site_path(path: str) -> str:
+    """A module path without the names that wrappers put into it."""
+    return ".".join(part for part in path.split(".") if part not in _WRAPPERS)
+
+
+def _histogram(x: Tensor, call: RectifierCall) -> Tensor:
+    """Counts of x (*, C) relative to the bends of a call: int64 (C, 4), or (C, 5) with an upper bend."""
+    if call.lower == 0:
+        return ops.sign_histogram(x, channel_dim=-1, upper=call.upper)
+    wide = x if x.dtype == torch.float64 else x.float()  # the sign of a difference is exact in floating point
+    counts = ops.sign_histogram(wide - call.lower, channel_dim=-1)
+    if call.upper is None:
+        return counts
+    above = ops.sign_histogram(wide - call.upper, channel_dim=-1)
+    return torch.cat([counts, above[:, 1:3].sum(1, keepdim=True)], dim=1)
