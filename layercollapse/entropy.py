@@ -1,273 +1,206 @@
-"""Sign entropy of neurons, from exact counts: what a probe saw, per rectifier site and neuron.
+"""Count the signs of every rectifier's input while a model runs.
 
+    with EntropyProbe(model) as probe:
+        for x, _ in loader:
+            model(x)
     report = probe.report()
-    report["layer1.0.relu"].mean          # bits
-    report["layer1.0.relu"].collapsible   # True when the rectifier was linear for every neuron
-    print(report.table())
 
-Source: "Layer Collapse Can be Induced by Unstructured Pruning" (arXiv 2404.16890), equations 3 to 5; the states
-follow section 3 of docs/design. The probe that counts is in `layercollapse.probe`.
+A mode that is active only during the model's own forward pass (`layercollapse.watch`) sees every rectifier call,
+as a module, a function, a method or in place, once and before the value changes; hooks tell it which module's
+forward makes the call. Only counts are stored.
 """
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+import sys
+import threading
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from layercollapse import rectifiers
+from layercollapse.counts import AVERAGES, STATES, ZEROS, EntropyReport, LayerEntropy
 from layercollapse.errors import LayerCollapseError
+from layercollapse.watch import ROOT, ForwardWatch, MaskArgument, RectifierCall, site_path, unwrapped
 
-STATES = ("off", "on", "mixed", "saturated")
-OFF, ON, MIXED, SATURATED = range(4)
-ZEROS = ("ignore", "off", "on")
-AVERAGES = ("all", "active")
-_FORMAT, _VERSION = "layercollapse.entropy", 1
+__all__ = ["AVERAGES", "STATES", "ZEROS", "EntropyProbe", "EntropyReport", "LayerEntropy"]
 
 
-@dataclass(frozen=True, eq=False)
-class LayerEntropy:
-    """What one rectifier site saw.
+class EntropyProbe:
+    """Context manager that counts the signs of all rectifier inputs of a model.
 
-    Attributes:
-        name: the site, ``module.path`` or ``module.path#2``.
-        kind: the rectifier, for example ``"relu"``.
-        counts: int64 (C, 4) on the CPU: negative, zero, positive, NaN pre-activations per neuron, relative to the
-            lower bend; (C, 5) for a rectifier with an upper bend, the last: those at or above it.
-        zeros: how exact zeros count in `entropy`: ``"ignore"``, with the negatives (``"off"``) or with the
-            positives (``"on"``).
-        average: over which neurons `mean` averages: ``"all"`` or ``"active"`` (those with entropy > 0).
+    Works in training and evaluation mode, under autocast, `no_grad` and `inference_mode`, and with a model inside
+    DataParallel, DistributedDataParallel or `torch.compile` (whose compiled code is bypassed meanwhile). The
+    model's results do not change. Calls outside the model's forward pass, and activation checkpoints that are
+    computed again in the backward pass, are not counted; a forward pass that raises counts nothing.
+
+    Args:
+        model: the model to watch; call it as ``model(x)``, not as ``model.forward(x)``.
+
+    Raises:
+        LayerCollapseError: the model has scripted parts, which cannot be watched.
     """
 
-    name: str
-    kind: str
-    counts: Tensor
-    zeros: str = "ignore"
-    average: str = "all"
-
-    def __post_init__(self) -> None:
-        _choose("zeros", self.zeros, ZEROS)
-        _choose("average", self.average, AVERAGES)
-        c = self.counts
-        if not isinstance(c, Tensor) or c.dtype != torch.int64 or c.ndim != 2 or c.shape[1] not in (4, 5):
-            came = f"{c.dtype} {tuple(c.shape)}" if isinstance(c, Tensor) else type(c).__name__
-            raise LayerCollapseError(f"counts of {self.name!r}: expected int64 (C, 4) or (C, 5), got {came}")
-        if bool((c < 0).any()) or (c.shape[1] == 5 and bool((c[:, 4] > c[:, 2]).any())):
-            raise LayerCollapseError(
-                f"counts of {self.name!r}: expected non-negative counts, with no more values at the upper bend than "
-                "positive ones"
-            )
-        if bool((c[:, 3] > 0).any()):
-            raise LayerCollapseError(
-                f"activations of {self.name!r}: expected numbers, got NaN in {int((c[:, 3] > 0).sum())} of "
-                f"{len(c)} neurons"
-            )
-
-    @property
-    def neurons(self) -> int:
-        """Number of neurons C."""
-        return len(self.counts)
-
-    @property
-    def samples(self) -> int:
-        """Values seen per neuron: samples times positions."""
-        return int(self.counts[:, :3].sum(1).max()) if self.neurons else 0
-
-    @property
-    def entropy(self) -> Tensor:
-        """Entropy of every neuron in bits, float64 (C,).
-
-        With p the share of values in each piece of the rectifier (off, on; and saturated if it has an upper bend):
-        H = −Σ p·log₂p. H = 0 exactly when all values lie in one piece, at most 1 for two pieces, log₂3 for three.
-        """
-        pieces = self._pieces(self.zeros).double()
-        share = pieces / pieces.sum(1, keepdim=True).clamp(min=1)
-        return (torch.special.entr(share).sum(1) / math.log(2)).abs()  # (C,); abs: −0.0 for a share of 1
-
-    @property
-    def mean(self) -> float:
-        """Mean entropy in bits over the neurons that `average` names."""
-        return self.mean_over(self.average)
-
-    def mean_over(self, average: str) -> float:
-        """Mean entropy in bits over ``"all"`` neurons or over the ``"active"`` ones; 0 if there are none."""
-        _choose("average", average, AVERAGES)
-        entropy = self.entropy
-        if average == "active":
-            entropy = entropy[entropy > 0]
-        return float(entropy.mean()) if len(entropy) else 0.0
-
-    @property
-    def states(self) -> Tensor:
-        """State of every neuron, int8 (C,): an index into `STATES`. It does not depend on `zeros`.
-
-        off: never above the lower bend; on: never below it (nor at the upper one); saturated: always at or above
-        the upper bend; mixed: anything else, where the rectifier is not linear on the data seen.
-        """
-        pieces = self._pieces("ignore") > 0
-        states = torch.full((self.neurons,), OFF, dtype=torch.int8)
-        states[pieces[:, 1]] = ON
-        states[pieces[:, 2]] = SATURATED
-        states[pieces.sum(1) > 1] = MIXED
-        return states
-
-    def count(self, state: str) -> int:
-        """Number of neurons in a state: ``"off"``, ``"on"``, ``"mixed"`` or ``"saturated"``."""
-        return int((self.states == _choose("state", state, STATES)).sum())
-
-    @property
-    def mixed(self) -> int:
-        """Number of neurons for which the rectifier is not linear."""
-        return self.count("mixed")
-
-    @property
-    def collapsible(self) -> bool:
-        """Whether something was seen and no neuron is mixed: the rectifier was linear on all the data."""
-        return self.samples > 0 and self.mixed == 0
-
-    def _pieces(self, zeros: str) -> Tensor:
-        """Values per piece of the rectifier, int64 (C, 3): off, on, saturated."""
-        off, zero, on = self.counts[:, 0], self.counts[:, 1], self.counts[:, 2]
-        saturated = self.counts[:, 4] if self.counts.shape[1] == 5 else torch.zeros_like(zero)
-        on = on - saturated
-        if zeros == "off":
-            off = off + zero
-        elif zeros == "on":
-            on = on + zero
-        else:
-            # A zero fits the off and the on piece alike, but not the saturated one: 0 and 6 are no single piece.
-            on = torch.where((off == 0) & (on == 0) & (saturated > 0), zero, on)
-        return torch.stack([off, on, saturated], dim=1)
-
-
-@dataclass(frozen=True, eq=False)
-class EntropyReport:
-    """The entropies of all rectifier sites of a model, in execution order: iterable, and indexed by site name."""
-
-    layers: list[LayerEntropy]
-
-    def __post_init__(self) -> None:
-        names = [layer.name for layer in self.layers]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise LayerCollapseError(f"layers: expected every site once, got {', '.join(twice)} more than once")
-
-    def __iter__(self) -> Iterator[LayerEntropy]:
-        return iter(self.layers)
-
-    def __len__(self) -> int:
-        return len(self.layers)
-
-    def __contains__(self, name: object) -> bool:
-        return any(layer.name == name for layer in self.layers)
-
-    def __getitem__(self, name: str) -> LayerEntropy:
-        for layer in self.layers:
-            if layer.name == name:
-                return layer
-        known = ", ".join(layer.name for layer in self.layers) or "none"
-        raise LayerCollapseError(f"site: expected one of the report's sites ({known}), got {name!r}")
-
-    @property
-    def collapsible(self) -> list[str]:
-        """Names of the sites without a mixed neuron."""
-        return [layer.name for layer in self.layers if layer.collapsible]
-
-    def viewed(self, zeros: str = "ignore", average: str = "all") -> EntropyReport:
-        """The same counts under other conventions: see `LayerEntropy` for the arguments."""
-        return EntropyReport([replace(layer, zeros=zeros, average=average) for layer in self.layers])
-
-    def merge(self, other: EntropyReport) -> EntropyReport:
-        """A report over the data of both: counts add. The conventions and the order are this report's.
-
-        Raises:
-            LayerCollapseError: the reports have not the same sites, kinds or numbers of neurons.
-        """
-        theirs = {layer.name: layer for layer in other.layers}
-        alone = sorted(theirs.keys() ^ {layer.name for layer in self.layers})
-        if alone:
-            raise LayerCollapseError(f"other: expected a report of the same sites, got {', '.join(alone)} in one only")
-        for layer in self.layers:
-            twin = theirs[layer.name]
-            if (twin.kind, twin.counts.shape) != (layer.kind, layer.counts.shape):
+    def __init__(self, model: nn.Module) -> None:
+        self.model = unwrapped(model)
+        for path, module in self.model.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):
                 raise LayerCollapseError(
-                    f"other: expected site {layer.name!r} as {layer.kind} with counts {tuple(layer.counts.shape)}, "
-                    f"got {twin.kind} with {tuple(twin.counts.shape)}"
+                    f"model: expected modules in Python, got a scripted one at {path or 'the root'}, whose calls "
+                    "cannot be seen"
                 )
-        return EntropyReport([replace(a, counts=a.counts + theirs[a.name].counts) for a in self.layers])
+        self._masks = MaskArgument(self.model)
+        self._pending: Tensor | None = None
+        self._forwards = 0
+        self._sites: dict[str, _Site] = {}
+        self._lock = threading.Lock()  # torch's DataParallel runs replicas in threads
+        self._local = threading.local()
+        self._active: ExitStack | None = None
 
-    def to_json(self) -> str:
-        """The report as text, without loss: the counts are integers. `from_json` reads it back."""
-        layers = [
-            {"name": x.name, "kind": x.kind, "zeros": x.zeros, "average": x.average, "counts": x.counts.tolist()}
-            for x in self.layers
-        ]
-        return json.dumps({"format": _FORMAT, "version": _VERSION, "layers": layers})
+    def __enter__(self) -> EntropyProbe:
+        if self._active is not None:
+            raise LayerCollapseError("probe: expected to be entered once at a time, got a nested `with` on it")
+        with ExitStack() as stack:
+            if "torch._dynamo" in sys.modules:
+                # Compiled code would run without the hooks and count nothing.
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
+            for path, module in self.model.named_modules():
+                enter = partial(self._enter, site_path(path))
+                leave = partial(self._leave, site_path(path))
+                for handle in (
+                    module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True),
+                    module.register_forward_hook(leave, always_call=True),
+                ):
+                    stack.callback(handle.remove)
+            self._active = stack.pop_all()
+        return self
 
-    @classmethod
-    def from_json(cls, text: str | bytes) -> EntropyReport:
-        """Read what `to_json` wrote.
+    def __exit__(self, *exc: object) -> None:
+        self._abandon()
+        if self._active is not None:
+            self._active.close()
+            self._active = None
+
+    def keep(self, mask: Tensor) -> None:
+        """Say which positions of the next forward pass are data; the others (padding) are not counted.
+
+        Without it, a 2-D `attention_mask` argument of the model is used, where it fits a site's tensor.
+
+        Args:
+            mask: bool (N, T), True for data. It applies to sites (N, T, C), (N, C, T) and (N·T, C); sites (N, C)
+                count every sample.
 
         Raises:
-            LayerCollapseError: the text is cut off, is something else, or comes from a newer version.
+            LayerCollapseError: the mask is not boolean, not 2-D, or keeps nothing.
         """
-        try:
-            data = json.loads(text)
-        except (TypeError, ValueError) as error:
-            raise LayerCollapseError(f"text: expected the JSON of an entropy report, got {error}") from error
-        if not isinstance(data, dict) or data.get("format") != _FORMAT:
-            raise LayerCollapseError(f'text: expected JSON with "format": "{_FORMAT}", got something else')
-        if data.get("version") != _VERSION:
-            raise LayerCollapseError(f"text: expected version {_VERSION}, got {data.get('version')!r}")
-        layers = data.get("layers")
-        if not isinstance(layers, list):
-            raise LayerCollapseError(f"layers: expected a list, got {type(layers).__name__}")
-        return cls([_layer_from(entry) for entry in layers])
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.ndim != 2:
+            came = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+            raise LayerCollapseError(f"mask: expected a bool tensor (N, T), got {came}")
+        if not bool(mask.any()):
+            raise LayerCollapseError(f"mask: expected at least one position to keep, got none of {mask.numel()}")
+        self._pending = mask.detach().clone()
 
-    def table(self) -> str:
-        """The report as a plain text table, entropies in bits."""
-        head = ("site", "kind", "neurons", "samples", "entropy", *STATES)
-        rows = [
-            (x.name, x.kind, f"{x.neurons:,}", f"{x.samples:,}", f"{x.mean:.4f}", *(f"{x.count(s):,}" for s in STATES))
-            for x in self.layers
-        ]
-        widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    def report(self, zeros: str = "ignore", average: str = "all") -> EntropyReport:
+        """The entropies over everything counted since the start or the last `reset`.
 
-        def line(cells: tuple[str, ...]) -> str:
-            padded = [c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
-            return "  ".join(padded).rstrip()
+        Args:
+            zeros: how exact zeros count: ``"ignore"``, ``"off"`` or ``"on"``; see `LayerEntropy`.
+            average: ``"all"`` neurons of a layer or the ``"active"`` ones (entropy > 0).
 
-        rule = "  ".join("-" * width for width in widths)
-        done = self.collapsible
-        note = f"{len(done)} of {len(self)} sites have no mixed neuron" + (f": {', '.join(done)}" if done else "")
-        return "\n".join([line(head), rule, *map(line, rows), "", note])
-
-
-def _layer_from(entry: Any) -> LayerEntropy:
-    keys = ("name", "kind", "zeros", "average", "counts")
-    if not isinstance(entry, dict) or any(key not in entry for key in keys):
-        raise LayerCollapseError(f"layers: expected objects with {', '.join(keys)}, got {str(entry)[:80]}")
-    name, rows = entry["name"], entry["counts"]
-    integers = isinstance(rows, list) and all(
-        isinstance(row, list) and all(type(cell) is int and 0 <= cell < 2**63 for cell in row) for row in rows
-    )
-    if not isinstance(name, str) or not isinstance(entry["kind"], str) or not integers:
-        raise LayerCollapseError(
-            f"layers: expected names as text and counts as rows of integers, got {str(entry)[:80]}"
+        Raises:
+            LayerCollapseError: no forward pass was seen, the model called no rectifier, or activations are NaN.
+        """
+        if not self._forwards:
+            raise LayerCollapseError(
+                "probe: expected at least one forward pass of the model inside the `with`, got none: is the loader "
+                "empty, or was `model.forward(x)` called instead of `model(x)`?"
+            )
+        if not self._sites:
+            raise LayerCollapseError(
+                f"model: expected rectifiers ({', '.join(rectifiers.BY_KIND)}), got none called by "
+                f"{type(self.model).__name__}"
+            )
+        with torch.inference_mode(False):
+            counts = _gathered([site.counts for site in self._sites.values()])
+        bad = [name for name, table in zip(self._sites, counts, strict=True) if bool((table[:, 3] > 0).any())]
+        if bad:
+            raise LayerCollapseError(f"activations: expected numbers, got NaN at {', '.join(bad)}")
+        return EntropyReport(
+            [
+                LayerEntropy(name, site.call.kind, table, zeros, average)
+                for (name, site), table in zip(self._sites.items(), counts, strict=True)
+            ]
         )
-    columns = {len(row) for row in rows}
-    if len(columns) > 1:
-        raise LayerCollapseError(f"counts of {name!r}: expected rows of one length, got {sorted(columns)}")
-    counts = torch.tensor(rows, dtype=torch.int64).reshape(len(rows), columns.pop() if columns else 4)
-    return LayerEntropy(name, entry["kind"], counts, entry["zeros"], entry["average"])
+
+    def reset(self) -> None:
+        """Forget everything counted, and a mask that waits for the next forward pass."""
+        self._sites, self._forwards, self._pending = {}, 0, None
+
+    def _enter(self, path: str, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        if path == ROOT:
+            # A backward pass that calls the whole model again is recomputing a checkpoint.
+            if torch._C._current_graph_task_id() != -1:
+                return
+            self._abandon()
+            explicit, self._pending = self._pending, None
+            found = self._masks(args, kwargs) if explicit is None else None
+            self._local.forward = forward = ForwardWatch(explicit, found)
+            forward.__enter__()
+        current = getattr(self._local, "forward", None)
+        if current is not None:
+            current.path.append(path)
+
+    def _leave(self, path: str, module: nn.Module, args: tuple, output: Any) -> None:
+        forward = getattr(self._local, "forward", None)
+        if forward is None:
+            return
+        if forward.path and forward.path[-1] == path:
+            forward.path.pop()
+        if path == ROOT and not forward.path:
+            self._abandon()
+            if not forward.raising():
+                self._commit(forward.seen)
+
+    def _abandon(self) -> None:
+        """Take this thread's mode down; an interrupt (Ctrl-C) skips even hooks that are always called."""
+        forward = getattr(self._local, "forward", None)
+        self._local.forward = None
+        if forward is not None:
+            forward.__exit__(None, None, None)
+
+    def _commit(self, seen: dict[str, tuple[RectifierCall, Tensor]]) -> None:
+        with self._lock:
+            for name, (call, _) in seen.items():
+                known = self._sites[name].call if name in self._sites else call
+                if call != known:
+                    raise LayerCollapseError(f"site {name!r}: expected {known} as before, got {call}")
+            for name, (call, counts) in seen.items():
+                self._sites.setdefault(name, _Site(call, {})).add(counts)
+            self._forwards += 1
 
 
-def _choose(argument: str, value: str, choices: tuple[str, ...]) -> int:
-    """Index of a value among its choices, or a clear error."""
-    if not isinstance(value, str) or value not in choices:
-        raise LayerCollapseError(f"{argument}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
-    return choices.index(value)
+@dataclass(frozen=True)
+class _Site:
+    call: RectifierCall
+    counts: dict[torch.device, Tensor]  # int64 (C, 4 or 5), one for each device that ran the site
+
+    def add(self, counts: Tensor) -> None:
+        if counts.device in self.counts:
+            self.counts[counts.device] += counts
+        else:
+            self.counts[counts.device] = counts
+
+
+def _gathered(sites: list[dict[torch.device, Tensor]]) -> list[Tensor]:
+    """The counts of every site summed over devices, on the CPU; one transfer for each device."""
+    totals = [torch.zeros(next(iter(site.values())).shape, dtype=torch.int64, device="cpu") for site in sites]
+    for device in {device for site in sites for device in site}:
+        owned = [(total, site[device]) for total, site in zip(totals, sites, strict=True) if device in site]
+        flat = torch.cat([counts.flatten() for _, counts in owned]).cpu()
+        for (total, _), part in zip(owned, flat.split([counts.numel() for _, counts in owned]), strict=True):
+            total.add_(part.view(total.shape))
+    return totals
