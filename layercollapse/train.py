@@ -15,6 +15,7 @@ from layercollapse.errors import LayerCollapseError
 if TYPE_CHECKING:
     from layercollapse.prune import Pruner
 
+BATCH_SIZE = 128
 EVALUATION_BATCH = 500
 
 
@@ -24,7 +25,7 @@ def fit(
     *,
     epochs: int,
     lr: float = 0.1,
-    batch_size: int = 128,
+    batch_size: int = BATCH_SIZE,
     momentum: float = 0.9,
     weight_decay: float = 5e-4,
     pruner: Pruner | None = None,

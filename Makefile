@@ -1,0 +1,49 @@
+# make run and make test do all the set-up themselves, in .venv; everything else builds on them.
+
+PYTHON ?= python3
+VENV   ?= .venv
+# The torch to install: `torch==2.13.0` is the small CPU build where the index has one. With a GPU: make run TORCH=torch
+TORCH  ?= torch==2.13.0
+ARGS   ?=
+
+BIN := $(VENV)/bin
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: help run test lint bench clean
+.DEFAULT_GOAL := help
+
+help:            ## this list
+	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+
+run: $(VENV)/.run  ## install, then train, prune and collapse a ResNet-18 on 5,000 MNIST digits (ARGS="--steps 8 ...")
+	$(BIN)/layercollapse run $(ARGS)
+
+test: $(VENV)/.dev  ## install with the test tools, then run the tests
+	$(BIN)/pytest $(ARGS)
+
+lint: $(VENV)/.dev  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.dev  ## time the ops on this machine
+	$(BIN)/layercollapse bench $(ARGS)
+
+clean:           ## remove the virtual environment and everything built
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	find layercollapse -name '*.so' -delete
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet "$(TORCH)"
+
+SOURCES := pyproject.toml setup.py $(wildcard csrc/*)
+
+$(VENV)/.run: $(BIN)/python $(SOURCES)
+	$(BIN)/pip install --quiet "$(TORCH)" --editable '.[run]'
+	touch $@
+
+$(VENV)/.dev: $(BIN)/python $(SOURCES)
+	$(BIN)/pip install --quiet "$(TORCH)" --editable '.[dev]'
+	touch $@ $(VENV)/.run

@@ -1,0 +1,5 @@
+"""`python -m layercollapse`."""
+
+from layercollapse.cli import main
+
+main()

@@ -1,0 +1,243 @@
+"""The commands of the command line: arguments in, the library's functions, tables out."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from layercollapse import report
+from layercollapse._version import __version__
+from layercollapse.budget import GLOBAL, RULES
+from layercollapse.compare import collapse_and_compare
+from layercollapse.data import DATA_SETS
+from layercollapse.display import RunDisplay
+from layercollapse.errors import LayerCollapseError, require
+from layercollapse.files import writable_folder, write_text
+from layercollapse.inputs import Inputs, measure_entropy
+from layercollapse.job import Job
+from layercollapse.models import MODELS
+from layercollapse.record import FILE, Record
+from layercollapse.run import run as run_schedule
+
+if TYPE_CHECKING:
+    import click
+    from rich.console import Console
+else:
+    click = require("click", "run")
+    Console = require("rich.console", "run").Console
+
+INTERRUPTED = 130  # 128 + SIGINT, what shells expect
+
+RUN_FOLDER = click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
+
+
+class Commands(click.Group):
+    """Shows a `LayerCollapseError` as one line and ends with status 2, as for a wrong argument."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except LayerCollapseError as error:
+            shown = click.ClickException(str(error))
+            shown.exit_code = 2
+            raise shown from error
+
+
+def job_options(command: Callable) -> Callable:
+    """The options that say what is trained on what."""
+    options = [
+        click.option(
+            "--data", type=click.Choice(DATA_SETS), help="Images.  [default: mnist5k, or idx with --data-dir]"
+        ),
+        click.option("--data-dir", type=click.Path(), help="Folder of IDX files, gzipped or not."),
+        click.option("--model", type=click.Choice(list(MODELS)), default="resnet18", show_default=True),
+        click.option("--width", type=int, default=16, show_default=True, help="Channels of the first stage."),
+        click.option("--epochs", type=int, default=5, show_default=True, help="Of every training."),
+        click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ..."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def make_job(data: str | None, data_dir: str | None, **others: Any) -> Job:
+    """A checked job; a folder without a name of data is a folder of IDX files."""
+    job = Job(data=data or ("idx" if data_dir else "mnist5k"), data_dir=data_dir, **others)
+    job.check()
+    return job
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="layercollapse")
+def layercollapse() -> None:
+    """Remove whole layers from trained rectifier networks: prune until layers are linear, then merge them."""
+
+
+@layercollapse.command()
+@job_options
+@click.option("--amount", type=float, default=0.5, show_default=True, help="Share of the weights left, per step.")
+@click.option("--steps", type=int, default=6, show_default=True, help="Prunings at most.")
+@click.option("--rule", type=click.Choice([*RULES, GLOBAL]), default="nepenthe", show_default=True, help="Budget rule.")
+@click.option(
+    "--max-drop", type=float, default=0.5, show_default=True, help="Accuracy budget in points, on validation."
+)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for the results.  [default: runs/DATA-MODEL]")
+@click.option("--resume", is_flag=True, help="Go on with the run in --out after its last finished step.")
+def run(
+    *,
+    amount: float,
+    steps: int,
+    rule: str,
+    max_drop: float,
+    seed: int,
+    out: Path | None,
+    resume: bool,
+    **job_arguments: Any,
+) -> None:
+    """Train, prune step by step, collapse: a shallower model and a report in --out.
+
+    With no options: a ResNet-18 of width 16 on 5,000 MNIST digits. Ctrl-C ends cleanly with what is done.
+    """
+    console = Console()
+    job = make_job(**job_arguments)
+    folder = writable_folder(out or _free_folder(f"{job.data}-{job.model}"))
+    torch.manual_seed(seed)
+    images, model = job.images, job.build()
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    console.print(
+        f"{job.model}, width {job.width} ({parameters:,} parameters) on {images.name} "
+        f"({len(images.train):,} / {len(images.validation):,} / {len(images.test):,} images): "
+        f"up to {steps} prunings, {job.epochs} epochs each",
+        highlight=False,
+    )
+    try:
+        with RunDisplay(console, steps=steps, epochs=job.epochs, batches=job.batches_per_epoch) as display:
+            result = run_schedule(
+                model,
+                train=lambda model: job.fit(model, progress=display.tick),
+                evaluate=job.validate,
+                data=job.training_batches,
+                example_inputs=job.example,
+                test=job.test,
+                test_data=job.test_batches,
+                amount=amount,
+                steps=steps,
+                max_drop=max_drop,
+                rule=rule,
+                seed=seed,
+                out=folder,
+                resume=resume,
+                settings=job.settings,
+                progress=display.show,
+            )
+    except KeyboardInterrupt:
+        done = f"what is finished is in {folder}" if (folder / FILE).exists() else "nothing was finished"
+        console.print(f"Interrupted; {done}.")
+        sys.exit(INTERRUPTED)
+    _show(console, result.record, folder)
+    if result.record.interrupted:
+        sys.exit(INTERRUPTED)
+
+
+@layercollapse.command()
+@click.argument("folder", metavar="[RUN]", type=click.Path(path_type=Path), required=False)
+@job_options
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also write every neuron's counts here.")
+def analyze(folder: Path | None, seed: int, json_file: Path | None, **job_arguments: Any) -> None:
+    """Print the sign entropy of every rectifier site.
+
+    Of the sparse model that RUN chose; without RUN, of a network that is trained first, as the options say.
+    """
+    console = Console()
+    if folder is not None:
+        job, record = _recorded(folder)
+        model = job.load(folder, _chosen(record))
+    else:
+        job = make_job(**job_arguments)
+        torch.manual_seed(seed)
+        model = job.build()
+        with RunDisplay(console, steps=0, epochs=job.epochs, batches=job.batches_per_epoch) as display:
+            job.fit(model, progress=display.tick)
+        model.eval()
+    entropy = measure_entropy(model, Inputs(job.training_batches, "data"))
+    console.print(entropy.table(), highlight=False, markup=False)
+    if json_file is not None:
+        writable_folder(json_file.parent, "json")
+        write_text(json_file, entropy.to_json())
+
+
+@layercollapse.command()
+@RUN_FOLDER
+@click.option("--mode", default="exact", show_default=True, help="How to treat borders: see layercollapse.collapse.")
+@click.option("--tolerance", type=float, default=1e-4, show_default=True, help="Largest error of a merge.")
+@click.option("--explain", is_flag=True, help="Say for every site why it collapsed or did not.")
+def collapse(folder: Path, mode: str, tolerance: float, explain: bool) -> None:
+    """Collapse the sparse model of RUN again, compare, and write model and report anew."""
+    job, record = _recorded(folder)
+    model = job.load(folder, _chosen(record))
+    inputs = Inputs(job.training_batches, "data")
+    result = collapse_and_compare(
+        model,
+        job.example,
+        measure_entropy(model, inputs),
+        data=inputs,
+        test_data=Inputs(job.test_batches, "test_data"),
+        test=job.test,
+        record=record,
+        folder=writable_folder(folder, "run"),
+        mode=mode,
+        tolerance=tolerance,
+    )
+    report.write_html(record, folder)
+    console = Console()
+    if explain:
+        console.print(result.explain(), highlight=False, markup=False)
+    _show(console, record, folder)
+
+
+@layercollapse.command("report")
+@RUN_FOLDER
+def rebuild_report(folder: Path) -> None:
+    """Write report.html and metrics.json of RUN anew from its record."""
+    record = Record.load(folder)
+    record.save(writable_folder(folder, "run"))
+    Console().print(f"report: {report.write_html(record, folder)}", highlight=False, soft_wrap=True)
+
+
+def _recorded(folder: Path) -> tuple[Job, Record]:
+    record = Record.load(folder)
+    job = Job.of(record)
+    job.check()
+    return job, record
+
+
+def _chosen(record: Record) -> int:
+    if record.chosen is None:
+        raise LayerCollapseError("run: expected a run with at least one finished step, got none")
+    return record.chosen
+
+
+def _free_folder(name: str) -> Path:
+    """`runs/name`, or the first of `runs/name-2`, `runs/name-3`, ... that is not there yet."""
+    first = Path("runs") / name
+    others = (first.with_name(f"{name}-{number}") for number in count(2))
+    return first if not first.exists() else next(folder for folder in others if not folder.exists())
+
+
+def _show(console: Console, record: Record, folder: Path) -> None:
+    console.print(report.table(record))
+    console.print(report.agreement_text(record), highlight=False)
+    files = {
+        "report": report.FILE,
+        "model": "model.safetensors (layercollapse.load), model.pt2 (torch alone)",
+        "figures": "metrics.json",
+    }
+    for label, name in files.items():
+        console.print(f"{label + ':':<8} {folder / name}", highlight=False, soft_wrap=True)

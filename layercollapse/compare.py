@@ -1,0 +1,83 @@
+"""The end of a run: collapse the chosen sparse model, save it, and measure it against what it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from layercollapse import checkpoint
+from layercollapse.collapse import CollapseResult, collapse
+from layercollapse.entropy import EntropyReport
+from layercollapse.files import write_text
+from layercollapse.measure import BATCH_SIZES, agreement, file_mib, latency, repeat_to
+from layercollapse.record import Record, Side, Verdict
+
+MODEL_FILE = "model.safetensors"
+ENTROPY_FILE = "entropy.json"
+
+
+def collapse_and_compare(
+    model: nn.Module,
+    example: tuple[Tensor, ...],
+    report: EntropyReport,
+    *,
+    data: Iterable[Tensor],
+    test_data: Iterable[Tensor],
+    test: Callable[[nn.Module], float],
+    record: Record,
+    folder: Path,
+    **options: Any,
+) -> CollapseResult:
+    """Collapse a sparse model and write the collapsed model and the completed record to the run's folder.
+
+    Args:
+        model: the sparse model, in evaluation mode.
+        example: what to capture it with.
+        report: its sign entropy on the training split.
+        data: re-iterable input batches of the training split, to verify merges on.
+        test_data: re-iterable input batches to compare the two models on.
+        test: accuracy in percent.
+        record: completed in place; its `chosen` and `dense_top1` must be there.
+        folder: the run's folder.
+        options: for `collapse`, for example ``tolerance``.
+    """
+    assert record.chosen is not None
+    assert record.dense_top1 is not None
+    result = collapse(model, example, report, data=data, **options)
+    result.model.eval()
+    result.save(folder)
+    write_text(folder / ENTROPY_FILE, report.to_json())
+
+    found = agreement(model, result.model, test_data)
+    record.max_abs_error = found.max_abs_error
+    record.identical, record.compared = found.identical, found.compared
+    record.verdicts = [
+        Verdict(site.name, site.kind, site.status, site.guarantee or "", site.reason or "") for site in result.sites
+    ]
+    timings: tuple[dict[str, float], dict[str, float]] = ({}, {})
+    for batch_size in BATCH_SIZES:
+        pair = latency([model, result.model], repeat_to(example[0], batch_size))
+        for side, milliseconds in zip(timings, pair, strict=True):
+            side[str(batch_size)] = milliseconds
+    # The sparse model stands in for the dense one where zeros make no difference: shape, size and time.
+    record.before = Side(
+        top1=record.dense_top1,
+        depth=result.before.depth,
+        parameters=result.before.parameters,
+        macs=result.before.macs,
+        file_mib=file_mib(checkpoint.path(folder, record.chosen)),
+        latency_ms=timings[0],
+    )
+    record.after = Side(
+        top1=test(result.model),
+        depth=result.after.depth,
+        parameters=result.after.parameters,
+        macs=result.after.macs,
+        file_mib=file_mib(folder / MODEL_FILE),
+        latency_ms=timings[1],
+    )
+    record.save(folder)
+    return result

@@ -1,0 +1,123 @@
+"""What a person compares two models by: latency, agreement of the outputs, size of the file."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from layercollapse.errors import LayerCollapseError
+
+MIB = 1024**2
+BATCH_SIZES = (1, 64)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Outputs of two models on the same inputs: largest |difference|, equal predictions, and of how many."""
+
+    max_abs_error: float
+    identical: int
+    compared: int
+
+
+@torch.inference_mode()
+def agreement(first: nn.Module, second: nn.Module, inputs: Iterable[Tensor]) -> Agreement:
+    """Compare two models in evaluation mode.
+
+    Args:
+        first: inputs (N, ...) -> logits (N, classes).
+        second: the same shapes.
+        inputs: batches.
+
+    Raises:
+        LayerCollapseError: no batch, or outputs of different shapes.
+    """
+    worst, identical, compared = 0.0, 0, 0
+    for x in inputs:
+        a, b = first(x), second(x)
+        if a.shape != b.shape:
+            raise LayerCollapseError(
+                f"models: expected outputs of one shape, got {tuple(a.shape)} and {tuple(b.shape)}"
+            )
+        worst = max(worst, float((a - b).abs().max()))
+        identical += int((a.argmax(-1) == b.argmax(-1)).sum())
+        compared += a[..., 0].numel()
+    if compared == 0:
+        raise LayerCollapseError("data: expected at least one batch to compare on, got none")
+    return Agreement(worst, identical, compared)
+
+
+@torch.inference_mode()
+def latency(
+    models: Sequence[nn.Module], example: Tensor, *, seconds: float = 2.0, warmup: int = 5, minimum: int = 20
+) -> list[float]:
+    """Median time of a forward pass, in milliseconds, one number per model.
+
+    The models take turns, forwards and backwards (A B B A), so that a change of the machine's speed meets
+    all of them alike.
+
+    Args:
+        models: in evaluation mode, on the device of `example`.
+        example: input (N, ...); N is the batch size measured.
+        seconds: stop after this long in all.
+        warmup: passes of each that are not counted.
+        minimum: passes of each that are counted even if it takes longer.
+    """
+    times: list[list[float]] = [[] for _ in models]
+    for _ in range(warmup):
+        for model in models:
+            model(example)
+    _synchronize(example.device)
+    end = time.perf_counter() + seconds
+    order = list(range(len(models)))
+    while len(times[0]) < minimum or time.perf_counter() < end:
+        for index in order + order[::-1]:
+            start = time.perf_counter()
+            models[index](example)
+            _synchronize(example.device)
+            times[index].append(time.perf_counter() - start)
+    return [1e3 * statistics.median(samples) for samples in times]
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def repeat_to(example: Tensor, batch_size: int) -> Tensor:
+    """The samples of `example` (N, ...) repeated or cut to (batch_size, ...)."""
+    return example[torch.arange(batch_size, device=example.device) % len(example)]
+
+
+def file_mib(path: Path) -> float:
+    """Size of a file in MiB."""
+    return path.stat().st_size / MIB
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """What the timings depend on: processor or GPU, threads, versions."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    return {
+        "device": name,
+        "threads": str(torch.get_num_threads()),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass  # not Linux
+    return platform.processor() or platform.machine()

@@ -1,0 +1,129 @@
+"""What a run writes down: every step, the choice, the comparison. `run.json` is this record, nothing more.
+
+The report and `metrics.json` are made from the record alone, so both can be rebuilt without the model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from layercollapse.errors import LayerCollapseError
+from layercollapse.files import read_json, write_json
+
+FILE = "run.json"
+METRICS_FILE = "metrics.json"
+
+
+@dataclass
+class Step:
+    """One training and what was measured after it; step 0 is the dense network.
+
+    Attributes:
+        step: number of prunings before it.
+        density: kept / prunable weights.
+        top1_validation: what `evaluate` returned, in percent.
+        sites_collapsed: sites without a mixed neuron.
+        entropy: mean bits per neuron, one number per site in the order of `Record.sites`.
+        mixed: neurons that are still non-linear, per site.
+        seconds: wall time of the step.
+    """
+
+    step: int
+    density: float
+    top1_validation: float
+    sites_collapsed: int
+    entropy: list[float]
+    mixed: list[int]
+    seconds: float
+
+
+@dataclass
+class Side:
+    """One side of the comparison: `top1` in percent, `file_mib` in MiB, `latency_ms` by batch size."""
+
+    top1: float
+    depth: int
+    parameters: int
+    macs: int
+    file_mib: float
+    latency_ms: dict[str, float]
+
+
+@dataclass
+class Verdict:
+    """What became of a site: `status` is "collapsed" or "kept", `reason` says why."""
+
+    name: str
+    kind: str
+    status: str
+    guarantee: str
+    reason: str
+
+
+@dataclass
+class Record:
+    """A run from its settings to the comparison; the later fields stay empty until the run gets there."""
+
+    settings: dict[str, Any]
+    environment: dict[str, str]
+    sites: list[str] = field(default_factory=list)
+    channels: list[int] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+    chosen: int | None = None
+    stopped: str = ""
+    interrupted: bool = False
+    top1_split: str = "test"
+    dense_top1: float | None = None
+    before: Side | None = None
+    after: Side | None = None
+    max_abs_error: float | None = None
+    identical: int | None = None
+    compared: int | None = None
+    verdicts: list[Verdict] = field(default_factory=list)
+
+    @property
+    def sites_collapsed(self) -> int:
+        """Sites that the collapsed model no longer has."""
+        return sum(verdict.status == "collapsed" for verdict in self.verdicts)
+
+    def save(self, folder: Path) -> None:
+        """Write `run.json`, and `metrics.json` once there is a comparison."""
+        write_json(folder / FILE, asdict(self))
+        if self.before and self.after:
+            write_json(folder / METRICS_FILE, self.metrics())
+
+    @classmethod
+    def load(cls, folder: str | Path, argument: str = "run") -> Record:
+        """Read the record of a run folder.
+
+        Raises:
+            LayerCollapseError: no run there, or a damaged `run.json`.
+        """
+        path = Path(folder) / FILE
+        if not path.is_file():
+            raise LayerCollapseError(f"{argument}: expected a folder with {FILE} in it, got {folder}")
+        raw = read_json(path, argument)
+        try:
+            raw["steps"] = [Step(**step) for step in raw["steps"]]
+            raw["verdicts"] = [Verdict(**verdict) for verdict in raw["verdicts"]]
+            for side in ("before", "after"):
+                raw[side] = raw[side] and Side(**raw[side])
+            return cls(**raw)
+        except (KeyError, TypeError) as error:
+            raise LayerCollapseError(f"{argument}: expected a record of this version in {path}: {error}") from error
+
+    def metrics(self) -> dict[str, Any]:
+        """The contents of `metrics.json`; call it only when there is a comparison."""
+        assert self.before is not None
+        assert self.after is not None
+        keys = ("step", "density", "top1_validation", "sites_collapsed")
+        return {
+            "sites_total": len(self.sites),
+            "sites_collapsed": self.sites_collapsed,
+            "max_abs_error": self.max_abs_error,
+            "before": asdict(self.before),
+            "after": asdict(self.after),
+            "steps": [{key: getattr(step, key) for key in keys} for step in self.steps],
+        }

@@ -1,0 +1,205 @@
+"""The state of a run and its moves: step by step to the choice, and the collapse at the end."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from layercollapse import checkpoint
+from layercollapse.collapse import CollapseResult
+from layercollapse.compare import collapse_and_compare
+from layercollapse.entropy import EntropyReport
+from layercollapse.errors import LayerCollapseError
+from layercollapse.inputs import Inputs, measure_entropy
+from layercollapse.prune import Pruner
+from layercollapse.record import Record, Step
+from layercollapse.report import write_html
+
+PATIENCE = 2  # steps in a row below the accuracy budget after which the schedule gives up
+
+
+@dataclass(frozen=True)
+class Event:
+    """What `progress` is called with.
+
+    Attributes:
+        stage: "train", "measure", "step" (a step is done), "interrupted", "collapse" or "done".
+        step: the step it belongs to; 0 is the dense network.
+        record: the run so far.
+    """
+
+    stage: str
+    step: int
+    record: Record
+
+
+def choose(steps: Sequence[Step], max_drop: float) -> int:
+    """The step to collapse: within the accuracy budget, most collapsed sites, then best accuracy.
+
+    Args:
+        steps: at least the dense step; the first is what accuracy is compared with.
+        max_drop: percentage points.
+    """
+    limit = steps[0].top1_validation - max_drop
+    eligible = [step for step in steps if step.top1_validation >= limit]
+    return max(eligible, key=lambda step: (step.sites_collapsed, step.top1_validation)).step
+
+
+@contextmanager
+def zeros_kept(pruner: Pruner, model: nn.Module) -> Iterator[None]:
+    """Inside, every step of a torch optimizer that holds a parameter of the model is followed by `apply`."""
+    parameters = {id(parameter) for parameter in model.parameters()}
+
+    def after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if any(id(parameter) in parameters for group in optimizer.param_groups for parameter in group["params"]):
+            pruner.apply()
+
+    handle = register_optimizer_step_post_hook(after_step)
+    try:
+        yield
+    finally:
+        handle.remove()
+        pruner.apply()
+
+
+@dataclass
+class Schedule:
+    """A run under way; its state is in the record and in the checkpoints, which are always in step."""
+
+    model: nn.Module
+    pruner: Pruner
+    train: Callable[[nn.Module], object]
+    evaluate: Callable[[nn.Module], float]
+    test: Callable[[nn.Module], float]
+    inputs: Inputs
+    rule: Any
+    folder: Path
+    record: Record
+    progress: Callable[[Event], object]
+
+    def resume(self) -> None:
+        """Take over the steps and the last weights of the run in the folder."""
+        earlier = Record.load(self.folder, "out")
+        ours, theirs = self.record.settings, earlier.settings
+        if other := [key for key in ours if key != "steps" and ours[key] != theirs.get(key)]:
+            raise LayerCollapseError(
+                f"resume: expected the settings of the run in {self.folder}, got "
+                + ", ".join(f"{key}={ours[key]!r} instead of {theirs.get(key)!r}" for key in other)
+            )
+        self.record.sites, self.record.channels = earlier.sites, earlier.channels
+        self.record.steps, self.record.dense_top1 = earlier.steps, earlier.dense_top1
+        if earlier.steps:
+            checkpoint.load(self.folder, earlier.steps[-1].step, self.model, self.pruner)
+
+    def go(self) -> None:
+        """Take the steps; returns when they are done, when going on is pointless, or at Ctrl-C."""
+        record = self.record
+        try:
+            report = self._measure(record.steps[-1].step) if record.steps else None
+            while len(record.steps) <= record.settings["steps"] and not self._pointless():
+                if report is not None and not self._prune(report):
+                    break
+                report = self._step(len(record.steps))
+        except KeyboardInterrupt:
+            if not record.steps:
+                raise
+            record.interrupted = True
+            record.stopped = f"interrupted in step {len(record.steps)}"
+            self.progress(Event("interrupted", len(record.steps), record))
+
+    def _prune(self, report: EntropyReport) -> bool:
+        settings = self.record.settings
+        try:
+            self.pruner.step(report, amount=settings["amount"], rule=self.rule)
+        except LayerCollapseError as error:
+            if len(self.record.steps) == 1:
+                raise  # not even one pruning: the caller should know
+            self.record.stopped = str(error)
+            return False
+        return True
+
+    def _step(self, number: int) -> EntropyReport:
+        started, record = time.perf_counter(), self.record
+        self.progress(Event("train", number, record))
+        torch.manual_seed(record.settings["seed"] + number)
+        self.model.train()
+        with zeros_kept(self.pruner, self.model):
+            self.train(self.model)
+        report = self._measure(number)
+        top1 = _percent(self.evaluate(self.model), "evaluate")
+        if number == 0:
+            record.dense_top1 = _percent(self.test(self.model), "test")
+            record.sites = [layer.name for layer in report.layers]
+            record.channels = [len(layer.entropy) for layer in report.layers]
+        step = Step(
+            step=number,
+            density=float(self.pruner.density),
+            top1_validation=top1,
+            sites_collapsed=sum(bool(layer.collapsible) for layer in report.layers),
+            entropy=[float(layer.mean) for layer in report.layers],
+            mixed=[int(layer.mixed) for layer in report.layers],
+            seconds=time.perf_counter() - started,
+        )
+        checkpoint.save(self.folder, number, self.model, self.pruner)
+        record.steps.append(step)
+        record.chosen = choose(record.steps, record.settings["max_drop"])
+        record.save(self.folder)
+        checkpoint.keep_only(self.folder, {0, record.chosen, number})
+        self.progress(Event("step", number, record))
+        return report
+
+    def _measure(self, number: int) -> EntropyReport:
+        self.progress(Event("measure", number, self.record))
+        self.model.eval()
+        return measure_entropy(self.model, self.inputs)
+
+    def _pointless(self) -> bool:
+        steps = self.record.steps
+        if not steps:
+            return False
+        limit = steps[0].top1_validation - self.record.settings["max_drop"]
+        if steps[-1].sites_collapsed == len(self.record.sites):
+            self.record.stopped = "every site has collapsed"
+        elif all(step.top1_validation < limit for step in steps[-PATIENCE:]):
+            self.record.stopped = f"accuracy below the budget for {PATIENCE} steps in a row"
+        return bool(self.record.stopped)
+
+    def finish(self, example: tuple[Tensor, ...], test_inputs: Inputs) -> CollapseResult:
+        """Collapse the chosen step, compare, and write the model, the record and the report."""
+        record = self.record
+        record.chosen = choose(record.steps, record.settings["max_drop"])
+        self.progress(Event("collapse", record.chosen, record))
+        checkpoint.load(self.folder, record.chosen, self.model, self.pruner)
+        self.model.eval()
+        result = collapse_and_compare(
+            self.model,
+            example,
+            measure_entropy(self.model, self.inputs),
+            data=self.inputs,
+            test_data=test_inputs,
+            test=self.test,
+            record=record,
+            folder=self.folder,
+        )
+        write_html(record, self.folder)
+        self.progress(Event("done", record.chosen, record))
+        return result
+
+
+def _percent(value: Any, argument: str) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise LayerCollapseError(f"{argument}: expected a function that returns an accuracy in percent, got {value!r}")
+    return number
