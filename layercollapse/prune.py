@@ -1,0 +1,278 @@
+"""Prune a model step by step, with the budget that its entropy report asks for.
+
+    pruner = Pruner(model, example_inputs)
+    pruner.step(report, amount=0.5, rule="nepenthe")
+    with pruner.attach(optimizer):      # pruned weights stay zero through momentum and weight decay
+        train(model, optimizer)
+
+A step is all or nothing: on an error no weight and no mask has changed.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from layercollapse.budget import GLOBAL, LayerState, Rule, allocate, budget
+from layercollapse.entropy import EntropyReport
+from layercollapse.errors import LayerCollapseError
+from layercollapse.graph import capture
+from layercollapse.masks import WeightMasks
+from layercollapse.targets import prunable
+from layercollapse.watch import unwrapped
+
+# Share of a layer's weights that the guard keeps, the first time that it must keep some.
+_GUARD_DENSITY = 0.01
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a pruning step did.
+
+    Attributes:
+        removed: weights removed, by rectifier site.
+        removed_by_weight: the same by tensor.
+        floors: weights that the guard kept so that the output goes on depending on the input, by site.
+        density: fraction of the prunable weights that is left.
+    """
+
+    removed: dict[str, int]
+    removed_by_weight: dict[str, int]
+    floors: dict[str, int]
+    density: float
+
+
+class Pruner:
+    """Unstructured magnitude pruning of the weights that feed a model's rectifiers.
+
+    Every rectifier site is one layer of the budget, made of the weights that feed it; a weight that feeds several
+    sites belongs to the first. Biases, normalizations and output layers are never pruned.
+
+    Weights that are exactly zero when the pruner is built count as pruned, so a sparse model goes on where it was.
+    With zeros that are an initialization, build the pruner after training or pass ``keep_zeros=True``.
+
+    Args:
+        model: the model, possibly inside DistributedDataParallel or `torch.compile`.
+        example_inputs: what the model is called with; see `layercollapse.graph.capture`.
+        ignore: what is not pruned: names of modules (with all inside), weights or sites, shell patterns
+            (``"layer4.*"``) or regular expressions (``"re:.*downsample.*"``).
+        floor: weights that every site keeps, or a dict of them by site. None lets the guard decide: where losing
+            all weights of a layer would make the output constant, it keeps some. With 0, such a step is an error.
+        min_density: fraction of its weights that every site keeps.
+        keep_zeros: whether weights that are exactly zero now are left to train.
+
+    Raises:
+        LayerCollapseError: the model cannot be captured, has nothing to prune, or an argument names what it
+            does not have.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: Any,
+        ignore: str | Sequence[str] = (),
+        *,
+        floor: int | Mapping[str, int] | None = None,
+        min_density: float = 0.0,
+        keep_zeros: bool = False,
+    ) -> None:
+        self.model = unwrapped(model)
+        self.capture = capture(self.model, example_inputs)
+        targets = prunable(self.model, self.capture, ignore)
+        self.layers: dict[str, tuple[str, ...]] = targets.layers
+        self._aliases = targets.aliases
+        self._floor = _checked_floor(floor, self.layers)
+        self._min_density = _checked_density(min_density)
+        self._masks = WeightMasks(self.model, [name for names in self.layers.values() for name in names], keep_zeros)
+
+    @property
+    def density(self) -> float:
+        """Fraction of the prunable weights that is kept."""
+        return sum(self._masks.kept.values()) / sum(map(self._masks.numel, self._masks.names))
+
+    def masks(self) -> dict[str, Tensor]:
+        """Bool tensors by the weight's name, True where a weight is kept."""
+        return {name: self._masks.mask(name) for name in self._masks.names}
+
+    def step(self, report: EntropyReport, amount: float = 0.5, rule: str | Rule = "nepenthe") -> StepResult:
+        """Remove weights: the budget of each site by the rule, within a site those of smallest magnitude.
+
+        Args:
+            report: the entropies of this model's sites, now.
+            amount: a float in (0, 1] is a fraction of the kept weights of the sites that take part, an int a
+                number of weights.
+            rule: ``"nepenthe"``, ``"egp"``, ``"uniform"``, ``"global"`` (one threshold for the model), or a function
+                ``(layers, amount) -> {site: count}`` of `layercollapse.budget.LayerState`.
+
+        Raises:
+            LayerCollapseError: the report is of another model, weights are not finite, the rule asks for what a
+                layer has not, or the output would become constant. Nothing has changed.
+        """
+        states = self._states(report)
+        with torch.no_grad():
+            removed, by_weight, raised = self._guarded(states, amount, rule)
+            self._masks.clear(by_weight)
+        return StepResult(removed, by_weight, raised, self.density)
+
+    def apply(self) -> None:
+        """Set the pruned weights to zero again, as after an optimizer step; `attach` does it by itself."""
+        with torch.no_grad():
+            self._masks.apply()
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
+        """Call `apply` after every step of an optimizer.
+
+        Returns:
+            A handle: ``handle.remove()`` ends it, and so does leaving ``with pruner.attach(optimizer):``.
+        """
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise LayerCollapseError(f"optimizer: expected a torch.optim.Optimizer, got {type(optimizer).__name__}")
+        return optimizer.register_step_post_hook(lambda *_: self.apply())
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The packed masks by the weight's name: tensors only, for `torch.save` or safetensors."""
+        return self._masks.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over the masks of a pruner of the same model, and zero the weights that they prune.
+
+        Raises:
+            LayerCollapseError: masks of other weights, or of the wrong type or size. Nothing has changed.
+        """
+        with torch.no_grad():
+            self._masks.load_state_dict(state)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Pruner:
+        twin = copy.copy(self)
+        memo[id(self)] = twin
+        # The captured graph does not change, and holds values that cannot be copied.
+        twin.model = copy.deepcopy(self.model, memo)
+        twin._masks = copy.deepcopy(self._masks, memo)
+        return twin
+
+    def _states(self, report: EntropyReport) -> list[LayerState]:
+        _check_report(report, {site.name: (site.kind, site.channels) for site in self.capture.sites})
+        magnitudes = self._masks.magnitudes()
+        states = []
+        for site, names in self.layers.items():
+            kept = sum(self._masks.kept[name] for name in names)
+            numel = sum(map(self._masks.numel, names))
+            states.append(
+                LayerState(
+                    name=site,
+                    entropy=report[site].mean,
+                    entropy_active=report[site].mean_over("active"),
+                    mean_abs=sum(magnitudes[name] for name in names) / max(kept, 1),
+                    kept=kept,
+                    numel=numel,
+                    floor=max(self._floor.get(site, 0), math.ceil(self._min_density * numel)),
+                )
+            )
+        return states
+
+    def _guarded(
+        self, states: Sequence[LayerState], amount: float, rule: str | Rule
+    ) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
+        """Counts by site and by weight that leave the output dependent on the input, and the floors raised for it."""
+        raised: dict[str, int] = {}
+        while True:
+            removed = allocate(states, amount, self._global if rule == GLOBAL else rule)
+            by_weight: dict[str, int] = {}
+            for site, names in self.layers.items():
+                by_weight |= self._masks.under_one_threshold(names, removed[site])
+            fatal = self._fatal(states, by_weight)
+            if not fatal:
+                return removed, by_weight, raised
+            refused = [site for site in fatal if not isinstance(rule, str) or self._floor.get(site) == 0]
+            if refused:
+                raise LayerCollapseError(
+                    f"amount: expected a step after which the output still depends on the input, got one that takes "
+                    f"the last weights of {', '.join(refused)}; give it a floor, or a smaller amount"
+                )
+            for state in states:
+                if state.name in fatal:
+                    first = math.ceil(_GUARD_DENSITY * state.numel)
+                    raised[state.name] = min(state.kept, first if state.floor < first else 2 * state.floor)
+            states = [replace(state, floor=raised.get(state.name, state.floor)) for state in states]
+
+    def _global(self, layers: Sequence[LayerState], amount: float) -> dict[str, int]:
+        """The rule "global": one threshold for all; a site that would fall below its floor loses what it may."""
+        removed = dict.fromkeys((layer.name for layer in layers), 0)
+        active = [layer for layer in layers if layer.available]
+        total = budget(active, amount)
+        while active and total:
+            names = [name for layer in active for name in self.layers[layer.name]]
+            by_weight = self._masks.under_one_threshold(names, total)
+            wanted = {layer.name: sum(by_weight[name] for name in self.layers[layer.name]) for layer in active}
+            full = [layer for layer in active if wanted[layer.name] > layer.available]
+            if not full:
+                return removed | wanted
+            for layer in full:
+                removed[layer.name] = layer.available
+                total -= layer.available
+            active = [layer for layer in active if layer not in full]
+        return removed
+
+    def _fatal(self, states: Sequence[LayerState], by_weight: Mapping[str, int]) -> list[str]:
+        """Sites whose weights must not all go: those that the output needs, the ones of highest entropy first."""
+        dead = {name for name, kept in self._masks.kept.items() if kept == 0}
+        if not self._depends(dead):
+            raise LayerCollapseError(
+                f"model: expected an output that depends on the input, but all weights of {', '.join(sorted(dead))} "
+                "are pruned already"
+            )
+        dying = {name for name, count in by_weight.items() if count and count == self._masks.kept[name]}
+        if not dying or self._depends(dead | dying):
+            return []
+        fatal = []
+        for state in sorted(states, key=lambda state: state.entropy):
+            more = dying.intersection(self.layers[state.name])
+            if more and self._depends(dead | more):
+                dead |= more
+            elif more:
+                fatal.append(state.name)
+        return fatal
+
+    def _depends(self, dead: set[str]) -> bool:
+        return self.capture.depends({alias for name in dead for alias in self._aliases[name]})
+
+
+def _checked_floor(floor: int | Mapping[str, int] | None, layers: Mapping[str, Any]) -> dict[str, int]:
+    """Explicit floors by site; empty if the guard decides."""
+    if floor is None:
+        return {}
+    floors = dict(floor) if isinstance(floor, Mapping) else dict.fromkeys(layers, floor)
+    for site, value in floors.items():
+        if site not in layers:
+            raise LayerCollapseError(f"floor: expected pruned sites ({', '.join(layers)}), got {site!r}")
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise LayerCollapseError(f"floor: expected an int of at least 0 for {site!r}, got {value!r}")
+    return floors
+
+
+def _checked_density(min_density: float) -> float:
+    if not isinstance(min_density, int | float) or not 0 <= min_density <= 1:
+        raise LayerCollapseError(f"min_density: expected a fraction from 0 to 1, got {min_density!r}")
+    return float(min_density)
+
+
+def _check_report(report: EntropyReport, expected: Mapping[str, tuple[str, int]]) -> None:
+    if not isinstance(report, EntropyReport):
+        raise LayerCollapseError(f"report: expected an EntropyReport, got {type(report).__name__}")
+    came = {layer.name: (layer.kind, layer.neurons) for layer in report}
+    for site in [*expected, *came]:
+        if expected.get(site) != came.get(site):
+            want, got = (
+                f"{entry[0]} with {entry[1]} neurons" if entry else "no such site"
+                for entry in (expected.get(site), came.get(site))
+            )
+            raise LayerCollapseError(
+                f"report: expected one of this model; {site!r} is {want} in it, {got} in the report"
+            )
