@@ -36,16 +36,20 @@ INTERRUPTED = 130  # 128 + SIGINT, what shells expect
 RUN_FOLDER = click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
 
 
+class BadInput(click.ClickException):
+    """A `LayerCollapseError` on the command line: one line, and the status of a wrong argument."""
+
+    exit_code = 2
+
+
 class Commands(click.Group):
-    """Shows a `LayerCollapseError` as one line and ends with status 2, as for a wrong argument."""
+    """A group whose commands show a `LayerCollapseError` without a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except LayerCollapseError as error:
-            shown = click.ClickException(str(error))
-            shown.exit_code = 2
-            raise shown from error
+            raise BadInput(str(error)) from error
 
 
 def job_options(command: Callable) -> Callable:
