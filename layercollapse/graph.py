@@ -146,7 +146,7 @@ def capture(model: nn.Module, example_inputs: Any) -> Capture:
                 f"{_reason(error)}"
             ) from error
         try:
-            exported = _export(model, args, kwargs)
+            exported = export(model, args, kwargs)
         except Exception as error:
             raise LayerCollapseError(
                 f"model: torch.export must be able to capture {type(model).__name__}; it stopped at {_reason(error)}"
@@ -208,7 +208,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _export(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> torch.export.ExportedProgram:
+def export(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> torch.export.ExportedProgram:
     """Export with a dynamic batch where the model allows it, else with the shapes given."""
     leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     if leaves and leaves[0].ndim > 0:

@@ -1,0 +1,90 @@
+"""What a model costs: depth, parameters, multiplications."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from layercollapse.collapse.ir import Affine, Field, Net
+from layercollapse.graph import Capture, call_arguments, evaluating
+from layercollapse.nodes import SHAPE_ONLY, packet, weight_of
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The size of a model.
+
+    Attributes:
+        depth: the largest number of affine layers with weights on any path from input to output.
+        parameters: number of parameters, counted once where they are shared.
+        macs: multiply-accumulates of one forward pass on the example inputs.
+    """
+
+    depth: int
+    parameters: int
+    macs: int
+
+
+def macs(op: Affine, shape: tuple[int, ...]) -> int:
+    """Multiply-accumulates of a layer for one output of a shape (N, O, *spatial) or (N, *, O), per sample."""
+    positions = math.prod(shape[2:]) if op.window.kernel else math.prod(shape[1:-1])
+    return op.weight.numel() * positions
+
+
+def summarize(model: nn.Module, example_inputs: Any, depth: int) -> Summary:
+    """Parameters and multiply-accumulates of a model; the depth comes from its graph.
+
+    Convolutions, matrix products and attention are counted, by torch's own counter (one multiply-accumulate is two
+    of its floating-point operations).
+    """
+    args, kwargs = call_arguments(example_inputs)
+    counter = FlopCounterMode(display=False)
+    with evaluating(model), torch.no_grad(), counter:
+        model(*args, **kwargs)
+    return Summary(depth, sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2)
+
+
+def captured_depth(capture: Capture) -> int:
+    """Depth of a model as captured."""
+    return _longest(
+        capture.graph,
+        weighs=lambda node: weight_of(node, capture.tensors) is not None,
+        starts=lambda node: node.name in capture.inputs,
+        carries=lambda node: packet(node) not in SHAPE_ONLY,
+    )
+
+
+def net_depth(net: Net) -> int:
+    """Depth of a net."""
+    return _longest(
+        net.graph,
+        weighs=lambda node: net.affine(node) is not None,
+        starts=lambda node: node.op == "placeholder",
+        carries=lambda node: not isinstance(net.op(node), Field) and packet(node) not in SHAPE_ONLY,
+    )
+
+
+def _longest(
+    graph: fx.Graph,
+    weighs: Callable[[fx.Node], bool],
+    starts: Callable[[fx.Node], bool],
+    carries: Callable[[fx.Node], bool],
+) -> int:
+    """Most nodes that weigh on any path that begins at a start and goes through nodes that carry data."""
+    depth: dict[fx.Node, int] = {}
+    for node in graph.nodes:
+        if starts(node):
+            depth[node] = 0
+        elif node.op != "placeholder" and carries(node):
+            above = [depth[source] for source in node.all_input_nodes if source in depth]
+            if above:
+                depth[node] = max(above) + weighs(node)
+        if node.op == "output":
+            return depth.get(node, 0)
+    raise AssertionError("a graph ends with its output")

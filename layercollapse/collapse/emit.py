@@ -1,0 +1,145 @@
+"""From records back to a plain `nn.Module` with ordinary parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from layercollapse.collapse.ir import Affine, Field, Net, Op, Rectify, Scale, Window, source
+from layercollapse.collapse.modules import ChannelAffine, ConstantMap
+
+_ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "hardtanh": nn.Hardtanh,
+    "leaky_relu": nn.LeakyReLU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "mish": nn.Mish,
+    "hardswish": nn.Hardswish,
+    "elu": nn.ELU,
+    "celu": nn.CELU,
+    "selu": nn.SELU,
+}
+
+
+def emit(net: Net, device: torch.device | None = None) -> fx.GraphModule:
+    """Build the module; the net is used up.
+
+    Args:
+        net: what to build.
+        device: of the parameters that the algebra made; the model's own keep theirs.
+
+    Returns:
+        A module with readable, hierarchical names, in evaluation mode; ``print(module.code)`` shows its forward.
+        Layers that one layer became twice (a module called twice, unchanged) share their parameters again.
+    """
+    _split_planes(net)
+    modules: dict[str, Any] = {}
+    shared: dict[tuple[str, str | None], nn.Module] = {}
+    for node in list(net.graph.nodes):
+        if node.op == "call_module":
+            target = str(node.target)
+            modules[target] = _module(net.ops[target], device)
+            op = net.ops[target]
+            if isinstance(op, Affine) and op.source is not None:
+                first = shared.setdefault(op.source, modules[target])
+                modules[target].weight, modules[target].bias = first.weight, first.bias
+        elif node.op == "get_attr":
+            name = str(node.target)
+            value = net.tensors[name].detach().clone()
+            grad = value.is_floating_point() or value.is_complex()
+            modules[name] = nn.Parameter(value, requires_grad=grad) if name in net.parameters else value
+        elif node.op == "output":
+            node.args = (pack(net.out_spec, list(node.args[0])),)
+    # GraphModule registers plain tensors as buffers and keeps modules and parameters as they are.
+    return fx.GraphModule(modules, net.graph, class_name="Collapsed").eval()
+
+
+def pack(spec: Any, leaves: list[Any]) -> Any:
+    """Outputs in their containers: tuples, lists and dicts as they were, model output classes as plain dicts."""
+    if spec.is_leaf():
+        return leaves.pop(0)
+    children = [pack(child, leaves) for child in _children(spec)]
+    keys = spec.context
+    if spec.type is list:
+        return children
+    if isinstance(keys, list) and len(keys) == len(children) and all(isinstance(key, str) for key in keys):
+        return dict(zip(keys, children, strict=True))
+    if dataclasses.is_dataclass(spec.type) and children:
+        names = [f.name for f in dataclasses.fields(spec.type)]
+        if len(names) == len(children):
+            return dict(zip(names, children, strict=True))
+    return tuple(children)
+
+
+def _children(spec: Any) -> list[Any]:
+    return list(spec.children() if callable(getattr(spec, "children", None)) else spec.children_specs)
+
+
+def _split_planes(net: Net) -> None:
+    """A layer with a plane is a layer plus a constant map."""
+    for node, op in net.records(Affine):
+        if op.plane is None:
+            continue
+        name = f"{node.target}_border"
+        plane = Field(op.plane, torch.zeros_like(op.bias), op.window, (), op.dtype)
+        net.set(node, dataclasses.replace(op, plane=None, source=None))
+        border = net.insert(name, plane, source(node), after=node)
+        with net.graph.inserting_after(border):
+            total = net.graph.call_function(torch.ops.aten.add.Tensor, (node, border))
+        net.reroute(node, total)
+
+
+def _module(op: Op, device: torch.device | None) -> nn.Module:
+    if isinstance(op, Affine):
+        return _affine(op, device)
+    if isinstance(op, Scale):
+        module: nn.Module = ChannelAffine(len(op.scale), op.channel_dim, scaled=not op.shifts_only)
+        return _filled(module, op.dtype, device, scale=None if op.shifts_only else op.scale, shift=op.shift)
+    if isinstance(op, Field):
+        windows = [_plain(window) for window in (*op.before, op.window) if window.kernel]
+        module = ConstantMap(len(op.bias), windows, bordered=op.plane is not None)
+        weight = None if op.plane is None else op.plane.unsqueeze(1)
+        return _filled(module, op.dtype, device, weight=weight, bias=op.bias)
+    assert isinstance(op, Rectify)
+    if op.kind == "prelu":
+        assert op.slope is not None
+        same = bool((op.slope == op.slope[0]).all())
+        module = nn.PReLU(1 if same else len(op.slope))
+        return _filled(module, op.dtype, device, weight=op.slope[:1] if same else op.slope)
+    return _ACTIVATIONS[op.kind](**op.arguments)
+
+
+def _affine(op: Affine, device: torch.device | None) -> nn.Module:
+    bias = op.bias if op.source is None or op.source[1] is not None else None
+    if not op.window.kernel:
+        module: nn.Module = nn.Linear(op.inputs, op.outputs, bias=bias is not None, device="meta")
+    else:
+        convolution: Any = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[len(op.window.kernel) - 1]
+        module = convolution(
+            op.inputs,
+            op.outputs,
+            op.window.kernel,
+            stride=op.window.stride,
+            padding=op.window.padding,
+            dilation=op.window.dilation,
+            groups=op.groups,
+            bias=bias is not None,
+            device="meta",
+        )
+    return _filled(module, op.dtype, device, weight=op.weight, bias=bias)
+
+
+def _filled(module: nn.Module, dtype: torch.dtype, device: torch.device | None, **values: Tensor | None) -> nn.Module:
+    for name, value in values.items():
+        if value is not None:
+            setattr(module, name, nn.Parameter(value.to(device=device, dtype=dtype, copy=True).contiguous()))
+    return module
+
+
+def _plain(window: Window) -> list[list[int]]:
+    return [list(window.kernel), list(window.stride), list(window.padding), list(window.dilation)]

@@ -1,0 +1,148 @@
+"""Which channels hold one value everywhere, whatever the input: a forward pass over the net.
+
+A pruned row leaves its bias; a batch norm moves it; a rectifier clips it; a sum of constants is a constant. Only a
+zero padding ends it, and the padded convolution says so by its taps.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from layercollapse.collapse.ir import Affine, Field, Net, Op, Rectify, Scale, operands, shape, source
+from layercollapse.nodes import packet
+
+aten = torch.ops.aten
+
+# Operations that keep a channel's constant: averages and maxima of equal values, and changes of shape.
+_KEEPS = {
+    aten.adaptive_avg_pool1d,
+    aten.adaptive_avg_pool2d,
+    aten.adaptive_avg_pool3d,
+    aten.max_pool1d,
+    aten.max_pool2d,
+    aten.max_pool3d,
+    aten.adaptive_max_pool1d,
+    aten.adaptive_max_pool2d,
+    aten.adaptive_max_pool3d,
+}
+_AVERAGES = {aten.avg_pool1d, aten.avg_pool2d, aten.avg_pool3d}
+
+
+class Constants:
+    """What `constants` found."""
+
+    def __init__(self) -> None:
+        self._facts: dict[fx.Node, tuple[int, Tensor]] = {}
+
+    def get(self, node: fx.Node, dim: int) -> Tensor | None:
+        """float64 (C,) along a dimension (1 or -1), NaN where a channel varies; None if nothing is known."""
+        fact = self._facts.get(node)
+        return fact[1] if fact is not None and fact[0] == dim else None
+
+    def complete(self, node: fx.Node) -> tuple[int, Tensor] | None:
+        """Dimension and values of a tensor whose every channel is constant, or None."""
+        fact = self._facts.get(node)
+        return fact if fact is not None and not bool(fact[1].isnan().any()) else None
+
+    def put(self, node: fx.Node, dim: int, value: Tensor | None) -> None:
+        """Note the values of a node's channels."""
+        if value is not None and not bool(value.isnan().all()):
+            self._facts[node] = (dim, value)
+
+
+def constants(net: Net) -> Constants:
+    """The channels that hold one value over batch and space, for every node of which any is known."""
+    known = Constants()
+    for node in net.graph.nodes:
+        op = net.op(node)
+        if op is not None:
+            known.put(node, op.channel_dim, _of_record(op, known.get(source(node), op.channel_dim)))
+        elif (pair := operands(node)) is not None:
+            for dim in (1, -1):
+                a, b = (known.get(x, dim) for x in pair)
+                if a is not None and b is not None:
+                    known.put(node, dim, a + b)
+        elif node.op == "call_function" and (repeat := spread(node)):
+            first = node.args[0]
+            assert isinstance(first, fx.Node)
+            value = known.get(first, 1)
+            if value is not None:
+                known.put(node, 1 if len(shape(node)) > 2 else -1, value.repeat_interleave(repeat))
+    return known
+
+
+def _of_record(op: Op, value: Tensor | None) -> Tensor | None:
+    """The constants of a record's output, given those of its input."""
+    if isinstance(op, Affine):
+        return _affine(op, value)
+    if isinstance(op, Field):
+        return op.bias if op.plane is None else op.bias.masked_fill(op.plane.flatten(1).any(1), torch.nan)
+    if isinstance(op, Scale):
+        # A scale of zero makes a constant of anything.
+        varies = torch.full_like(op.scale, torch.nan) if value is None else value
+        return torch.where(op.scale == 0, op.shift, op.scale * varies + op.shift)
+    return None if value is None else rectified(op, value)
+
+
+def spread(node: fx.Node) -> int:
+    """How many neighbouring output channels each input channel becomes, if the operation works per channel; else 0.
+
+    1 for pooling and the mean over space; H·W for a flatten of (N, C, H, W) from dimension 1.
+    """
+    arguments: Any = node.args
+    called, first = packet(node), arguments[0] if arguments else None
+    if not isinstance(first, fx.Node) or first.meta.get("shape") is None or node.meta.get("shape") is None:
+        return 0
+    before, after = shape(first), shape(node)
+    if len(before) < 3:
+        return 0
+    if called in _KEEPS:
+        return 1
+    if called in _AVERAGES:
+        padding = arguments[3] if len(arguments) > 3 else 0
+        padded = any(padding) if isinstance(padding, list | tuple) else bool(padding)
+        counts_padding = arguments[5] if len(arguments) > 5 else True
+        return 0 if padded and counts_padding else 1
+    if called is aten.mean and len(arguments) > 1:
+        dims = arguments[1]
+        spatial = isinstance(dims, list | tuple) and dims and all(d % len(before) > 1 for d in dims)
+        return 1 if spatial else 0
+    if called is aten.flatten:
+        start, end = (arguments[1] if len(arguments) > 1 else 0), (arguments[2] if len(arguments) > 2 else -1)
+        if start == 1 and end % len(before) == len(before) - 1:
+            return max(1, after[1] // max(1, before[1]))
+    return 0
+
+
+def _affine(op: Affine, value: Tensor | None) -> Tensor | None:
+    weight = op.dense().flatten(2) if op.weight.ndim > 2 else op.dense().unsqueeze(-1)  # (O, I, taps)
+    varies = torch.ones(op.inputs, dtype=torch.bool) if value is None else value.isnan()
+    # A constant that meets a zero padding is not constant at the border.
+    unknown = weight[:, torch.ones_like(varies) if op.window.padded else varies].flatten(1).any(1)
+    if op.plane is not None:
+        unknown |= op.plane.flatten(1).any(1)
+    out = op.bias.clone()
+    if value is not None:
+        out += weight.sum(2) @ value.nan_to_num(0.0)
+    return out.masked_fill(unknown, torch.nan)
+
+
+def rectified(op: Rectify, value: Tensor) -> Tensor:
+    """The rectifier's value, float64 (C,), at one value per channel; NaN stays NaN."""
+    call: dict[str, Any] = {
+        "gelu": torch.nn.functional.gelu,
+        "silu": torch.nn.functional.silu,
+        "mish": torch.nn.functional.mish,
+        "hardswish": torch.nn.functional.hardswish,
+        "elu": torch.nn.functional.elu,
+        "celu": torch.nn.functional.celu,
+        "selu": torch.nn.functional.selu,
+    }
+    if op.kind in call:
+        return call[op.kind](value, **op.arguments)
+    if op.slope is not None:
+        return torch.where(value > 0, value, value * op.slope)
+    return value.clamp(min=op.lower, max=op.upper)

@@ -1,0 +1,273 @@
+"""Rules that move constants and per-channel scales to where they cost nothing: into the weights next to them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, fx
+
+from layercollapse.collapse.facts import constants, spread
+from layercollapse.collapse.ir import Affine, Field, Net, Rectify, Scale, operands, shape, sole_user, source
+
+
+def drop_identities(net: Net) -> bool:
+    """A scale of one and a shift of zero goes."""
+    changed = False
+    for node, op in net.records(Scale):
+        if op.identity:
+            net.replace(node, source(node))
+            changed = True
+    return changed
+
+
+def fold_scales_up(net: Net) -> bool:
+    """A scale joins the affine layer, field or scale that it alone reads."""
+    changed = False
+    for node, op in net.records(Scale):
+        producer = source(node)
+        if sole_user(producer) is not node:
+            continue
+        folded = _after(net.op(producer), op)
+        if folded is not None:
+            net.set(producer, folded)
+            net.replace(node, producer)
+            changed = True
+    return changed
+
+
+def _after(op: object, scale: Scale) -> Affine | Field | Scale | None:
+    """The record of ``scale(op(x))``."""
+    if isinstance(op, Affine):
+        s = scale.scale
+        plane = None if op.plane is None else op.plane * _rows(s, op.plane)
+        return replace(
+            op,
+            weight=op.weight * _rows(s, op.weight),
+            bias=op.bias * s + scale.shift,
+            plane=plane,
+            source=None,
+        )
+    if isinstance(op, Field):
+        plane = None if op.plane is None else op.plane * _rows(scale.scale, op.plane)
+        return replace(op, bias=op.bias * scale.scale + scale.shift, plane=plane)
+    if isinstance(op, Scale) and op.channel_dim == scale.channel_dim:
+        return replace(op, scale=op.scale * scale.scale, shift=op.shift * scale.scale + scale.shift)
+    return None
+
+
+def fold_scales_down(net: Net) -> bool:
+    """A scale joins the affine layers that read it, when all its readers are such; a shift at a padding is a plane."""
+    changed = False
+    for node, op in net.records(Scale):
+        readers = [net.affine(user) for user in node.users]
+        if not readers or any(r is None or r.channel_dim != op.channel_dim for r in readers):
+            continue
+        for user, reader in zip(list(node.users), readers, strict=True):
+            assert reader is not None
+            net.set(user, _before(op, reader))
+        net.replace(node, source(node))
+        changed = True
+    return changed
+
+
+def _before(scale: Scale, op: Affine) -> Affine:
+    """The record of ``op(scale(x))``."""
+    index = input_channels(op)
+    taps = op.weight.ndim - 2
+    s = scale.scale[index].reshape(*index.shape, *[1] * taps)
+    t = scale.shift[index].reshape(*index.shape, *[1] * taps)
+    return add_plane(replace(op, weight=op.weight * s, source=None), (op.weight * t).sum(1))
+
+
+def add_plane(op: Affine, plane: Tensor) -> Affine:
+    """Add the response to a plane of constants, float64 (O, *kernel): in the bias where no padding can tell."""
+    if not plane.any():
+        return op
+    if not op.window.padded:
+        total = plane.flatten(1).sum(1) if plane.ndim > 1 else plane
+        return replace(op, bias=op.bias + total, source=None)
+    return replace(op, plane=plane if op.plane is None else op.plane + plane, source=None)
+
+
+def sink_scales(net: Net) -> bool:
+    """A scale moves behind a pooling, a mean over space or a flatten, towards a layer that can take it.
+
+    A maximum commutes with a scale only where the scale is not negative.
+    """
+    changed = False
+    for node, op in net.records(Scale):
+        user = sole_user(node)
+        if user is None or op.channel_dim != 1 or not spread(user):
+            continue
+        if "max_pool" in str(user.target) and bool((op.scale < 0).any()):
+            continue
+        repeat = spread(user)
+        moved = replace(op, scale=op.scale.repeat_interleave(repeat), shift=op.shift.repeat_interleave(repeat))
+        if len(shape(user)) == 2:
+            moved = replace(moved, channel_dim=-1)
+        user.replace_input_with(node, source(node))
+        below = net.insert(str(node.target), moved, user, after=user)
+        net.reroute(user, below)
+        net.erase(node)
+        changed = True
+    return changed
+
+
+def lift_through_sums(net: Net) -> bool:
+    """A scale behind a sum joins the layers that the sum adds: all of them, or one if it only shifts."""
+    changed = False
+    for node, op in net.records(Scale):
+        total = source(node)
+        pair = operands(total)
+        if pair is None or pair[0] is pair[1] or sole_user(total) is not node:
+            continue
+        takers = [x for x in pair if sole_user(x) is total and isinstance(net.op(x), Affine | Field)]
+        takers.sort(key=lambda x: isinstance(net.op(x), Field))
+        if op.shifts_only and takers:
+            takers = takers[:1]
+        elif len(takers) < 2:
+            continue
+        for index, taker in enumerate(takers):
+            part = op if index == 0 else replace(op, shift=torch.zeros_like(op.shift))
+            folded = _after(net.op(taker), part)
+            assert folded is not None
+            net.set(taker, folded)
+        net.replace(node, total)
+        changed = True
+    return changed
+
+
+def fold_constants(net: Net) -> bool:
+    """The constant channels that a layer reads move into its bias; at a zero padding, into one of these channels.
+
+    Every constant that meets a padding has the same shape at the border, so one channel can carry them all: the one
+    with the largest value. A layer that reads nothing else keeps them as its plane.
+    """
+    known = constants(net)
+    changed = False
+    for node, op in net.records(Affine):
+        value = known.get(source(node), op.channel_dim)
+        if value is None:
+            continue
+        folded = _fold_grouped(op, value) if op.groups > 1 else _fold_constants(op, value)
+        if folded is not None:
+            net.set(node, folded)
+            changed = True
+    return changed
+
+
+def _fold_constants(op: Affine, value: Tensor) -> Affine | None:
+    gone = ~value.isnan()
+    filled = value.nan_to_num(0.0)
+    carrier = None
+    if op.window.padded and not bool(gone.all()):
+        largest = int(filled.abs().argmax())
+        if filled[largest] != 0:
+            carrier = largest
+            gone[carrier] = False
+        else:
+            gone &= filled == 0
+    if not bool(op.weight[:, gone].any()) and (carrier is None or op.plane is None):
+        return None
+    part = (op.weight * _columns(filled * gone, op.weight)).sum(1)  # (O, *kernel)
+    weight = op.weight.masked_fill(_columns(gone, op.weight), 0.0)
+    if carrier is None:
+        return add_plane(replace(op, weight=weight, source=None), part)
+    if op.plane is not None:
+        part = part + op.plane
+    weight[:, carrier] += part / filled[carrier]
+    return replace(op, weight=weight, plane=None, source=None)
+
+
+def _fold_grouped(op: Affine, value: Tensor) -> Affine | None:
+    """Without a carrier, which would have to stand in every group: nonzero constants stay where they meet a padding."""
+    filled = value.nan_to_num(0.0)
+    constant = ~value.isnan()
+    if op.window.padded and not bool(constant.all()):
+        constant &= filled == 0
+    taps = [1] * (op.weight.ndim - 2)
+    index = input_channels(op)
+    gone = constant[index].reshape(*index.shape, *taps)
+    if not bool((op.weight.ne(0) & gone).any()):
+        return None
+    part = (op.weight * gone * filled[index].reshape(gone.shape)).sum(1)
+    return add_plane(replace(op, weight=op.weight.masked_fill(gone, 0.0), source=None), part)
+
+
+def constants_in_sums(net: Net) -> bool:
+    """A sum with a constant tensor is a shift."""
+    known = constants(net)
+    changed = False
+    for node in list(net.graph.nodes):
+        pair = operands(node)
+        if pair is None:
+            continue
+        for kept, other in (pair, pair[::-1]):
+            fact = known.complete(other)
+            if fact is None or known.complete(kept) is not None:
+                continue
+            dim, value = fact
+            shift = Scale(torch.ones_like(value), value, dim, dtype_of(net, other))
+            net.replace(node, net.insert(f"{node.name}_shift", shift, kept, after=kept))
+            changed = True
+            break
+    return changed
+
+
+def cut_dead_layers(net: Net) -> bool:
+    """A layer whose weights are all zero becomes a field: it reads only the size of its input."""
+    changed = False
+    for node, op in net.records(Affine):
+        if not bool(op.weight.any()):
+            net.set(node, Field(op.plane, op.bias, op.window, (), op.dtype))
+            changed = True
+    return changed
+
+
+def raise_references(net: Net) -> bool:
+    """A field takes its size from an earlier tensor, when nothing but fields reads the one it has."""
+    changed = False
+    for node, op in net.records(Field):
+        reference = source(node)
+        if any(not isinstance(net.op(user), Field) for user in reference.users):
+            continue
+        previous, pair = net.op(reference), operands(reference)
+        if isinstance(previous, Scale | Rectify):
+            node.replace_input_with(reference, source(reference))
+        elif isinstance(previous, Affine | Field) and len(previous.window.kernel) == len(op.window.kernel):
+            before = previous.before if isinstance(previous, Field) else ()
+            net.set(node, replace(op, before=(*before, previous.window, *op.before)))
+            node.replace_input_with(reference, source(reference))
+        elif pair is not None:
+            node.replace_input_with(reference, pair[0])
+        else:
+            continue
+        changed = True
+    return changed
+
+
+def input_channels(op: Affine) -> Tensor:
+    """int64 (O, I / groups): the input channel that each weight multiplies."""
+    per_group = op.weight.shape[1]
+    rows = max(1, op.outputs // op.groups)
+    return (torch.arange(op.outputs) // rows * per_group)[:, None] + torch.arange(per_group)
+
+
+def dtype_of(net: Net, node: fx.Node) -> torch.dtype:
+    """The dtype of the nearest record at or above a node."""
+    while net.op(node) is None:
+        node = node.all_input_nodes[0]
+    op = net.op(node)
+    assert op is not None
+    return op.dtype
+
+
+def _columns(values: Tensor, weight: Tensor) -> Tensor:
+    """(I,) so that it broadcasts over a weight (O, I, *kernel)."""
+    return values.reshape(1, -1, *[1] * (weight.ndim - 2))
+
+
+def _rows(values: Tensor, weight: Tensor) -> Tensor:
+    """(O,) so that it broadcasts over a weight (O, ...)."""
+    return values.reshape(-1, *[1] * (weight.ndim - 1))

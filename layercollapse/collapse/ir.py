@@ -1,0 +1,287 @@
+"""The representation that the rules rewrite: an fx graph whose affine and rectifier calls are plain records.
+
+Every affine layer, whatever module or function it came from, is one `Affine`; batch norms and rectifiers that
+became linear are `Scale`; a branch that no longer reads its input is a `Field`. All algebra is done in float64 and
+rounded once, when the model is emitted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias, TypeVar
+
+import torch
+from torch import Tensor, fx
+
+from layercollapse.errors import LayerCollapseError
+from layercollapse.nodes import packet
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Window:
+    """How a convolution moves over its input: one integer per spatial dimension, none for a linear layer."""
+
+    kernel: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    padding: tuple[int, ...] = ()
+    dilation: tuple[int, ...] = ()
+
+    @property
+    def padded(self) -> bool:
+        return any(self.padding)
+
+    @property
+    def extent(self) -> tuple[int, ...]:
+        """Positions between the first and the last tap, both counted."""
+        return tuple(d * (k - 1) + 1 for k, d in zip(self.kernel, self.dilation, strict=True))
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether every output position reads the input position it stands on, and no other."""
+        return all(k == 1 for k in self.kernel) and not self.padded and all(s == 1 for s in self.stride)
+
+
+@dataclass(frozen=True)
+class Affine:
+    """A linear layer or a convolution: ``y = conv(x, weight) + conv(ones, plane) + bias``.
+
+    Attributes:
+        weight: float64, (O, I / groups, *kernel).
+        bias: float64, (O,).
+        window: kernel, stride, padding, dilation; empty for a linear layer.
+        groups: number of channel groups.
+        plane: float64, (O, *kernel), or None: the weight of one more input channel that is 1 everywhere and padded
+            with zeros like the others. It carries, exactly, constants that meet a zero padding. Always None for a
+            window without padding, where it is part of the bias.
+        dtype: what the layer is emitted in.
+        source: names of the model's own weight and bias while the layer is unchanged, else None.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    window: Window
+    groups: int
+    dtype: torch.dtype
+    plane: Tensor | None = None
+    source: tuple[str, str | None] | None = None
+
+    @property
+    def outputs(self) -> int:
+        return self.weight.shape[0]
+
+    @property
+    def inputs(self) -> int:
+        return self.weight.shape[1] * self.groups
+
+    @property
+    def depthwise(self) -> bool:
+        return 1 < self.groups == self.outputs == self.inputs
+
+    @property
+    def channel_dim(self) -> int:
+        return 1 if self.window.kernel else -1
+
+    def dense(self) -> Tensor:
+        """The weight without groups: (O, I, *kernel)."""
+        if self.groups == 1:
+            return self.weight
+        out = self.weight.new_zeros(self.outputs, self.inputs, *self.window.kernel)
+        rows, columns = self.outputs // self.groups, self.weight.shape[1]
+        for g in range(self.groups):
+            block = slice(g * rows, (g + 1) * rows)
+            out[block, g * columns : (g + 1) * columns] = self.weight[block]
+        return out
+
+    def reads(self) -> Tensor:
+        """Mask (I,) of the input channels that any weight multiplies."""
+        return self.dense().ne(0).transpose(0, 1).flatten(1).any(1) if self.outputs else torch.zeros(self.inputs).bool()
+
+
+@dataclass(frozen=True)
+class Scale:
+    """``y = scale * x + shift``, per channel: a batch norm, or a rectifier that became linear.
+
+    Attributes:
+        scale: float64, (C,).
+        shift: float64, (C,).
+        channel_dim: 1 for (N, C, *spatial), -1 for (N, *, C).
+        dtype: what the layer is emitted in.
+    """
+
+    scale: Tensor
+    shift: Tensor
+    channel_dim: int
+    dtype: torch.dtype
+
+    @property
+    def identity(self) -> bool:
+        return bool(self.scale.eq(1).all() and self.shift.eq(0).all())
+
+    @property
+    def shifts_only(self) -> bool:
+        return bool(self.scale.eq(1).all())
+
+
+@dataclass(frozen=True)
+class Rectify:
+    """A rectifier that still bends.
+
+    Attributes:
+        site: name of the site.
+        kind: see `layercollapse.rectifiers`.
+        channel_dim: 1 or -1.
+        lower: the lower bend.
+        upper: the upper bend, or None.
+        slope: float64, (C,), the slope below the lower bend (LeakyReLU, PReLU), or None for a flat one.
+        arguments: of the emitted module.
+        dtype: what its parameters are emitted in.
+    """
+
+    site: str
+    kind: str
+    channel_dim: int
+    lower: float
+    upper: float | None
+    slope: Tensor | None
+    arguments: dict[str, Any] = field(default_factory=dict)
+    dtype: torch.dtype = torch.float32
+
+
+@dataclass(frozen=True)
+class Field:
+    """A map that does not depend on the data: ``y = conv(ones, plane) + bias``; its input gives only the size.
+
+    Attributes:
+        plane: float64, (O, *kernel), or None: y is the bias everywhere.
+        bias: float64, (O,).
+        window: of the convolution over the ones.
+        before: the windows that lead from the size of the input to the size of the plane of ones.
+        dtype: what it is emitted in.
+    """
+
+    plane: Tensor | None
+    bias: Tensor
+    window: Window
+    before: tuple[Window, ...]
+    dtype: torch.dtype
+
+    @property
+    def channel_dim(self) -> int:
+        return 1 if self.window.kernel else -1
+
+
+Op: TypeAlias = Affine | Scale | Rectify | Field
+AnyOp = TypeVar("AnyOp", Affine, Scale, Rectify, Field)
+
+
+class Net:
+    """A graph whose `call_module` nodes stand for records.
+
+    Attributes:
+        graph: placeholders are the inputs; `get_attr` nodes read `tensors`; every other call is an aten operation.
+        ops: target of a `call_module` node -> its record. Each target is called once.
+        tensors: parameters and buffers that no record holds, by name.
+        parameters: the names in `tensors` that are parameters.
+        out_spec: how the outputs are packed.
+    """
+
+    def __init__(self, graph: fx.Graph, out_spec: Any) -> None:
+        self.graph = graph
+        self.ops: dict[str, Op] = {}
+        self.tensors: dict[str, Tensor] = {}
+        self.parameters: set[str] = set()
+        self.out_spec = out_spec
+
+    def op(self, node: Any) -> Op | None:
+        """The record that a node stands for, or None."""
+        return self.ops.get(str(node.target)) if isinstance(node, fx.Node) and node.op == "call_module" else None
+
+    def affine(self, node: Any) -> Affine | None:
+        """The node's record if it is an Affine, or None."""
+        op = self.op(node)
+        return op if isinstance(op, Affine) else None
+
+    def records(self, kind: type[AnyOp]) -> Iterator[tuple[fx.Node, AnyOp]]:
+        """The nodes whose record is of a type, with their records; the net may change meanwhile."""
+        for node in list(self.graph.nodes):
+            op = self.op(node)
+            if isinstance(op, kind):
+                yield node, op
+
+    def set(self, node: fx.Node, op: Op) -> None:
+        """Give a node a new record."""
+        self.ops[str(node.target)] = op
+
+    def insert(self, name: str, op: Op, source: fx.Node, after: fx.Node) -> fx.Node:
+        """A new node for a record, under a name that is free, right after another node; shape as that of `source`."""
+        target, count = name, 1
+        while target in self.ops:
+            count += 1
+            target = f"{name}_{count}"
+        self.ops[target] = op
+        with self.graph.inserting_after(after):
+            node = self.graph.call_module(target, (source,))
+        node.meta["shape"] = source.meta["shape"]
+        return node
+
+    def reroute(self, node: fx.Node, by: fx.Node) -> None:
+        """Let everything that reads `node`, but `by`, read `by`."""
+        node.replace_all_uses_with(by, delete_user_cb=lambda user: user is not by)
+
+    def replace(self, node: fx.Node, by: fx.Node) -> None:
+        """Let `by` take the place of `node`, which goes."""
+        node.replace_all_uses_with(by)
+        self.erase(node)
+
+    def erase(self, node: fx.Node) -> None:
+        """Remove a node without users, and its record."""
+        if node.op == "call_module":
+            del self.ops[str(node.target)]
+        self.graph.erase_node(node)
+
+    def sweep(self) -> bool:
+        """Remove the nodes that the outputs do not read."""
+        changed = False
+        for node in reversed(list(self.graph.nodes)):
+            if not node.users and node.op not in ("placeholder", "output"):
+                self.erase(node)
+                changed = True
+        for name in set(self.tensors) - {str(n.target) for n in self.graph.nodes if n.op == "get_attr"}:
+            del self.tensors[name]
+        return changed
+
+
+def shape(node: fx.Node) -> tuple[int, ...]:
+    """Shape of a node's tensor for the example inputs; channels may have been dropped since."""
+    return node.meta["shape"]
+
+
+def source(node: fx.Node) -> fx.Node:
+    """The tensor that a record's node reads."""
+    value = node.args[0]
+    assert isinstance(value, fx.Node)
+    return value
+
+
+def sole_user(node: fx.Node) -> fx.Node | None:
+    """The node that reads this one, if there is just one."""
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def operands(node: Any) -> tuple[fx.Node, fx.Node] | None:
+    """The two tensors of an elementwise sum ``a + b``, or None."""
+    if packet(node) is not aten.add or node.kwargs.get("alpha", 1) != 1:
+        return None
+    a, b = node.args[:2]
+    if not (isinstance(a, fx.Node) and isinstance(b, fx.Node)) or a.meta.get("shape") is None:
+        return None
+    return (a, b) if b.meta.get("shape") == a.meta["shape"] == node.meta.get("shape") else None
+
+
+def check(condition: bool, message: str) -> None:
+    """Raise a LayerCollapseError unless the condition holds."""
+    if not condition:
+        raise LayerCollapseError(message)

@@ -1,0 +1,55 @@
+"""Replace the rectifiers that never bend by what they are: one slope and one offset per neuron."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import Tensor
+
+from layercollapse.collapse.facts import constants, rectified
+from layercollapse.collapse.ir import Net, Rectify, Scale, source
+from layercollapse.counts import OFF, SATURATED
+
+
+def constant_sites(net: Net) -> dict[str, Tensor]:
+    """The sites whose input holds one value per channel whatever the data: name -> these values, float64 (C,)."""
+    known = constants(net)
+    found = {}
+    for node, op in net.records(Rectify):
+        value = known.get(source(node), op.channel_dim)
+        if value is not None and not bool(value.isnan().any()):
+            found[op.site] = value
+    return found
+
+
+def linearize(net: Net, states: Mapping[str, Tensor], constant: Collection[str]) -> None:
+    """Turn rectifiers into scales, in place.
+
+    Args:
+        net: the net to change.
+        states: site -> int8 (C,) states without a mixed one (see `layercollapse.counts.STATES`): on has slope 1, off
+            the rectifier's slope below its lower bend, saturated is the constant at its upper bend.
+        constant: sites of `constant_sites`, of any kind: the rectifier is evaluated, nothing is assumed.
+    """
+    known = constants(net)
+    for node, op in net.records(Rectify):
+        if op.site in constant:
+            value = known.get(source(node), op.channel_dim)
+            assert value is not None
+            net.set(node, Scale(torch.zeros_like(value), rectified(op, value), op.channel_dim, op.dtype))
+        elif op.site in states:
+            net.set(node, _scale(op, states[op.site]))
+
+
+def _scale(op: Rectify, states: Tensor) -> Scale:
+    off, saturated = states == OFF, states == SATURATED
+    scale = torch.ones(len(states), dtype=torch.float64)
+    shift = torch.zeros_like(scale)
+    if op.slope is None:
+        scale[off], shift[off] = 0.0, op.lower
+    else:
+        scale[off] = op.slope[off]
+    if op.upper is not None:
+        scale[saturated], shift[saturated] = 0.0, op.upper
+    return Scale(scale, shift, op.channel_dim, op.dtype)

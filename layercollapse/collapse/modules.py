@@ -1,0 +1,78 @@
+"""The two modules that a collapsed model may need beside those of `torch.nn`."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ChannelAffine(nn.Module):
+    """``y = scale * x + shift`` per channel: a batch norm in evaluation mode, or a rectifier that became linear.
+
+    Args:
+        channels: number of channels C.
+        channel_dim: 1 for inputs (N, C, *spatial), -1 for (N, *, C).
+        scaled: whether there is a scale; otherwise ``y = x + shift``.
+    """
+
+    def __init__(self, channels: int, channel_dim: int = 1, scaled: bool = True) -> None:
+        super().__init__()
+        self.channels, self.channel_dim = channels, channel_dim
+        self.scale = nn.Parameter(torch.ones(channels)) if scaled else None
+        self.shift = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, *spatial) or (N, *, C) -> the same."""
+        trailing = (1,) * (x.ndim - 2 if self.channel_dim == 1 else 0)
+        shift = self.shift.view(-1, *trailing)
+        if self.scale is None:
+            return x + shift
+        return torch.addcmul(shift, x, self.scale.view(-1, *trailing))
+
+    def extra_repr(self) -> str:
+        return f"{self.channels}, channel_dim={self.channel_dim}, scaled={self.scale is not None}"
+
+
+class ConstantMap(nn.Module):
+    """What a branch that no longer reads its input adds to the network: ``conv(ones, weight) + bias``.
+
+    A convolution pads its constant inputs with zeros, so the map differs at the border; one channel of ones, padded
+    in the same way, gives it exactly, for every input size. The input only tells the size.
+
+    Args:
+        channels: number of output channels O.
+        windows: (kernel, stride, padding, dilation), each one integer per spatial dimension, of the convolutions
+            that lead from the size of the input to the size of the output; the last one is applied to the ones.
+            Empty for a map over (N, *, O) that is the bias everywhere.
+        bordered: whether there is a weight; otherwise the map is the bias everywhere.
+    """
+
+    def __init__(self, channels: int, windows: list[list[list[int]]], bordered: bool = True) -> None:
+        super().__init__()
+        self.channels = channels
+        self.windows = [[list(part) for part in window] for window in windows]
+        kernel = self.windows[-1][0] if self.windows else []
+        self.weight = nn.Parameter(torch.zeros(channels, 1, *kernel)) if bordered else None
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, *spatial) -> (N, O, *spatial'), or (N, *, C) -> (N, *, O)."""
+        if not self.windows:
+            return self.bias.expand(*x.shape[:-1], self.channels)
+        sizes = [list(x.shape[2:])]
+        for window in self.windows:
+            sizes.append(
+                [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in zip(sizes[-1], *window, strict=True)]
+            )
+        if self.weight is None:
+            plane = self.bias.view(-1, *[1] * len(sizes[-1])).expand(1, self.channels, *sizes[-1])
+        else:
+            _, stride, padding, dilation = self.windows[-1]
+            convolve = (F.conv1d, F.conv2d, F.conv3d)[len(stride) - 1]
+            ones = self.weight.new_ones(1, 1, *sizes[-2])
+            plane = convolve(ones, self.weight, self.bias, stride, padding, dilation)
+        return plane.expand(x.shape[0], *plane.shape[1:])
+
+    def extra_repr(self) -> str:
+        return f"{self.channels}, windows={self.windows}, bordered={self.weight is not None}"

@@ -1,0 +1,80 @@
+"""What a collapse gives back, and what it says about every site."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from layercollapse.collapse.cost import Summary
+from layercollapse.collapse.store import save
+
+
+@dataclass(frozen=True)
+class SiteResult:
+    """What became of one rectifier site.
+
+    Attributes:
+        name: the site.
+        kind: the rectifier.
+        status: ``"collapsed"`` (the rectifier is gone) or ``"kept"``.
+        guarantee: for a collapsed site, ``"exact"``: its input is constant whatever the data, which algebra shows;
+            ``"empirical"``: no sign changed on the data that the report counted. Empty for a kept site.
+        reason: one sentence: why it collapsed, or why it could not.
+    """
+
+    name: str
+    kind: str
+    status: str
+    guarantee: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class CollapseResult:
+    """A collapsed model.
+
+    Attributes:
+        model: a plain module with ordinary parameters: no masks, no hooks; trainable and exportable.
+        sites: one entry for each rectifier site of the original, in execution order.
+        before: depth, parameters and multiply-accumulates of the sparse model.
+        after: the same of the collapsed one.
+        max_abs_error: largest absolute difference between their outputs on the data.
+        same_predictions: number of samples with the same prediction.
+        samples: number of samples compared.
+        example_inputs: what the model was captured with; `save` exports with them.
+    """
+
+    model: nn.Module
+    sites: tuple[SiteResult, ...]
+    before: Summary
+    after: Summary
+    max_abs_error: float
+    same_predictions: int
+    samples: int
+    example_inputs: Any
+
+    @property
+    def collapsed(self) -> tuple[str, ...]:
+        """Names of the collapsed sites."""
+        return tuple(site.name for site in self.sites if site.status == "collapsed")
+
+    def explain(self) -> str:
+        """One line for every site: what became of it, and why."""
+        width = max((len(site.name) for site in self.sites), default=0)
+        lines = [
+            f"{site.name:<{width}}  {site.kind:<10}  {site.status:<9}  "
+            f"{(site.guarantee + ': ') if site.guarantee else ''}{site.reason}"
+            for site in self.sites
+        ]
+        return "\n".join(lines)
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write ``model.safetensors``, ``model.json`` and ``model.pt2`` into a folder; see `layercollapse.load`.
+
+        Raises:
+            LayerCollapseError: the folder cannot be written.
+        """
+        save(self.model, folder, self.example_inputs)

@@ -1,0 +1,51 @@
+"""The rules, in one place, and the loop that applies them until none changes anything.
+
+A rule is a function that takes a net, rewrites what it can without changing what the net computes, and tells whether
+it did. Each removes something (a scale, a channel, a layer, a tap) or moves a scale towards a layer that takes it, so
+the loop ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from layercollapse.collapse.channels import drop_unread_channels
+from layercollapse.collapse.fold import (
+    constants_in_sums,
+    cut_dead_layers,
+    drop_identities,
+    fold_constants,
+    fold_scales_down,
+    fold_scales_up,
+    lift_through_sums,
+    raise_references,
+    sink_scales,
+)
+from layercollapse.collapse.ir import Net
+from layercollapse.collapse.merge import merge_in_sequence, merge_side_by_side, trim_kernels
+
+Rule = Callable[[Net], bool]
+
+RULES: tuple[Rule, ...] = (
+    drop_identities,
+    fold_scales_up,
+    fold_constants,
+    cut_dead_layers,
+    constants_in_sums,
+    drop_unread_channels,
+    fold_scales_down,
+    lift_through_sums,
+    sink_scales,
+    raise_references,
+    trim_kernels,
+    merge_in_sequence,
+    merge_side_by_side,
+)
+
+
+def simplify(net: Net, rules: tuple[Rule, ...] = RULES) -> None:
+    """Apply rules in order, from the first again after every change, until none has anything to do."""
+    net.sweep()
+    while any(rule(net) for rule in rules):
+        net.sweep()
+    net.graph.lint()

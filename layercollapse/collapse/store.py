@@ -1,0 +1,289 @@
+"""Save a collapsed model and load it again, without pickle and without the class it came from.
+
+``model.json`` is the graph (nodes, modules, output containers), ``model.safetensors`` the tensors, ``model.pt2`` the
+same model for `torch.export.load`, which needs nothing of this package. What a JSON file may name is limited to the
+modules below and to aten operations that change nothing and open no file, so a file from a stranger computes, at
+worst, a wrong number.
+"""
+
+from __future__ import annotations
+
+import json
+import keyword
+import math
+import operator
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, fx, nn
+
+from layercollapse.collapse.modules import ChannelAffine, ConstantMap
+from layercollapse.errors import LayerCollapseError
+from layercollapse.files import atomic, write_text
+from layercollapse.graph import call_arguments, evaluating, export
+
+FORMAT, VERSION = "layercollapse.model", 1
+
+# Module -> the attributes that its constructor takes.
+_MODULES: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
+    **{
+        kind.__name__: (
+            kind,
+            ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"),
+        )
+        for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    },
+    "Linear": (nn.Linear, ("in_features", "out_features")),
+    "ChannelAffine": (ChannelAffine, ("channels", "channel_dim")),
+    "ConstantMap": (ConstantMap, ("channels", "windows")),
+    "ReLU": (nn.ReLU, ()),
+    "ReLU6": (nn.ReLU6, ()),
+    "Hardtanh": (nn.Hardtanh, ("min_val", "max_val")),
+    "LeakyReLU": (nn.LeakyReLU, ("negative_slope",)),
+    "PReLU": (nn.PReLU, ("num_parameters",)),
+    "GELU": (nn.GELU, ("approximate",)),
+    "SiLU": (nn.SiLU, ()),
+    "Mish": (nn.Mish, ()),
+    "Hardswish": (nn.Hardswish, ()),
+    "ELU": (nn.ELU, ("alpha",)),
+    "CELU": (nn.CELU, ("alpha",)),
+    "SELU": (nn.SELU, ()),
+}
+# Whether an optional tensor of a module exists -> the argument that says so.
+_OPTIONAL = {
+    "Conv1d": ("bias", "bias"),
+    "Conv2d": ("bias", "bias"),
+    "Conv3d": ("bias", "bias"),
+    "Linear": ("bias", "bias"),
+    "ChannelAffine": ("scale", "scaled"),
+    "ConstantMap": ("weight", "bordered"),
+}
+_OPERATORS = {
+    f"operator.{f.__name__}": f
+    for f in (operator.getitem, operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod, operator.neg)
+}
+_FORBIDDEN = {"from_file", "_print", "_assert_async", "_assert_tensor_metadata", "set_data", "save", "load"}
+_DTYPES = {str(v).removeprefix("torch."): v for v in vars(torch).values() if isinstance(v, torch.dtype)}
+_ENUMS: dict[str, dict[str, Any]] = {
+    "dtype": _DTYPES,
+    "layout": {"strided": torch.strided},
+    "memory_format": {
+        "contiguous": torch.contiguous_format,
+        "preserve": torch.preserve_format,
+        "channels_last": torch.channels_last,
+        "channels_last_3d": torch.channels_last_3d,
+    },
+}
+
+
+def save(model: nn.Module, folder: str | os.PathLike[str], example_inputs: Any) -> None:
+    """Write a collapsed model into a folder, which is made if it is missing.
+
+    Args:
+        model: the `model` of a `CollapseResult`, retrained or not.
+        folder: where ``model.safetensors``, ``model.json`` and ``model.pt2`` go; each appears whole or not at all.
+        example_inputs: what to export with; the batch stays dynamic where the model allows it.
+
+    Raises:
+        LayerCollapseError: the model is not a collapsed one, or the folder cannot be written.
+    """
+    if not isinstance(model, fx.GraphModule):
+        raise LayerCollapseError(f"model: expected the model of a CollapseResult, got {type(model).__name__}")
+    text = json.dumps({"format": FORMAT, "version": VERSION, **_describe(model)}, indent=1, allow_nan=False)
+    tensors = {name: value.detach().contiguous().clone() for name, value in model.state_dict().items()}
+    args, kwargs = call_arguments(example_inputs)
+    with evaluating(model), torch.no_grad():
+        exported = export(model, args, kwargs)
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic(folder / "model.safetensors") as path:
+            save_file(tensors, path, {"format": FORMAT})
+        with atomic(folder / "model.pt2") as path, path.open("wb") as file:
+            torch.export.save(exported, file)
+        write_text(folder / "model.json", text)
+    except OSError as error:
+        raise LayerCollapseError(f"folder: expected one that can be written, got {str(folder)!r} ({error})") from error
+
+
+def load(path: str | os.PathLike[str]) -> fx.GraphModule:
+    """Load a model that `save` wrote, from its ``model.json`` and ``model.safetensors``.
+
+    Args:
+        path: the folder, or its ``model.json``.
+
+    Returns:
+        The module, in evaluation mode, with the dtypes it was saved with, on the CPU.
+
+    Raises:
+        LayerCollapseError: a file is missing, truncated, of another format or version, or names anything but the
+            operations of a collapsed model.
+    """
+    path = Path(path)
+    folder = path.parent if path.suffix else path
+    try:
+        text = (folder / "model.json").read_text(encoding="utf-8")
+        tensors = load_file(folder / "model.safetensors")
+    except (OSError, UnicodeDecodeError, SafetensorError) as error:
+        raise LayerCollapseError(
+            f"path: expected a folder with a whole model.json and model.safetensors, got {str(folder)!r} ({error})"
+        ) from error
+    try:
+        described = json.loads(text)
+        if not isinstance(described, dict) or described.get("format") != FORMAT:
+            raise LayerCollapseError(f"it is no {FORMAT} file")
+        if described.get("version") != VERSION:
+            raise LayerCollapseError(f"its version is {described.get('version')!r}, this release reads {VERSION}")
+        return _rebuild(described, tensors)
+    except LayerCollapseError as error:
+        raise LayerCollapseError(f"path: cannot load {str(folder / 'model.json')!r}: {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError, RecursionError) as error:
+        raise LayerCollapseError(
+            f"path: {str(folder / 'model.json')!r} is damaged: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _describe(model: fx.GraphModule) -> dict[str, Any]:
+    nodes, modules = [], {}
+    for node in model.graph.nodes:
+        target = node.target
+        if node.op == "call_function":
+            target = _function_name(target)
+        elif node.op == "call_module":
+            module = model.get_submodule(str(target))
+            name = type(module).__name__
+            attributes = _MODULES[name][1]
+            modules[str(target)] = {"type": name, **{a: getattr(module, a) for a in attributes}}
+            if name in _OPTIONAL:
+                tensor, argument = _OPTIONAL[name]
+                modules[str(target)][argument] = getattr(module, tensor) is not None
+        nodes.append(
+            {
+                "name": node.name,
+                "op": node.op,
+                "target": str(target),
+                "args": _encode(node.args),
+                "kwargs": _encode(dict(node.kwargs)),
+            }
+        )
+    parameters = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    return {"nodes": nodes, "modules": modules, "parameters": parameters}
+
+
+def _function_name(target: Any) -> str:
+    if isinstance(target, torch._ops.OpOverload):
+        return str(target)
+    return f"operator.{target.__name__}"
+
+
+def _function(name: Any) -> Any:
+    """The function of that name, if a file may name it."""
+    if name in _OPERATORS:
+        return _OPERATORS[name]
+    parts = name.split(".") if isinstance(name, str) else []
+    if len(parts) == 3 and parts[0] == "aten" and parts[1] not in _FORBIDDEN and not parts[1].startswith("__"):
+        packet = getattr(torch.ops.aten, parts[1], None)
+        overload = getattr(packet, parts[2], None) if packet is not None else None
+        if isinstance(overload, torch._ops.OpOverload) and not overload._schema.is_mutable:
+            return overload
+    raise LayerCollapseError(f"it calls {name!r}, which is no operation of a collapsed model")
+
+
+def _encode(value: Any) -> Any:
+    """Arguments as JSON; what JSON does not have becomes a dict with one key that says what it is."""
+    if isinstance(value, fx.Node):
+        return {"node": value.name}
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else {"float": str(value)}
+    if isinstance(value, tuple):
+        return {"tuple": [_encode(v) for v in value]}
+    if isinstance(value, list):
+        return [_encode(v) for v in value]
+    if isinstance(value, dict):
+        return {"dict": {str(k): _encode(v) for k, v in value.items()}}
+    if isinstance(value, slice):
+        return {"slice": [_encode(v) for v in (value.start, value.stop, value.step)]}
+    if isinstance(value, torch.device):
+        return {"device": str(value)}
+    for kind, members in _ENUMS.items():
+        for name, member in members.items():
+            if type(member) is type(value) and member == value:
+                return {kind: name}
+    raise LayerCollapseError(f"model: an argument of type {type(value).__name__} cannot be saved")
+
+
+def _decode(value: Any, nodes: dict[str, fx.Node]) -> Any:
+    if isinstance(value, list):
+        return [_decode(v, nodes) for v in value]
+    if not isinstance(value, dict):
+        return value
+    if len(value) != 1:
+        raise LayerCollapseError(f"an argument has {len(value)} kinds")
+    kind, inner = next(iter(value.items()))
+    if kind == "node":
+        return nodes[inner]
+    if kind == "float":
+        return float(inner)
+    if kind == "tuple":
+        return tuple(_decode(v, nodes) for v in inner)
+    if kind == "dict":
+        return {str(k): _decode(v, nodes) for k, v in inner.items()}
+    if kind == "slice":
+        return slice(*(_decode(v, nodes) for v in inner))
+    if kind == "device":
+        return torch.device(inner)
+    return _ENUMS[kind][inner]
+
+
+def _rebuild(described: dict[str, Any], tensors: dict[str, Tensor]) -> fx.GraphModule:
+    modules: dict[str, Any] = {}
+    for target, record in described["modules"].items():
+        _path(target)
+        arguments = dict(record)
+        name = arguments.pop("type")
+        if name not in _MODULES:
+            raise LayerCollapseError(f"it has a module {name!r}, which is no part of a collapsed model")
+        with torch.device("meta"):  # the tensors come from the file; a size that lies allocates nothing
+            modules[target] = _MODULES[name][0](**arguments)
+    graph = fx.Graph()
+    nodes: dict[str, fx.Node] = {}
+    for entry in described["nodes"]:
+        name, op, target = entry["name"], entry["op"], entry["target"]
+        if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name) or name in nodes:
+            raise LayerCollapseError(f"it has a node {name!r}")
+        args = _decode(entry["args"], nodes)
+        kwargs = _decode(entry["kwargs"], nodes)
+        if op == "placeholder":
+            if not target.isidentifier() or keyword.iskeyword(target):
+                raise LayerCollapseError(f"it has an input {target!r}")
+        elif op == "get_attr":
+            _path(target)
+            value = tensors[target]
+            is_parameter = target in described["parameters"]
+            modules[target] = nn.Parameter(value, value.is_floating_point()) if is_parameter else value
+        elif op == "call_module":
+            if target not in modules or not isinstance(modules[target], nn.Module):
+                raise LayerCollapseError(f"it calls a module {target!r} that it does not have")
+        elif op == "call_function":
+            target = _function(target)
+        elif op != "output":
+            raise LayerCollapseError(f"it has a node of type {op!r}")
+        nodes[name] = graph.create_node(op, target, args, kwargs, name)
+    graph.lint()
+    model = fx.GraphModule(modules, graph, class_name="Collapsed")
+    model.load_state_dict(tensors, strict=True, assign=True)
+    return model.eval()
+
+
+def _path(path: Any) -> None:
+    """Raise unless a name is a dotted path of ordinary attribute names."""
+    parts = path.split(".") if isinstance(path, str) else [""]
+    for part in parts:
+        if not part.replace("_", "a").isalnum() or part.startswith("__") or keyword.iskeyword(part):
+            raise LayerCollapseError(f"it has a path {path!r}")

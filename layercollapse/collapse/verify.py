@@ -1,0 +1,90 @@
+"""Compare two models on data: the largest difference of their outputs, and whether they predict the same."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+
+from layercollapse.errors import LayerCollapseError
+from layercollapse.graph import call_arguments, evaluating
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far two models agree.
+
+    Attributes:
+        max_abs_error: largest absolute difference of any output.
+        same: number of samples with the same prediction (the largest entry along the last dimension).
+        samples: number of samples compared.
+    """
+
+    max_abs_error: float
+    same: int
+    samples: int
+
+
+def compare(reference: nn.Module, model: nn.Module, data: Iterable[Any]) -> Agreement:
+    """Run both models in evaluation mode on the same batches.
+
+    Args:
+        reference: the model that is right.
+        model: the model to test; called with the same arguments.
+        data: batches: a tensor, a tuple or list whose first element is the model's input, or a dict of keyword
+            arguments (labels and other keys that the model does not take are left out).
+
+    Raises:
+        LayerCollapseError: there is no batch, or the outputs cannot be compared.
+    """
+    worst, same, samples = 0.0, 0, 0
+    with evaluating(reference), evaluating(model), torch.no_grad():
+        for args, kwargs in batches(data, reference):
+            expected = _tensors(reference(*args, **kwargs))
+            got = _tensors(model(*args, **kwargs))
+            if [t.shape for t in expected] != [t.shape for t in got]:
+                raise LayerCollapseError(
+                    f"model: expected outputs of shapes {[tuple(t.shape) for t in expected]}, got "
+                    f"{[tuple(t.shape) for t in got]}"
+                )
+            for a, b in zip(expected, got, strict=True):
+                difference = (a.double() - b.double()).abs()
+                # NaN in both, or the same infinity in both, agree; in one only, they are infinitely apart.
+                difference[a.eq(b) | (a.isnan() & b.isnan())] = 0
+                if difference.numel():
+                    worst = max(worst, float(difference.nan_to_num(nan=torch.inf).max()))
+            first, second = expected[0], got[0]
+            samples += len(first) if first.ndim else 1
+            if first.ndim > 1 and first.shape[-1] > 0:
+                agree = first.argmax(-1).eq(second.argmax(-1)).reshape(len(first), -1).all(1)
+                same += int(agree.sum())
+            else:
+                same += len(first) if first.ndim else 1
+    if not samples:
+        raise LayerCollapseError("data: expected at least one batch, got none")
+    return Agreement(worst, same, samples)
+
+
+def batches(data: Iterable[Any], model: nn.Module) -> Iterator[tuple[tuple, dict[str, Any]]]:
+    """Arguments of the model from each batch, on the model's device."""
+    parameter = next(model.parameters(), None)
+    names = set(inspect.signature(model.forward).parameters)
+    for batch in [data] if isinstance(data, Tensor) else data:
+        inputs = batch[0] if isinstance(batch, tuple | list) else batch
+        if isinstance(inputs, Mapping):
+            inputs = {key: value for key, value in inputs.items() if key in names and key != "labels"}
+        arguments = call_arguments(inputs)
+        if parameter is not None:
+            arguments = pytree.tree_map_only(Tensor, lambda x: x.to(parameter.device), arguments)
+        yield arguments
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    """The floating-point tensors of an output, in order; a model output class counts as the dict it is."""
+    values = list(output.values()) if isinstance(output, Mapping) else pytree.tree_leaves(output)
+    return [t for t in pytree.tree_leaves(values) if isinstance(t, Tensor) and t.is_floating_point()]
