@@ -86,7 +86,9 @@ class LayerEntropy:
         """
         pieces = self._pieces(self.zeros).double()
         share = pieces / pieces.sum(1, keepdim=True).clamp(min=1)
-        return (torch.special.entr(share).sum(1) / math.log(2)).abs()  # (C,); abs: −0.0 for a share of 1
+        bits = torch.special.entr(share).sum(1) / math.log(2)  # (C,)
+        # Rounding gives −0.0 for a share of 1, and 1 + 2⁻⁵² for some halves.
+        return bits.abs().clamp(max=math.log2(self.counts.shape[1] - 2))
 
     @property
     def mean(self) -> float:
@@ -217,7 +219,7 @@ class EntropyReport:
         """
         try:
             data = json.loads(text)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise LayerCollapseError(f"text: expected the JSON of an entropy report, got {error}") from error
         if not isinstance(data, dict) or data.get("format") != _FORMAT:
             raise LayerCollapseError(f'text: expected JSON with "format": "{_FORMAT}", got something else')

@@ -1,0 +1,185 @@
+"""Entropies, states and reports from counts: hand-computed tables first."""
+
+import json
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from layercollapse import LayerCollapseError
+from layercollapse.counts import STATES, EntropyReport, LayerEntropy
+
+Q = 2 - 0.75 * math.log2(3)  # H(1/4) in bits
+
+# negative, zero, positive, nan [, at the upper bend] -> entropy by zeros=ignore, off, on; state
+TABLE = [
+    ([4, 0, 4, 0], (1, 1, 1), "mixed"),
+    ([2, 0, 6, 0], (Q, Q, Q), "mixed"),
+    ([1, 4, 3, 0], (Q, 0.9544340029249649, 0.5435644431995964), "mixed"),
+    ([8, 0, 0, 0], (0, 0, 0), "off"),
+    ([0, 0, 8, 0], (0, 0, 0), "on"),
+    ([0, 2, 6, 0], (0, Q, 0), "on"),
+    ([6, 2, 0, 0], (0, 0, Q), "off"),
+    ([0, 8, 0, 0], (0, 0, 0), "off"),
+    ([0, 0, 0, 0], (0, 0, 0), "off"),
+    ([0, 0, 8, 0, 0], (0, 0, 0), "on"),
+    ([0, 0, 8, 0, 8], (0, 0, 0), "saturated"),
+    ([0, 0, 8, 0, 6], (Q, Q, Q), "mixed"),
+    ([4, 0, 4, 0, 4], (1, 1, 1), "mixed"),
+    ([2, 0, 4, 0, 2], (math.log2(3), math.log2(3), math.log2(3)), "mixed"),
+    ([8, 0, 0, 0, 0], (0, 0, 0), "off"),
+    ([0, 2, 6, 0, 0], (0, Q, 0), "on"),
+    ([0, 2, 6, 0, 6], (Q, Q, Q), "mixed"),  # 0 and 6 come out: zeros are not in the saturated piece
+]
+
+
+def layer(rows, name="relu", kind="relu", **conventions):
+    return LayerEntropy(name, kind, torch.tensor(rows, dtype=torch.int64), **conventions)
+
+
+@pytest.mark.parametrize(("row", "entropies", "state"), TABLE)
+def test_table(row, entropies, state):
+    for zeros, expected in zip(("ignore", "off", "on"), entropies, strict=True):
+        entropy = layer([row], zeros=zeros).entropy
+        assert entropy.dtype == torch.float64
+        assert entropy.item() == pytest.approx(expected, abs=1e-12)
+        assert (entropy.item() == 0) == (expected == 0)
+        assert layer([row], zeros=zeros).count(state) == 1
+    assert STATES[layer([row]).states.item()] == state
+
+
+def test_layer_summaries():
+    it = layer([[4, 0, 4, 0], [8, 0, 0, 0], [0, 0, 8, 0]])
+    assert (it.mean, it.mean_over("active"), it.samples, it.neurons, it.mixed) == (pytest.approx(1 / 3), 1, 8, 3, 1)
+    assert layer([[4, 0, 4, 0], [8, 0, 0, 0]], average="active").mean == 1
+    assert not it.collapsible
+    assert layer([[8, 0, 0, 0], [0, 0, 8, 0]]).collapsible
+    assert layer([[8, 0, 0, 0]]).mean_over("active") == 0
+    assert not layer([[0, 0, 0, 0]]).collapsible  # nothing seen
+
+
+@given(st.lists(st.integers(0, 2**61), min_size=3, max_size=3), st.sampled_from(["ignore", "off", "on"]))
+def test_entropy_is_zero_exactly_in_one_piece_and_never_above_one_bit(row, zeros):
+    it = layer([[*row, 0]], zeros=zeros)
+    entropy = it.entropy.item()
+    assert 0 <= entropy <= 1
+    if zeros == "ignore":
+        assert (entropy > 0) == (it.mixed == 1) == (row[0] > 0 and row[2] > 0)
+
+
+@given(st.lists(st.integers(0, 50), min_size=4, max_size=4))
+def test_a_bounded_neuron_is_linear_exactly_when_its_outputs_are(numbers):
+    below, zero, between, above = numbers
+    z = torch.tensor([-1.0] * below + [0.0] * zero + [2.0] * between + [7.0] * above)
+    it = layer([[below, zero, between + above, 0, above]], kind="relu6")
+    state = STATES[it.states.item()]
+    y = z.clamp(0, 6)
+    linear = {"off": torch.zeros_like(z), "on": z, "saturated": torch.full_like(z, 6.0)}
+    assert (it.entropy.item() == 0) == (state != "mixed")
+    if state == "mixed":
+        assert not any(torch.equal(candidate, y) for candidate in linear.values())
+    else:
+        assert torch.equal(linear[state], y)
+
+
+def report(*rows):
+    return EntropyReport([layer(row, name=f"relu{i}") for i, row in enumerate(rows)])
+
+
+def test_merge_adds_counts():
+    a, b = report([[1, 2, 3, 0]], [[0, 0, 9, 0]]), report([[10, 0, 0, 0]], [[0, 0, 1, 0]])
+    merged = a.merge(EntropyReport(b.layers[::-1]))
+    assert [x.counts.tolist() for x in merged] == [[[11, 2, 3, 0]], [[0, 0, 10, 0]]]
+    assert a["relu0"].counts.tolist() == [[1, 2, 3, 0]]
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (report([[1, 0, 0, 0]]), "relu1 in one only"),
+        (report([[1, 0, 0, 0]], [[1, 0, 0, 0]] * 2), r"relu with counts \(1, 4\), got relu with \(2, 4\)"),
+        (
+            EntropyReport([layer([[1, 0, 0, 0]], "relu0"), layer([[1, 0, 0, 0]], "relu1", kind="gelu")]),
+            r"'relu1' as relu .* got gelu",
+        ),
+    ],
+)
+def test_merge_refuses_other_sites(other, message):
+    with pytest.raises(LayerCollapseError, match=message):
+        report([[1, 0, 0, 0]], [[1, 0, 0, 0]]).merge(other)
+
+
+def test_json_is_lossless():
+    big = 2**62 + 1
+    it = EntropyReport(
+        [
+            layer([[big, 0, 3, 0], [0, 1, 2, 0]], "a", zeros="off", average="active"),
+            layer([[1, 2, 3, 0, 2]], "b#2", kind="relu6"),
+            LayerEntropy("empty", "relu", torch.zeros(0, 4, dtype=torch.int64)),
+        ]
+    )
+    back = EntropyReport.from_json(it.to_json())
+    for old, new in zip(it, back, strict=True):
+        assert (old.name, old.kind, old.zeros, old.average) == (new.name, new.kind, new.zeros, new.average)
+        assert torch.equal(old.counts, new.counts)
+
+
+GOOD = json.loads(report([[1, 2, 3, 0]]).to_json())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "expected the JSON of an entropy report"),
+        (report([[1, 2, 3, 0]]).to_json()[:-9], "expected the JSON"),
+        (b"\xff\xfe\x00", "expected the JSON"),
+        (None, "expected the JSON"),
+        ("[" * 100_000, "expected the JSON"),
+        ("[]", '"format"'),
+        (json.dumps(GOOD | {"version": 2}), "expected version 1, got 2"),
+        (json.dumps(GOOD | {"layers": {}}), "expected a list, got dict"),
+        (json.dumps(GOOD | {"layers": [{"name": "a"}]}), "expected objects with name, kind"),
+        (json.dumps(GOOD | {"layers": GOOD["layers"] * 2}), "relu0 more than once"),
+        *[
+            (json.dumps(GOOD | {"layers": [GOOD["layers"][0] | {"counts": counts}]}), message)
+            for counts, message in [
+                ([[1, 2, 3.5, 0]], "rows of integers"),
+                ([[1, 2, True, 0]], "rows of integers"),
+                ([[1, 2, 2**63, 0]], "rows of integers"),
+                ([[1, 2, -3, 0]], "rows of integers"),
+                ([[1, 2, 3, 0], [1, 2]], "rows of one length"),
+                ([[1, 2, 3]], r"expected int64 \(C, 4\) or \(C, 5\)"),
+                ([[1, 2, 3, 1]], "NaN in 1 of 1 neurons"),
+                ([[1, 2, 3, 0, 4]], "upper bend"),
+            ]
+        ],
+        (json.dumps(GOOD | {"layers": [GOOD["layers"][0] | {"zeros": "maybe"}]}), "zeros: expected one of 'ignore'"),
+        (json.dumps(GOOD | {"layers": [GOOD["layers"][0] | {"average": [1]}]}), "average: expected one of 'all'"),
+    ],
+)
+def test_json_that_is_not_a_report(text, message):
+    with pytest.raises(LayerCollapseError, match=message):
+        EntropyReport.from_json(text)
+
+
+def test_unknown_site_lists_the_known_ones():
+    with pytest.raises(LayerCollapseError, match=r"expected one of the report's sites \(relu0, relu1\), got 'relu2'"):
+        report([[1, 0, 0, 0]], [[1, 0, 0, 0]])["relu2"]
+
+
+def test_table_shows_every_site():
+    text = report([[4, 0, 4, 0]], [[0, 0, 1_000_000, 0]]).table()
+    lines = text.splitlines()
+    assert lines[0].split() == ["site", "kind", "neurons", "samples", "entropy", *STATES]
+    assert lines[2].split() == ["relu0", "relu", "1", "8", "1.0000", "0", "0", "1", "0"]
+    assert lines[3].split() == ["relu1", "relu", "1", "1,000,000", "0.0000", "0", "1", "0", "0"]
+    assert lines[-1] == "1 of 2 sites have no mixed neuron: relu1"
+    assert EntropyReport([]).table().endswith("0 of 0 sites have no mixed neuron")
+
+
+def test_viewed_changes_conventions_only():
+    it = report([[6, 2, 0, 0], [4, 0, 4, 0]])
+    assert it.viewed("on", "active")["relu0"].mean == pytest.approx((Q + 1) / 2)
+    assert it["relu0"].mean == 0.5
