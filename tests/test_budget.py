@@ -1,5 +1,6 @@
 """Budgets: the formula by hand, then properties that hold for any layers."""
 
+import itertools
 import math
 
 import numpy as np
@@ -11,7 +12,7 @@ from layercollapse import LayerCollapseError
 from layercollapse.budget import RULES, LayerState, allocate, register
 
 
-def state(name, entropy, mean_abs=1.0, kept=100, floor=0, active=None, numel=None):
+def state(name, entropy, mean_abs=1.0, kept=100, *, floor=0, active=None, numel=None):
     return LayerState(name, entropy, entropy if active is None else active, mean_abs, kept, numel or kept, floor)
 
 
@@ -93,7 +94,7 @@ LAYERS = st.lists(
         st.integers(0, 10**9),
     ),
     max_size=12,
-).map(lambda rows: [state(f"l{i}", h, m, kept, floor) for i, (h, m, kept, floor) in enumerate(rows)])
+).map(lambda rows: [state(f"l{i}", h, m, kept, floor=floor) for i, (h, m, kept, floor) in enumerate(rows)])
 
 
 @given(LAYERS, st.floats(0, 1, exclude_min=True) | st.integers(1, 10**10), st.sampled_from(sorted(RULES)))
@@ -113,7 +114,7 @@ def test_budgets_sum_exactly_and_keep_the_floors(layers, amount, rule):
 def test_lower_entropy_loses_more(entropies, amount):
     layers = [state(f"l{i}", h, kept=10_000) for i, h in enumerate(sorted(entropies))]
     counts = list(allocate(layers, amount).values())
-    assert all(a >= b - 1 for a, b in zip(counts, counts[1:], strict=False))
+    assert all(a >= b - 1 for a, b in itertools.pairwise(counts))
 
 
 def test_a_rule_of_the_user():
