@@ -1,6 +1,27 @@
-"""Build script: declares the packages, whose two roots (`layercollapse/` and `kernels/`) pyproject cannot map."""
+"""Build script: the packages, whose two roots (`layercollapse/` and `kernels/`) pyproject cannot map, and the core.
 
+The C++ core is optional: without GCC or Clang the package installs and runs on the reference, and
+``layercollapse.ops.backends()`` says so. Portable: newer instruction sets are chosen at run time.
+"""
+
+import sys
+from glob import glob
+
+from pybind11.setup_helpers import Pybind11Extension
 from setuptools import setup
+
+# Apple's compiler has no OpenMP: one thread there.
+openmp = [] if sys.platform == "darwin" else ["-fopenmp"]
+
+core = Pybind11Extension(
+    "layercollapse._core",
+    sorted(glob("csrc/*.cpp")),
+    depends=sorted(glob("csrc/*.h") + glob("csrc/*.inl")),
+    cxx_std=17,
+    extra_compile_args=["-O3", *openmp],
+    extra_link_args=openmp,
+    optional=True,
+)
 
 setup(
     packages=[
@@ -11,4 +32,5 @@ setup(
         "layercollapse.kernels",
     ],
     package_dir={"layercollapse.kernels": "kernels"},
+    ext_modules=[core],
 )

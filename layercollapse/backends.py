@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from layercollapse import reference
+from layercollapse import cpu, reference
 from layercollapse.errors import LayerCollapseError
 
 
@@ -136,5 +136,15 @@ register(
         status=lambda: BackendStatus(True, "plain torch, any device"),
         sign_histogram_=reference.sign_histogram_,
         masked_topk_=reference.masked_topk_,
+    )
+)
+register(
+    Backend(
+        name="cpu",
+        devices=frozenset({"cpu"}),
+        dtypes=frozenset(cpu.DTYPE_CODES),
+        status=lambda: BackendStatus(*cpu.status()),
+        sign_histogram_=cpu.sign_histogram_,
+        masked_topk_=cpu.masked_topk_,
     )
 )

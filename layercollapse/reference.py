@@ -56,9 +56,6 @@ def masked_topk_(weights: Sequence[Tensor], masks: Sequence[Tensor], k: Sequence
     Returns:
         Largest magnitude cleared, 0 where none was: float32 (float64 if a weight is), (len(k),).
     """
-    for index, weight in enumerate(weights):
-        if weight.isnan().any():
-            raise nan_error(index)
     keep = [unpack_mask(mask, weight.shape).flatten() for weight, mask in zip(weights, masks, strict=True)]
     members = range(len(weights))
     groups = [[member] for member in members] if scope == "layer" else [list(members)]
@@ -66,6 +63,9 @@ def masked_topk_(weights: Sequence[Tensor], masks: Sequence[Tensor], k: Sequence
         kept = sum(int(keep[member].sum()) for member in group)
         if count > kept:
             raise too_many_error(index, scope, count, kept)
+    for index, weight in enumerate(weights):
+        if weight.isnan().any():
+            raise nan_error(index)
 
     double = any(weight.dtype == torch.float64 for weight in weights)
     thresholds = weights[0].new_zeros(len(k), dtype=torch.float64 if double else torch.float32)

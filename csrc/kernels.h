@@ -1,0 +1,62 @@
+// The innermost loops, each compiled for several instruction sets from one source (kernels.inl) and chosen at run
+// time. They touch only the memory that they are given; threads, layouts and memory belong to the callers.
+#pragma once
+
+#include <cstdint>
+
+namespace lc {
+
+constexpr int kRowGroup = 8;  // rows that count_rows reads at once
+
+// What a run of values adds: nan is counted neither as positive nor as zero; upper is 0 where not asked for.
+struct SignCounts {
+  int64_t zero = 0, positive = 0, nan = 0, upper = 0;
+};
+
+struct Scan {
+  int64_t below = 0;    // kept magnitudes < lo
+  int64_t inside = 0;   // kept magnitudes in [lo, hi)
+  bool nan = false;     // any magnitude > infinity, kept or not
+};
+
+template <class U>  // uint16_t or uint32_t: the raw bits of a value
+struct WidthKernels {
+  // Signs of n values. upper: smallest magnitude counted as such, 0 for none (it is never 0 otherwise).
+  void (*count_run)(const U* x, int64_t n, U infinity, U upper, SignCounts* counts);
+
+  // Signs of `rows` (at most kRowGroup) rows of n values, column by column: adds to zero[n], positive[n], nan[n]
+  // and, with upper, upper_counts[n]. The caller empties the counters before they can wrap.
+  void (*count_rows)(const U* const* row, int rows, int64_t n, U infinity, U upper, U* zero, U* positive, U* nan,
+                     U* upper_counts);
+
+  // Magnitudes of the values whose keep-bit is set against lo <= hi. Appends those inside to `found` (in order)
+  // unless it is null; there must be room for all of them, plus 64.
+  void (*scan)(const U* x, const uint8_t* keep, int64_t n, U lo, U hi, U infinity, U* found, Scan* result);
+
+  // Clears the keep-bits of magnitudes < lo and of the first *ties in [lo, hi), subtracting the latter from *ties;
+  // then zeroes every value without a keep-bit. Bits past n stay. Returns whether a value changed.
+  bool (*apply)(U* x, uint8_t* keep, int64_t n, U lo, U hi, int64_t* ties);
+};
+
+struct Kernels {
+  const char* name;
+  WidthKernels<uint16_t> narrow;
+  WidthKernels<uint32_t> wide;
+  int64_t (*popcount)(const uint8_t* bits, int64_t n);  // of the first n bits
+
+  template <class U>
+  const WidthKernels<U>& of() const {
+    if constexpr (sizeof(U) == 2) {
+      return narrow;
+    } else {
+      return wide;
+    }
+  }
+};
+
+// The best set that this CPU runs, or the one that the environment variable LAYERCOLLAPSE_ISA names ("auto",
+// "portable", "avx2", "avx512"); throws std::invalid_argument for one unknown or not supported here.
+const Kernels& kernels();
+void choose_kernels(const char* name);
+
+}  // namespace lc

@@ -1,0 +1,375 @@
+// The innermost loops. isa.cpp includes this file once per instruction set, inside a namespace of its own: only
+// plain loops and intrinsics here, nothing from the standard library that a linker could share between the sets.
+
+constexpr int64_t kBlock = 64;     // entries per word of keep-bits
+constexpr int64_t kRun = 8192;     // values per inner loop of count_run: lanes of 16 bits cannot wrap
+
+template <class U>
+constexpr U kSign = U(U(1) << (8 * sizeof(U) - 1));
+template <class U>
+struct SignedOf;
+template <>
+struct SignedOf<uint16_t> {
+  using type = int16_t;
+};
+template <>
+struct SignedOf<uint32_t> {
+  using type = int32_t;
+};
+template <class U>
+using Signed = typename SignedOf<U>::type;
+
+// ---- sign_histogram: two compares per value; negatives are what is left ---------------------------------------
+
+template <class U>
+void subtract_nans(const U* x, int64_t n, U infinity, U upper, SignCounts* counts) {
+  for (int64_t i = 0; i < n; ++i) {
+    if (U(x[i] & U(~kSign<U>)) <= infinity) continue;
+    counts->nan += 1;
+    if (x[i] & kSign<U>) continue;
+    counts->positive -= 1;
+    counts->upper -= upper != 0;
+  }
+}
+
+// Vectors are spelled out: GCC 12 gets the plain loop of count_rows wrong for 16-bit values (a compare's all-ones
+// mask is added where it should be subtracted).
+#if defined(__AVX512BW__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+template <class U>
+struct VectorOf {
+  typedef U type __attribute__((vector_size(kVectorBytes)));
+  typedef Signed<U> signed_type __attribute__((vector_size(kVectorBytes)));
+};
+template <class U>
+using Vector = typename VectorOf<U>::type;
+template <class U>
+constexpr int64_t kLanes = kVectorBytes / int64_t(sizeof(U));
+
+template <class U>
+inline Vector<U> load(const U* x) {
+  Vector<U> value;
+  __builtin_memcpy(&value, x, sizeof value);
+  return value;
+}
+
+template <class U>
+inline void add_to(U* counters, Vector<U> value) {
+  value += load(counters);
+  __builtin_memcpy(counters, &value, sizeof value);
+}
+
+template <class U, bool kUpper>
+struct Tally {
+  using S = typename VectorOf<U>::signed_type;
+  Vector<U> zero{}, positive{}, above{}, top{};
+
+  inline void count(Vector<U> value, U upper) {
+    const Vector<U> magnitude = value & U(~kSign<U>);
+    zero -= (Vector<U>)(magnitude == U(0));  // a true compare is -1
+    positive -= (Vector<U>)((S)value > Signed<U>(0));
+    if (kUpper) above -= (Vector<U>)((S)value >= Signed<U>(upper));
+    top = (S)magnitude > (S)top ? magnitude : top;
+  }
+};
+
+template <class U>
+inline int64_t sum(Vector<U> value) {
+  uint32_t total = 0;  // lanes hold at most kRun together
+  for (int i = 0; i < kLanes<U>; ++i) total += value[i];
+  return total;
+}
+
+template <class U>
+inline U largest(Vector<U> value) {
+  U top = 0;
+  for (int i = 0; i < kLanes<U>; ++i) top = top > value[i] ? top : value[i];
+  return top;
+}
+
+template <class U, bool kUpper>
+void count_run_as(const U* x, int64_t n, U infinity, U upper, SignCounts* counts) {
+  while (n > 0) {
+    const int64_t m = n < kRun ? n : kRun;
+    Tally<U, kUpper> tally, other;  // two, so that one compare does not wait for the last
+    int64_t i = 0;
+    for (; i + 2 * kLanes<U> <= m; i += 2 * kLanes<U>) {
+      tally.count(load(x + i), upper);
+      other.count(load(x + i + kLanes<U>), upper);
+    }
+    int64_t padding = 0;
+    for (; i < m; i += kLanes<U>) {
+      const int64_t rest = m - i < kLanes<U> ? m - i : kLanes<U>;
+      Vector<U> tail{};
+      __builtin_memcpy(&tail, x + i, static_cast<unsigned long>(rest * int64_t(sizeof(U))));
+      tally.count(tail, upper);
+      padding += kLanes<U> - rest;
+    }
+    counts->zero += sum<U>(tally.zero + other.zero) - padding;
+    counts->positive += sum<U>(tally.positive + other.positive);
+    if (kUpper) counts->upper += sum<U>(tally.above + other.above);
+    const U top = largest<U>(tally.top), other_top = largest<U>(other.top);
+    if ((top > other_top ? top : other_top) > infinity) subtract_nans(x, m, infinity, upper, counts);
+    x += m;
+    n -= m;
+  }
+}
+
+template <class U>
+void count_run(const U* x, int64_t n, U infinity, U upper, SignCounts* counts) {
+  if (upper) {
+    count_run_as<U, true>(x, n, infinity, upper, counts);
+  } else {
+    count_run_as<U, false>(x, n, infinity, upper, counts);
+  }
+}
+
+// Eight rows per visit: the counters then cost half the traffic of the values instead of four times it.
+template <class U, int kRows, bool kUpper>
+U count_rows_as(const U* const* row, int64_t n, U upper, U* zero, U* positive, U* upper_counts) {
+  Vector<U> top{};
+  for (int64_t i = 0; i < n; i += kLanes<U>) {
+    const int64_t rest = n - i;
+    Tally<U, kUpper> tally;
+    tally.top = top;
+    if (rest >= kLanes<U>) {
+#pragma GCC unroll 8
+      for (int j = 0; j < kRows; ++j) tally.count(load(row[j] + i), upper);
+      add_to(zero + i, tally.zero);
+      add_to(positive + i, tally.positive);
+      if (kUpper) add_to(upper_counts + i, tally.above);
+    } else {
+      for (int j = 0; j < kRows; ++j) {
+        Vector<U> tail{};
+        __builtin_memcpy(&tail, row[j] + i, static_cast<unsigned long>(rest * int64_t(sizeof(U))));
+        tally.count(tail, upper);
+      }
+      for (int64_t lane = 0; lane < rest; ++lane) {
+        zero[i + lane] += tally.zero[lane];
+        positive[i + lane] += tally.positive[lane];
+        if (kUpper) upper_counts[i + lane] += tally.above[lane];
+      }
+    }
+    top = tally.top;
+  }
+  return largest<U>(top);
+}
+
+template <class U, bool kUpper>
+U count_rows_of(const U* const* row, int rows, int64_t n, U upper, U* zero, U* positive, U* upper_counts) {
+  if (rows == kRowGroup) return count_rows_as<U, kRowGroup, kUpper>(row, n, upper, zero, positive, upper_counts);
+  U top = 0;
+  for (int j = 0; j < rows; ++j) {
+    const U one = count_rows_as<U, 1, kUpper>(row + j, n, upper, zero, positive, upper_counts);
+    top = top > one ? top : one;
+  }
+  return top;
+}
+
+template <class U>
+void count_rows(const U* const* row, int rows, int64_t n, U infinity, U upper, U* zero, U* positive, U* nan,
+                U* upper_counts) {
+  const U top = upper ? count_rows_of<U, true>(row, rows, n, upper, zero, positive, upper_counts)
+                      : count_rows_of<U, false>(row, rows, n, upper, zero, positive, upper_counts);
+  if (top <= infinity) return;
+  for (int j = 0; j < rows; ++j) {
+    for (int64_t i = 0; i < n; ++i) {
+      if (U(row[j][i] & U(~kSign<U>)) <= infinity) continue;
+      nan[i] += 1;
+      if (row[j][i] & kSign<U>) continue;
+      positive[i] -= 1;
+      if (upper) upper_counts[i] -= 1;
+    }
+  }
+}
+
+// ---- masked_topk: 64 values against 64 keep-bits at a time ----------------------------------------------------
+
+struct Classes {
+  uint64_t below, under, number, nonzero;  // bit i: magnitude < lo, < hi, <= infinity; any bit set
+};
+
+#if defined(__AVX512BW__)
+
+inline __mmask16 less(__m512i a, __m512i b, uint32_t) { return _mm512_cmplt_epu32_mask(a, b); }
+inline __mmask32 less(__m512i a, __m512i b, uint16_t) { return _mm512_cmplt_epu16_mask(a, b); }
+inline __mmask16 test(__m512i a, uint32_t) { return _mm512_test_epi32_mask(a, a); }
+inline __mmask32 test(__m512i a, uint16_t) { return _mm512_test_epi16_mask(a, a); }
+inline __m512i fill(uint32_t value) { return _mm512_set1_epi32(static_cast<int>(value)); }
+inline __m512i fill(uint16_t value) { return _mm512_set1_epi16(static_cast<short>(value)); }
+inline void zero_where(void* x, __mmask16 drop, uint32_t) { _mm512_mask_storeu_epi32(x, drop, _mm512_setzero_si512()); }
+inline void zero_where(void* x, __mmask32 drop, uint16_t) { _mm512_mask_storeu_epi16(x, drop, _mm512_setzero_si512()); }
+
+template <class U>
+inline Classes classify(const U* x, U lo, U hi, U infinity) {
+  constexpr int kStep = 64 / sizeof(U);
+  const __m512i magnitude_bits = fill(U(~kSign<U>)), lows = fill(lo), highs = fill(hi), ends = fill(U(infinity + 1));
+  Classes result{0, 0, 0, 0};
+#pragma GCC unroll 4
+  for (int i = 0; i < 64; i += kStep) {
+    const __m512i value = _mm512_loadu_si512(x + i);
+    const __m512i magnitude = _mm512_and_si512(value, magnitude_bits);
+    result.below |= uint64_t(less(magnitude, lows, U())) << i;
+    result.under |= uint64_t(less(magnitude, highs, U())) << i;
+    result.number |= uint64_t(less(magnitude, ends, U())) << i;
+    result.nonzero |= uint64_t(test(value, U())) << i;
+  }
+  return result;
+}
+
+template <class U>
+inline void keep_only(U* x, uint64_t keep) {
+  constexpr int kStep = 64 / sizeof(U);
+  using Mask = decltype(test(__m512i(), U()));
+#pragma GCC unroll 4
+  for (int i = 0; i < 64; i += kStep) zero_where(x + i, Mask(~keep >> i), U());
+}
+
+#else
+
+// Eight bytes of 0 or 1 to eight bits.
+inline uint64_t gather_bits(uint64_t bytes) { return (bytes * 0x0102040810204080u) >> 56; }
+
+template <class U>
+inline Classes classify(const U* x, U lo, U hi, U infinity) {
+  // Magnitudes are below the sign bit, so signed compares, which SSE2 and AVX2 have, do.
+  using S = Signed<U>;
+  alignas(64) uint8_t flags[64];
+  for (int i = 0; i < 64; ++i) {
+    const S magnitude = S(x[i] & U(~kSign<U>));
+    flags[i] = uint8_t((magnitude < S(lo) ? 1 : 0) | (magnitude < S(hi) ? 2 : 0) |
+                       (magnitude <= S(infinity) ? 4 : 0) | (x[i] != 0 ? 8 : 0));
+  }
+  Classes result{0, 0, 0, 0};
+#if defined(__AVX2__)
+  const auto column = [](__m256i bytes, int shift) {
+    return uint64_t(uint32_t(_mm256_movemask_epi8(_mm256_slli_epi16(bytes, shift))));
+  };
+  const __m256i first = _mm256_load_si256(reinterpret_cast<const __m256i*>(flags));
+  const __m256i second = _mm256_load_si256(reinterpret_cast<const __m256i*>(flags + 32));
+  result.below = column(first, 7) | column(second, 7) << 32;
+  result.under = column(first, 6) | column(second, 6) << 32;
+  result.number = column(first, 5) | column(second, 5) << 32;
+  result.nonzero = column(first, 4) | column(second, 4) << 32;
+#else
+  constexpr uint64_t kOnes = 0x0101010101010101u;
+  for (int i = 0; i < 64; i += 8) {
+    uint64_t bytes;
+    __builtin_memcpy(&bytes, flags + i, 8);
+    result.below |= gather_bits(bytes & kOnes) << i;
+    result.under |= gather_bits(bytes >> 1 & kOnes) << i;
+    result.number |= gather_bits(bytes >> 2 & kOnes) << i;
+    result.nonzero |= gather_bits(bytes >> 3 & kOnes) << i;
+  }
+#endif
+  return result;
+}
+
+template <class U>
+inline void keep_only(U* x, uint64_t keep) {
+  constexpr int kBits = 8 * sizeof(U);
+  for (int part = 0; part < 64; part += kBits) {
+    const U bits = U(keep >> part);
+    for (int i = 0; i < kBits; ++i) {
+      // A mask from a compare with a constant vector: SSE2 and AVX2 have no per-lane shift of 16 bits.
+      const U lane = (bits & U(U(1) << i)) ? U(~U(0)) : U(0);
+      x[part + i] &= lane;
+    }
+  }
+}
+
+#endif
+
+inline uint64_t load_bits(const uint8_t* bytes, int64_t count) {
+  uint64_t bits = 0;
+  __builtin_memcpy(&bits, bytes, static_cast<unsigned long>(count));
+  return bits;
+}
+
+template <class U>
+inline void scan_block(const U* x, uint64_t keep, U lo, U hi, U infinity, U** found, Scan* result) {
+  const Classes classes = classify(x, lo, hi, infinity);
+  result->nan |= classes.number != ~uint64_t(0);
+  result->below += __builtin_popcountll(classes.below & keep);
+  uint64_t inside = classes.under & ~classes.below & keep;
+  result->inside += __builtin_popcountll(inside);
+  if (*found == nullptr) return;
+  for (; inside; inside &= inside - 1) *(*found)++ = x[__builtin_ctzll(inside)] & U(~kSign<U>);
+}
+
+template <class U>
+void scan(const U* x, const uint8_t* keep, int64_t n, U lo, U hi, U infinity, U* found, Scan* result) {
+  Scan local = *result;
+  int64_t i = 0;
+  for (; i + kBlock <= n; i += kBlock) scan_block(x + i, load_bits(keep + i / 8, 8), lo, hi, infinity, &found, &local);
+  if (const int64_t rest = n - i) {
+    U tail[kBlock] = {};
+    __builtin_memcpy(tail, x + i, static_cast<unsigned long>(rest) * sizeof(U));
+    const uint64_t valid = (uint64_t(1) << rest) - 1;
+    scan_block(tail, load_bits(keep + i / 8, (rest + 7) / 8) & valid, lo, hi, infinity, &found, &local);
+  }
+  *result = local;
+}
+
+// Returns the keep-bits after clearing; *changed is set if a value was zeroed.
+template <class U>
+inline uint64_t apply_block(U* x, uint64_t keep, U lo, U hi, int64_t* ties, bool* changed) {
+  const Classes classes = classify(x, lo, hi, U(0));
+  uint64_t tied = classes.under & ~classes.below & keep;
+  if (tied) {
+    int64_t count = __builtin_popcountll(tied);
+    if (count > *ties) {
+      uint64_t rest = tied;
+      for (int64_t i = 0; i < *ties; ++i) rest &= rest - 1;
+      tied ^= rest;
+      count = *ties;
+    }
+    *ties -= count;
+  }
+  keep &= ~(classes.below | tied);
+  if (classes.nonzero & ~keep) {
+    keep_only(x, keep);
+    *changed = true;
+  }
+  return keep;
+}
+
+template <class U>
+bool apply(U* x, uint8_t* keep, int64_t n, U lo, U hi, int64_t* ties) {
+  bool changed = false;
+  int64_t left = *ties, i = 0;
+  for (; i + kBlock <= n; i += kBlock) {
+    const uint64_t before = load_bits(keep + i / 8, 8);
+    const uint64_t after = apply_block(x + i, before, lo, hi, &left, &changed);
+    if (after != before) __builtin_memcpy(keep + i / 8, &after, 8);
+  }
+  if (const int64_t rest = n - i) {
+    U tail[kBlock] = {};
+    __builtin_memcpy(tail, x + i, static_cast<unsigned long>(rest) * sizeof(U));
+    const uint64_t valid = (uint64_t(1) << rest) - 1;
+    const uint64_t before = load_bits(keep + i / 8, (rest + 7) / 8);
+    const uint64_t after = apply_block(tail, before & valid, lo, hi, &left, &changed) | (before & ~valid);
+    __builtin_memcpy(x + i, tail, static_cast<unsigned long>(rest) * sizeof(U));
+    __builtin_memcpy(keep + i / 8, &after, static_cast<unsigned long>((rest + 7) / 8));
+  }
+  *ties = left;
+  return changed;
+}
+
+int64_t popcount(const uint8_t* bits, int64_t n) {
+  int64_t count = 0, i = 0;
+  for (; i + kBlock <= n; i += kBlock) count += __builtin_popcountll(load_bits(bits + i / 8, 8));
+  if (const int64_t rest = n - i) {
+    count += __builtin_popcountll(load_bits(bits + i / 8, (rest + 7) / 8) & ((uint64_t(1) << rest) - 1));
+  }
+  return count;
+}
+
+template <class U>
+constexpr WidthKernels<U> kWidth = {count_run<U>, count_rows<U>, scan<U>, apply<U>};

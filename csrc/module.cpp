@@ -1,0 +1,92 @@
+// layercollapse._core: the ops on raw memory. Addresses, sizes and strides (in entries) come from the caller, who has
+// checked them; no torch header, so one build serves every torch, and NumPy (layercollapse/core_numpy.py).
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <optional>
+#include <stdexcept>
+#include <tuple>
+
+#include "kernels.h"
+#include "masked_topk.h"
+#include "sign_histogram.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using lc::Dim;
+
+lc::Dtype dtype_of(int code) {
+  if (code < 0 || code >= lc::kDtypes) throw std::invalid_argument("dtype: expected 0, 1 or 2, got " + std::to_string(code));
+  return static_cast<lc::Dtype>(code);
+}
+
+std::vector<Dim> dims_of(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides) {
+  if (sizes.size() != strides.size() || sizes.size() > lc::kMaxDims) {
+    throw std::invalid_argument("strides: expected one for each of at most 64 dimensions, got " +
+                                std::to_string(strides.size()) + " for " + std::to_string(sizes.size()));
+  }
+  std::vector<Dim> dims;
+  for (std::size_t d = 0; d < sizes.size(); ++d) dims.push_back({sizes[d], strides[d]});
+  return dims;
+}
+
+void sign_histogram(std::uintptr_t x, int dtype, const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
+                    std::size_t channel_dim, float upper, std::uintptr_t out, int threads) {
+  std::vector<Dim> dims = dims_of(sizes, strides);
+  const Dim channels = dims.at(channel_dim);
+  dims.erase(dims.begin() + static_cast<std::ptrdiff_t>(channel_dim));
+  const lc::Dtype type = dtype_of(dtype);
+  py::gil_scoped_release release;
+  lc::sign_histogram(reinterpret_cast<const void*>(x), type, channels, std::move(dims), upper,
+                     reinterpret_cast<int64_t*>(out), threads);
+}
+
+using Layouts = std::vector<std::tuple<std::size_t, std::vector<int64_t>, std::vector<int64_t>>>;
+
+std::tuple<int, int64_t, int64_t> masked_topk(const std::vector<std::uintptr_t>& values,
+                                              const std::vector<std::uintptr_t>& keep, const std::vector<int>& dtypes,
+                                              const std::vector<int64_t>& sizes, const Layouts& layouts,
+                                              const std::vector<int64_t>& k, bool global, std::uintptr_t thresholds,
+                                              int threads) {
+  const std::size_t count = values.size();
+  if (keep.size() != count || dtypes.size() != count || sizes.size() != count || k.size() != (global ? 1 : count)) {
+    throw std::invalid_argument("masked_topk: expected lists of one length");
+  }
+  std::vector<lc::Weight> weights(count);
+  for (std::size_t i = 0; i < count; ++i) {
+    weights[i].values = reinterpret_cast<void*>(values[i]);
+    weights[i].keep = reinterpret_cast<uint8_t*>(keep[i]);
+    weights[i].dtype = dtype_of(dtypes[i]);
+    weights[i].size = sizes[i];
+  }
+  for (const auto& [index, shape, strides] : layouts) {
+    lc::Weight& weight = weights.at(index);
+    weight.dims = lc::coalesce(dims_of(shape, strides));
+    if (weight.dims.size() == 1 && weight.dims[0].stride == 1) weight.dims.clear();
+    if (!weight.dims.empty()) weight.outer.assign(weight.dims.begin(), weight.dims.end() - 1);
+  }
+  py::gil_scoped_release release;
+  const lc::TopkResult result =
+      lc::masked_topk(weights, k, global, threads, reinterpret_cast<uint32_t*>(thresholds));
+  return {result.code, result.index, result.kept};
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m) {
+  m.doc() = "The ops on raw memory; use layercollapse.ops, or layercollapse.core_numpy without torch.";
+  m.def("isa", [] { return lc::kernels().name; }, "Name of the instruction set in use.");
+  m.def("use_isa", &lc::choose_kernels, py::arg("name"), "Use 'auto', 'portable', 'avx2' or 'avx512' from now on.");
+  m.attr("openmp") =
+#if defined(_OPENMP)
+      true;
+#else
+      false;
+#endif
+  m.def("sign_histogram", &sign_histogram, py::arg("x"), py::arg("dtype"), py::arg("sizes"), py::arg("strides"),
+        py::arg("channel_dim"), py::arg("upper"), py::arg("out"), py::arg("threads"));
+  m.def("masked_topk", &masked_topk, py::arg("values"), py::arg("keep"), py::arg("dtypes"), py::arg("sizes"),
+        py::arg("layouts"), py::arg("k"), py::arg("global_"), py::arg("thresholds"), py::arg("threads"));
+}

@@ -1,0 +1,103 @@
+// Order statistics of magnitudes on the common scale (dtypes.h): a bracket from a sample, and exact selection by
+// counting. Nothing here reads a weight.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "dtypes.h"
+
+namespace lc {
+
+struct Range {
+  uint32_t lo = 0, hi = kCommonEnd;  // [lo, hi)
+  bool single() const { return hi - lo == 1; }
+};
+
+// Entries to draw from n. Sampling costs its number, collecting the bracket n / sqrt(number): equal at n^(2/3).
+inline int64_t sample_size(int64_t n) {
+  return std::clamp<int64_t>(static_cast<int64_t>(0.5 * std::cbrt(static_cast<double>(n) * static_cast<double>(n))), 64,
+                             131072);
+}
+
+// Range that holds the k-th smallest of `kept` with odds of about 2,000 to 1 if `sample` was drawn from them at
+// random; a range that does not is found out by counting. Reorders the sample.
+inline Range bracket(uint32_t* sample, int64_t size, int64_t k, int64_t kept) {
+  Range range;
+  if (size == 0) return range;
+  const double share = static_cast<double>(k) / static_cast<double>(kept);
+  const double centre = share * static_cast<double>(size);
+  const double margin = 3.5 * std::sqrt(centre * (1 - share)) + 2;
+  const auto low = static_cast<int64_t>(std::floor(centre - margin)), high = static_cast<int64_t>(std::ceil(centre + margin));
+  uint32_t* start = sample;
+  if (low > 0) {
+    std::nth_element(sample, sample + low, sample + size);
+    range.lo = sample[low];
+    start += low;
+  }
+  if (high < size) {
+    std::nth_element(start, sample + high, sample + size);
+    range.hi = sample[high] + 1;
+  }
+  return range;
+}
+
+// Cuts a range into equal bins of a power of two, so that counting finds the bin of a rank.
+struct Bins {
+  Range range;
+  int shift = 0;
+  int64_t count;
+
+  Bins(Range whole, int64_t most) : range(whole) {
+    while ((static_cast<int64_t>(whole.hi - 1 - whole.lo) >> shift) >= most) ++shift;
+    count = (static_cast<int64_t>(whole.hi - 1 - whole.lo) >> shift) + 1;
+  }
+  int64_t of(uint32_t key) const { return (key - range.lo) >> shift; }
+  bool holds(uint32_t key) const { return key - range.lo < range.hi - range.lo; }
+  // The bin of the rank-th smallest (from 1); takes off *rank what lies below it, and sets *inside to its count.
+  template <class Count>
+  Range find(const Count* counts, int64_t* rank, int64_t* inside) const {
+    int64_t bin = 0;
+    while (*rank > static_cast<int64_t>(counts[bin])) *rank -= static_cast<int64_t>(counts[bin++]);
+    *inside = static_cast<int64_t>(counts[bin]);
+    const int64_t lo = range.lo + (bin << shift), hi = lo + (int64_t(1) << shift);
+    return {static_cast<uint32_t>(lo), static_cast<uint32_t>(std::min<int64_t>(hi, range.hi))};
+  }
+};
+
+struct Selected {
+  uint32_t key;
+  int64_t rank;   // of the one looked for, among its equals in order, from 1
+  int64_t equal;  // keys equal to it
+};
+
+// The rank-th smallest of `size` keys, all inside `range`. Keeps fewer of the keys with each pass.
+inline Selected select_key(uint32_t* keys, int64_t size, Range range, int64_t rank) {
+  uint32_t counts[1024];
+  while (!range.single()) {
+    uint32_t least = keys[0], most = keys[0];
+    for (int64_t i = 1; i < size; ++i) {
+      least = std::min(least, keys[i]);
+      most = std::max(most, keys[i]);
+    }
+    range = {least, most + 1};
+    const Bins bins(range, std::clamp<int64_t>(size, 16, 1024));
+    std::fill(counts, counts + bins.count, 0u);
+    for (int64_t i = 0; i < size; ++i) ++counts[bins.of(keys[i])];
+    int64_t inside;
+    const Bins bin(bins.find(counts, &rank, &inside), 1);
+    int64_t left = 0;
+    for (int64_t i = 0; i < size; ++i) {
+      keys[left] = keys[i];
+      left += bin.holds(keys[i]);
+    }
+    size = left;
+    range = bin.range;
+  }
+  return {range.lo, rank, size};
+}
+
+}  // namespace lc

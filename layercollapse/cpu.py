@@ -1,0 +1,65 @@
+"""The C++ backend: hands addresses of torch tensors to `layercollapse._core`, and torch's number of threads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from layercollapse._checks import nan_error, too_many_error
+
+try:
+    from layercollapse import _core
+except ImportError as error:
+    _core, _missing = None, str(error)
+
+DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # csrc/dtypes.h
+
+
+@cache
+def status() -> tuple[bool, str]:
+    """Whether the core can be used, and with what, or why not."""
+    if _core is None:
+        return False, f"the C++ core is not built; install with a C++ compiler ({_missing})"
+    try:
+        isa = _core.isa()
+    except ValueError as error:
+        return False, str(error)
+    return True, f"C++, {isa}, {'OpenMP threads of torch' if _core.openmp else 'one thread'}"
+
+
+def sign_histogram_(x: Tensor, channel_dim: int, upper: float | None, out: Tensor) -> None:
+    """See ``reference.sign_histogram_``: one read of x, any strides."""
+    _core.sign_histogram(
+        x.data_ptr(),
+        DTYPE_CODES[x.dtype],
+        x.shape,
+        x.stride(),
+        channel_dim % x.dim(),
+        upper or 0.0,
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
+
+
+def masked_topk_(weights: Sequence[Tensor], masks: Sequence[Tensor], k: Sequence[int], scope: str) -> Tensor:
+    """See ``reference.masked_topk_``: two reads of the weights, one write of what changes."""
+    thresholds = torch.empty(len(k), dtype=torch.float32)
+    code, index, kept = _core.masked_topk(
+        [weight.data_ptr() for weight in weights],
+        [mask.data_ptr() for mask in masks],
+        [DTYPE_CODES[weight.dtype] for weight in weights],
+        [weight.numel() for weight in weights],
+        [(index, weight.shape, weight.stride()) for index, weight in enumerate(weights) if not weight.is_contiguous()],
+        k,
+        scope == "global",
+        thresholds.data_ptr(),
+        torch.get_num_threads(),
+    )
+    if code == 1:
+        raise nan_error(index)
+    if code == 2:
+        raise too_many_error(index, scope, k[index], kept)
+    return thresholds
