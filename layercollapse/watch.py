@@ -105,25 +105,26 @@ class ForwardWatch(TorchFunctionMode):
         call = RectifierCall(kind, x.shape[dim], lower, upper)
         try:
             with torch.no_grad(), torch.inference_mode(False):
-                self.seen[name] = call, _histogram(self._kept(name, x, dim), call)
+                self.seen[name] = call, _histogram(*self._data(x, dim), call)
         except LayerCollapseError as error:
             raise LayerCollapseError(f"site {name!r}: {error}") from error
 
-    def _kept(self, name: str, x: Tensor, dim: int) -> Tensor:
-        """The data of a site as (samples, C) if a mask says so, else with the channels moved last."""
-        x = x.movedim(dim, -1)  # (N, *, C)
+    def _data(self, x: Tensor, dim: int) -> tuple[Tensor, int]:
+        """A site's tensor and channel dimension; with a mask that fits, only what is data, (samples, C)."""
         mask = self._explicit if self._explicit is not None else self._found
         if mask is None:
-            return x
-        if x.shape[:-1] == (mask.numel(),):
+            return x, dim
+        rows = x.movedim(dim, -1)  # (N, *, C)
+        positions = rows.shape[:-1]
+        if positions == (mask.numel(),):
             mask = mask.flatten()
-        if x.shape[:-1] == mask.shape:
-            return x[mask.to(x.device)]
-        if self._explicit is not None and x.shape[:-1] != mask.shape[:1]:
+        if positions == mask.shape:
+            return rows[mask.to(x.device)], -1
+        if self._explicit is not None and positions != mask.shape[:1]:
             raise LayerCollapseError(
-                f"mask: expected one for the site's positions {tuple(x.shape[:-1])}, got {tuple(mask.shape)}"
+                f"mask: expected one for the site's positions {tuple(positions)}, got {tuple(mask.shape)}"
             )
-        return x
+        return x, dim
 
 
 class MaskArgument:
@@ -162,13 +163,13 @@ def site_path(path: str) -> str:
     return ".".join(part for part in path.split(".") if part not in _WRAPPERS)
 
 
-def _histogram(x: Tensor, call: RectifierCall) -> Tensor:
-    """Counts of x (*, C) relative to the bends of a call: int64 (C, 4), or (C, 5) with an upper bend."""
+def _histogram(x: Tensor, dim: int, call: RectifierCall) -> Tensor:
+    """Counts of x relative to the bends of a call: int64 (C, 4), or (C, 5) with an upper bend."""
     if call.lower == 0:
-        return ops.sign_histogram(x, channel_dim=-1, upper=call.upper)
+        return ops.sign_histogram(x, channel_dim=dim, upper=call.upper)
     wide = x if x.dtype == torch.float64 else x.float()  # the sign of a difference is exact in floating point
-    counts = ops.sign_histogram(wide - call.lower, channel_dim=-1)
+    counts = ops.sign_histogram(wide - call.lower, channel_dim=dim)
     if call.upper is None:
         return counts
-    above = ops.sign_histogram(wide - call.upper, channel_dim=-1)
+    above = ops.sign_histogram(wide - call.upper, channel_dim=dim)
     return torch.cat([counts, above[:, 1:3].sum(1, keepdim=True)], dim=1)
