@@ -119,6 +119,7 @@ def run(
         f"({len(images.train):,} / {len(images.validation):,} / {len(images.test):,} images): "
         f"up to {steps} prunings, {job.epochs} epochs each",
         highlight=False,
+        soft_wrap=True,
     )
     try:
         with RunDisplay(console, steps=steps, epochs=job.epochs, batches=job.batches_per_epoch) as display:
@@ -237,7 +238,7 @@ def _free_folder(name: str) -> Path:
 
 def _show(console: Console, record: Record, folder: Path) -> None:
     console.print(report.table(record))
-    console.print(report.agreement_text(record), highlight=False)
+    console.print(report.agreement_text(record), highlight=False, soft_wrap=True)
     files = {
         "report": report.FILE,
         "model": "model.safetensors (layercollapse.load), model.pt2 (torch alone)",

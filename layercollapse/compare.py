@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from layercollapse import checkpoint
-from layercollapse.collapse import CollapseResult, collapse
+from layercollapse.collapse import CollapseResult, collapse, compare
 from layercollapse.entropy import EntropyReport
 from layercollapse.files import write_text
-from layercollapse.measure import BATCH_SIZES, agreement, file_mib, latency, repeat_to
+from layercollapse.measure import BATCH_SIZES, file_mib, latency, repeat_to
 from layercollapse.record import Record, Side, Verdict
 
 MODEL_FILE = "model.safetensors"
@@ -51,12 +51,10 @@ def collapse_and_compare(
     result.save(folder)
     write_text(folder / ENTROPY_FILE, report.to_json())
 
-    found = agreement(model, result.model, test_data)
+    found = compare(model, result.model, test_data)
     record.max_abs_error = found.max_abs_error
-    record.identical, record.compared = found.identical, found.compared
-    record.verdicts = [
-        Verdict(site.name, site.kind, site.status, site.guarantee or "", site.reason or "") for site in result.sites
-    ]
+    record.identical, record.compared = found.same, found.samples
+    record.verdicts = [Verdict(site.name, site.kind, site.status, site.guarantee, site.reason) for site in result.sites]
     timings: tuple[dict[str, float], dict[str, float]] = ({}, {})
     for batch_size in BATCH_SIZES:
         pair = latency([model, result.model], repeat_to(example[0], batch_size))

@@ -86,8 +86,8 @@ class RunDisplay:
         drop = step.top1_validation - event.record.steps[0].top1_validation
         change = f"({drop:+.2f})" if step.step else ""
         self.console.print(
-            f"step {step.step:<2}  weights {100 * step.density:6.2f} %"
+            f"step {step.step:<2} kept {100 * step.density:6.2f} %"
             f"  validation {step.top1_validation:6.2f} % {change:<8}"
-            f"  linear {step.sites_collapsed:>2} of {sites} sites  {step.seconds:5.1f} s",
+            f" linear {step.sites_collapsed:>2} of {sites} sites {step.seconds:6.1f} s",
             highlight=False,
         )

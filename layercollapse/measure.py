@@ -1,62 +1,23 @@
-"""What a person compares two models by: latency, agreement of the outputs, size of the file."""
+"""Latency of models in turns, size of a file, and what the timings depend on."""
 
 from __future__ import annotations
 
 import platform
 import statistics
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from layercollapse.errors import LayerCollapseError
-
 MIB = 1024**2
 BATCH_SIZES = (1, 64)
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """Outputs of two models on the same inputs: largest |difference|, equal predictions, and of how many."""
-
-    max_abs_error: float
-    identical: int
-    compared: int
-
-
-@torch.inference_mode()
-def agreement(first: nn.Module, second: nn.Module, inputs: Iterable[Tensor]) -> Agreement:
-    """Compare two models in evaluation mode.
-
-    Args:
-        first: inputs (N, ...) -> logits (N, classes).
-        second: the same shapes.
-        inputs: batches.
-
-    Raises:
-        LayerCollapseError: no batch, or outputs of different shapes.
-    """
-    worst, identical, compared = 0.0, 0, 0
-    for x in inputs:
-        a, b = first(x), second(x)
-        if a.shape != b.shape:
-            raise LayerCollapseError(
-                f"models: expected outputs of one shape, got {tuple(a.shape)} and {tuple(b.shape)}"
-            )
-        worst = max(worst, float((a - b).abs().max()))
-        identical += int((a.argmax(-1) == b.argmax(-1)).sum())
-        compared += a[..., 0].numel()
-    if compared == 0:
-        raise LayerCollapseError("data: expected at least one batch to compare on, got none")
-    return Agreement(worst, identical, compared)
-
-
 @torch.inference_mode()
 def latency(
-    models: Sequence[nn.Module], example: Tensor, *, seconds: float = 2.0, warmup: int = 5, minimum: int = 20
+    models: Sequence[nn.Module], example: Tensor, *, seconds: float = 1.0, warmup: int = 5, minimum: int = 20
 ) -> list[float]:
     """Median time of a forward pass, in milliseconds, one number per model.
 

@@ -142,6 +142,16 @@ def html(record: Record) -> str:
     )
 
 
+def check_installed() -> None:
+    """Refuse at the start of a run what would be missing at its end.
+
+    Raises:
+        LayerCollapseError: a package that the report needs is not installed.
+    """
+    for module in ("jinja2", "matplotlib"):
+        require(module, "run")
+
+
 def write_html(record: Record, folder: Path) -> Path:
     """Write `report.html` into the run's folder; returns its path."""
     write_text(folder / FILE, html(record))

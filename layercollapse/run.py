@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from layercollapse import report
 from layercollapse.collapse import CollapseResult
 from layercollapse.errors import LayerCollapseError
 from layercollapse.files import writable_folder
@@ -75,7 +76,7 @@ def run(
         example_inputs: what to capture the model with; by default the first two samples of `data`.
         test: accuracy in percent for the before/after table; by default `evaluate`.
         test_data: batches on which the collapsed and the sparse model are compared; by default `data`.
-        amount: share of the remaining prunable weights removed at each step, 0 < amount < 1.
+        amount: what to remove at each step, as for `Pruner.step`: a fraction of the weights kept, or a number.
         steps: prunings at most. Stops earlier when nothing can be pruned any more, or when the accuracy has
             been outside the budget for `PATIENCE` steps in a row.
         max_drop: accuracy budget, in percentage points below the dense network on the scale of `evaluate`.
@@ -91,6 +92,7 @@ def run(
         LayerCollapseError: bad arguments (before anything is trained), or a model that cannot be captured.
         KeyboardInterrupt: stopped before the dense network was trained.
     """
+    report.check_installed()
     _check(amount=amount, steps=steps, max_drop=max_drop)
     inputs = Inputs(data, "data")
     test_inputs = inputs if test_data is None else Inputs(test_data, "test_data")
@@ -115,7 +117,7 @@ def run(
     )
     schedule = Schedule(
         model=model,
-        pruner=Pruner(model, example, ignore=list(ignore)),
+        pruner=Pruner(model, example, ignore=list(ignore), keep_zeros=True),
         train=train,
         evaluate=evaluate,
         test=test or evaluate,
@@ -133,8 +135,8 @@ def run(
 
 
 def _check(*, amount: float, steps: int, max_drop: float) -> None:
-    if not 0 < amount < 1:
-        raise LayerCollapseError(f"amount: expected a share between 0 and 1, got {amount}")
+    if not (0 < amount <= 1 or (isinstance(amount, int) and amount > 1)):
+        raise LayerCollapseError(f"amount: expected a fraction up to 1 or a number of weights, got {amount}")
     if steps < 0:
         raise LayerCollapseError(f"steps: expected at least 0, got {steps}")
     if not max_drop >= 0:

@@ -119,11 +119,14 @@ class Schedule:
     def _prune(self, report: EntropyReport) -> bool:
         settings = self.record.settings
         try:
-            self.pruner.step(report, amount=settings["amount"], rule=self.rule)
+            result = self.pruner.step(report, amount=settings["amount"], rule=self.rule)
         except LayerCollapseError as error:
             if len(self.record.steps) == 1:
                 raise  # not even one pruning: the caller should know
             self.record.stopped = str(error)
+            return False
+        if not any(result.removed.values()):
+            self.record.stopped = "nothing left to prune"
             return False
         return True
 
@@ -180,17 +183,20 @@ class Schedule:
         self.progress(Event("collapse", record.chosen, record))
         checkpoint.load(self.folder, record.chosen, self.model, self.pruner)
         self.model.eval()
-        result = collapse_and_compare(
-            self.model,
-            example,
-            measure_entropy(self.model, self.inputs),
-            data=self.inputs,
-            test_data=test_inputs,
-            test=self.test,
-            record=record,
-            folder=self.folder,
-        )
-        write_html(record, self.folder)
+        try:
+            result = collapse_and_compare(
+                self.model,
+                example,
+                measure_entropy(self.model, self.inputs),
+                data=self.inputs,
+                test_data=test_inputs,
+                test=self.test,
+                record=record,
+                folder=self.folder,
+            )
+        finally:  # also of a collapse that fails: the steps were expensive
+            record.save(self.folder)
+            write_html(record, self.folder)
         self.progress(Event("done", record.chosen, record))
         return result
 

@@ -21,6 +21,10 @@ class MLP(nn.Module):
             layers[f"relu{index + 1}"] = nn.ReLU()
         layers["head"] = nn.Linear(sizes[-1], num_classes)
         self.layers = nn.Sequential(layers)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):  # torch's default shrinks the signal from layer to layer
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)

@@ -1,0 +1,164 @@
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from layercollapse.commands import _free_folder, layercollapse
+
+SMALL = ["--data", "digits", "--model", "mlp", "--width", "2", "--epochs", "1"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Networks this small train several times slower on two threads when the machine has other work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def call(*arguments):
+    return CliRunner().invoke(layercollapse, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A run of the command line: its folder and what it printed."""
+    out = tmp_path_factory.mktemp("cli") / "run"
+    result = call("run", *SMALL, "--steps", 2, "--max-drop", 100, "--out", out)
+    assert result.exit_code == 0, result.output
+    return out, result.output
+
+
+def test_run_prints_every_step_the_table_and_the_files(made):
+    out, output = made
+    assert "mlp, width 2" in output
+    assert re.findall(r"^step (\d)", output, re.MULTILINE) == ["0", "1", "2"]
+    for label in ("top-1 on the test split", "rectifier sites", "depth", "parameters", "MACs", "file", "batch 64"):
+        assert label in output
+    assert re.search(r"max abs error \S+ over 359 samples, 359 of 359 predictions identical", output)
+    for name in ("report.html", "model.safetensors", "metrics.json"):
+        assert str(out / name) in output
+        assert (out / name).is_file()
+    assert max(map(len, output.splitlines()[1:4])) <= 80
+
+
+def test_metrics_are_of_this_run(made):
+    metrics = json.loads((made[0] / "metrics.json").read_text())
+    assert metrics["sites_total"] == 4
+    assert [step["step"] for step in metrics["steps"]] == [0, 1, 2]
+    assert metrics["steps"][2]["density"] == pytest.approx(0.25, abs=0.01)
+    assert 0 <= metrics["before"]["top1"] <= 100
+    assert set(metrics["after"]["latency_ms"]) == {"1", "64"}
+
+
+def test_report_is_rebuilt_from_the_record(made):
+    out, _ = made
+    before = (out / "report.html").read_text()
+    (out / "report.html").unlink()
+    (out / "metrics.json").unlink()
+    result = call("report", out)
+    assert result.exit_code == 0
+    assert (out / "report.html").read_text() == before
+    assert (out / "metrics.json").is_file()
+
+
+def test_analyze_prints_the_entropy_of_the_chosen_model(made, tmp_path):
+    result = call("analyze", made[0], "--json", tmp_path / "entropy.json")
+    assert result.exit_code == 0, result.output
+    for site in ("layers.relu1", "layers.relu4"):
+        assert site in result.output
+    assert json.loads((tmp_path / "entropy.json").read_text()) == json.loads((made[0] / "entropy.json").read_text())
+
+
+def test_analyze_without_a_run_trains_first():
+    result = call("analyze", *SMALL)
+    assert result.exit_code == 0, result.output
+    assert "layers.relu1" in result.output
+
+
+def test_collapse_again_gives_the_same_model(made):
+    out, _ = made
+    before = json.loads((out / "metrics.json").read_text())
+    result = call("collapse", out, "--explain")
+    assert result.exit_code == 0, result.output
+    assert "layers.relu1" in result.output
+    after = json.loads((out / "metrics.json").read_text())
+    for key in ("sites_collapsed", "steps"):
+        assert after[key] == before[key]
+    for side in ("before", "after"):
+        assert {k: v for k, v in after[side].items() if k != "latency_ms"} == {
+            k: v for k, v in before[side].items() if k != "latency_ms"
+        }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "--data", "fashion-mnist", "--data-dir", "/nowhere"], "apt-get install dataset-fashion-mnist"),
+        (["run", "--data", "digits", "--data-dir", "/tmp"], "data_dir: expected only with"),
+        (["run", *SMALL, "--out", "/dev/null/x"], "out: expected a folder that can be written"),
+        (["run", *SMALL, "--epochs", "0"], "epochs: expected at least 1, got 0"),
+        (["run", *SMALL, "--amount", "2"], "amount: expected"),
+        (["run", *SMALL, "--width", "0"], "width: expected at least 1"),
+        (["run", *SMALL, "--device", "abacus"], "device: expected one that works here, got 'abacus'"),
+        (["run", "--data", "cifar"], "'cifar' is not one of"),
+        (["report", "/nowhere"], "run: expected a folder with run.json in it, got /nowhere"),
+        (["analyze", "/nowhere"], "run: expected a folder with run.json"),
+        (["collapse", "/nowhere"], "run: expected a folder with run.json"),
+    ],
+)
+def test_errors_are_one_line_with_status_2(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = call(*arguments)
+    assert result.exit_code == 2
+    assert message in result.output
+    assert [line for line in result.output.splitlines() if line.startswith("Error: ")] == [
+        result.output.splitlines()[-1]
+    ]
+    assert "Traceback" not in result.output
+
+
+def test_run_does_not_overwrite(made):
+    result = call("run", *SMALL, "--out", made[0])
+    assert result.exit_code == 2
+    assert "out: expected a folder without a run" in result.output
+
+
+def test_default_folders_do_not_collide(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for expected in ("runs/digits-mlp", "runs/digits-mlp-2", "runs/digits-mlp-3"):
+        folder = _free_folder("digits-mlp")
+        assert str(folder) == expected
+        folder.mkdir(parents=True)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
+def test_ctrl_c_ends_cleanly(tmp_path):
+    command = [sys.executable, "-m", "layercollapse", "run", *SMALL, "--steps", "500", "--max-drop", "100"]
+    process = subprocess.Popen(
+        [*command, "--epochs", "3", "--amount", "0.01", "--out", str(tmp_path / "run")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+    )
+    record = tmp_path / "run" / "run.json"
+    end = time.monotonic() + 120
+    while not record.exists() and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, output
+    assert "Traceback" not in output
+    assert "Interrupted: going on to the collapse" in output
+    for name in ("model.safetensors", "model.pt2", "metrics.json"):
+        assert (tmp_path / "run" / name).is_file()
+    assert "interrupted" in (tmp_path / "run" / "report.html").read_text()

@@ -1,0 +1,269 @@
+import json
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+from layercollapse import checkpoint
+from layercollapse.collapse import load
+from layercollapse.errors import LayerCollapseError
+from layercollapse.job import Job
+from layercollapse.measure import latency, repeat_to
+from layercollapse.prune import Pruner
+from layercollapse.record import Record, Step
+from layercollapse.run import run
+from layercollapse.schedule import choose, zeros_kept
+
+JOB = Job(data="digits", model="resnet18", width=4, epochs=2)
+SMALL = Job(data="digits", model="mlp", width=2, epochs=1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Networks this small train several times slower on two threads when the machine has other work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def start(out, job=JOB, **changes):
+    torch.manual_seed(0)
+    model = job.build()
+    arguments = {
+        "train": job.fit,
+        "evaluate": job.validate,
+        "data": job.training_batches,
+        "test": job.test,
+        "test_data": job.test_batches,
+        "amount": 0.7,
+        "steps": 3,
+        "max_drop": 100.0,
+        "out": out,
+    }
+    return model, run(model, **{**arguments, **changes})
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run: its folder, the sparse model and the result."""
+    out = tmp_path_factory.mktemp("run") / "made"
+    events = []
+    model, result = start(out, progress=lambda event: events.append((event.stage, event.step)))
+    return out, model, result, events
+
+
+def test_the_collapsed_model_is_shallower_and_agrees(finished):
+    _, sparse, result, _ = finished
+    record = result.record
+    assert record.sites_collapsed >= 1
+    assert record.after.depth < record.before.depth == 18
+    assert record.after.parameters < record.before.parameters
+    assert record.after.file_mib < record.before.file_mib
+    images = JOB.images.test.images
+    with torch.no_grad():
+        expected, got = sparse.eval()(images), result.model.eval()(images)
+    assert float((expected - got).abs().max()) == pytest.approx(record.max_abs_error, rel=0.5, abs=1e-6)
+    assert record.max_abs_error < 1e-4
+    assert record.identical == record.compared == len(images)
+    assert record.after.top1 == pytest.approx(JOB.test(sparse))
+
+
+def test_the_saved_model_is_the_collapsed_one(finished):
+    out, _, result, _ = finished
+    images = JOB.images.test.images[:50]
+    with torch.no_grad():
+        expected = result.model.eval()(images)
+        torch.testing.assert_close(load(out)(images), expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(torch.export.load(out / "model.pt2").module()(images), expected, rtol=0, atol=1e-5)
+
+
+def test_the_folder_holds_everything(finished):
+    out, _, result, _ = finished
+    names = {path.name for path in out.iterdir()}
+    wanted = "model.safetensors model.json model.pt2 report.html metrics.json run.json entropy.json checkpoints"
+    assert names == set(wanted.split())
+    assert Record.load(out) == result.record
+    assert json.loads((out / "metrics.json").read_text()) == result.metrics
+    kept = {path.name[:7] for path in (out / "checkpoints").iterdir()}
+    assert kept == {"step-00", f"step-{result.record.chosen:02d}", "step-03"}
+
+
+def test_the_stages_are_announced_in_order(finished):
+    *_, result, events = finished
+    steps = [(stage, step) for step in range(4) for stage in ("train", "measure", "step")]
+    assert events == [*steps, ("collapse", result.record.chosen), ("done", result.record.chosen)]
+
+
+def test_densities_follow_the_amount(finished):
+    densities = [step.density for step in finished[2].record.steps]
+    assert densities[0] == 1.0
+    # Layers whose site has collapsed take no part, so a step may remove a little less than the amount.
+    for before, after in pairwise(densities):
+        assert 0.3 * before - 1e-3 <= after < before
+
+
+def test_the_sparse_model_is_left_in_place_with_its_zeros(finished):
+    _, sparse, result, _ = finished
+    pruner = Pruner(sparse, JOB.example)
+    assert pruner.density == pytest.approx(result.record.steps[result.record.chosen].density, abs=1e-4)
+    assert not sparse.training
+
+
+def test_ctrl_c_collapses_what_is_there_and_the_run_resumes(tmp_path):
+    def interrupt_in_step_2(event):
+        if (event.stage, event.step) == ("measure", 2):
+            raise KeyboardInterrupt
+
+    _, whole = start(tmp_path / "whole", job=SMALL)
+    _, result = start(tmp_path / "stopped", job=SMALL, progress=interrupt_in_step_2)
+    assert result.record.interrupted
+    assert [step.step for step in result.record.steps] == [0, 1]
+    assert "interrupted" in (tmp_path / "stopped" / "report.html").read_text()
+    assert result.record.identical == result.record.compared
+
+    _, resumed = start(tmp_path / "stopped", job=SMALL, resume=True)
+    assert not resumed.record.interrupted
+    first, second = (
+        [(step.density, step.top1_validation, step.entropy) for step in result.record.steps]
+        for result in (whole, resumed)
+    )
+    assert first == second  # and so a run repeats with its seed
+    assert len(first) == 4
+    assert resumed.record.verdicts == whole.record.verdicts
+
+
+def test_ctrl_c_before_the_dense_model_is_trained(tmp_path):
+    def interrupted(model):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        start(tmp_path, train=interrupted)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_accuracy_below_the_budget_ends_the_schedule(tmp_path):
+    accuracies = iter([90.0, 89.9, 80.0, 81.0, 99.0])
+    _, result = start(tmp_path, job=SMALL, evaluate=lambda model: next(accuracies), max_drop=0.5, steps=9, amount=0.1)
+    assert [step.top1_validation for step in result.record.steps] == [90.0, 89.9, 80.0, 81.0]
+    assert result.record.stopped == "accuracy below the budget for 2 steps in a row"
+    assert result.record.chosen in (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("steps", "max_drop", "expected"),
+    [
+        ([(90.0, 0), (91.0, 1), (89.6, 3), (80.0, 9)], 0.5, 2),  # the most collapsed within the budget
+        ([(90.0, 0), (89.4, 5)], 0.5, 0),  # outside it
+        ([(90.0, 0), (89.5, 5)], 0.5, 1),  # the limit itself is inside
+        ([(90.0, 2), (92.0, 2), (91.0, 2)], 0.5, 1),  # equally shallow: the best
+        ([(90.0, 0), (10.0, 4)], 100, 1),
+    ],
+)
+def test_choose(steps, max_drop, expected):
+    made = [Step(n, 1.0, top1, sites, [], [], 0.0) for n, (top1, sites) in enumerate(steps)]
+    assert choose(made, max_drop) == expected
+
+
+def test_zeros_are_kept_in_any_training_loop():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    other = nn.Linear(2, 2)
+    with torch.no_grad():
+        model[0].weight[:, :3] = 0
+    pruner = Pruner(model, (torch.randn(2, 6),))
+    seen = []
+    optimizers = [torch.optim.AdamW(model.parameters(), lr=0.1), torch.optim.SGD(other.parameters(), lr=0.1)]
+    with zeros_kept(pruner, model):
+        for _ in range(3):
+            model(torch.randn(4, 6)).square().sum().backward()
+            other(torch.randn(4, 2)).sum().backward()
+            for optimizer in optimizers:
+                optimizer.step()
+            seen.append(int((model[0].weight[:, :3] != 0).sum()))
+    assert seen == [0, 0, 0]
+    assert bool((model[0].weight[:, 3:] != 0).all())
+    optimizers[0].step()
+    assert int((model[0].weight[:, :3] != 0).sum()) > 0  # the hook ends with the block
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": []}, "data: expected at least one batch, got an empty iterable"),
+        ({"test_data": []}, "test_data: expected at least one batch"),
+        ({"data": iter([torch.zeros(1, 1, 8, 8)])}, "data: expected batches that can be gone through again"),
+        ({"data": [{"x": 1}]}, "data: expected batches that are a tensor or a tuple .* got dict"),
+        ({"data": torch.zeros(4, 1, 8, 8)}, "data: expected an iterable of batches, got a Tensor"),
+        ({"amount": 0.0}, "amount: expected .* got 0.0"),
+        ({"amount": 1.5}, "amount: expected .* got 1.5"),
+        ({"steps": -1}, "steps: expected at least 0, got -1"),
+        ({"max_drop": -0.5}, "max_drop: expected percentage points, at least 0, got -0.5"),
+        ({"max_drop": float("nan")}, "max_drop: .* got nan"),
+        ({"evaluate": lambda model: None}, "evaluate: expected a function that returns .* got None"),
+        ({"rule": "nothing", "train": lambda model: None}, "rule: expected .* got 'nothing'"),
+    ],
+)
+def test_bad_arguments(tmp_path, changes, message):
+
+    def never(model):
+        raise AssertionError("trained before the arguments were checked")
+
+    early = "evaluate" not in changes and "rule" not in changes
+    with pytest.raises(LayerCollapseError, match=message):
+        start(tmp_path, job=SMALL, **{"train": never if early else SMALL.fit, **changes})
+
+
+def test_a_folder_with_a_run_is_not_overwritten(finished):
+    with pytest.raises(LayerCollapseError, match="out: expected a folder without a run in it"):
+        start(finished[0])
+
+
+def test_resuming_with_other_settings(finished):
+    with pytest.raises(LayerCollapseError, match=r"resume: .* amount=0.1 instead of 0.7"):
+        start(finished[0], resume=True, amount=0.1)
+
+
+def test_out_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LayerCollapseError, match=r"out: expected a folder that can be written, got .*file"):
+        start(tmp_path / "file" / "run")
+
+
+def test_truncated_checkpoint(finished, tmp_path):
+    whole = checkpoint.path(finished[0], 0)
+    target = checkpoint.path(tmp_path, 0)
+    target.parent.mkdir()
+    target.write_bytes(whole.read_bytes()[:-100])
+    with pytest.raises(LayerCollapseError, match=r"run: expected the weights of step 0 in .*step-00\.safetensors"):
+        checkpoint.load(tmp_path, 0, JOB.build())
+
+
+def test_checkpoint_of_another_model(finished):
+    with pytest.raises(LayerCollapseError, match="run: expected the weights of step 0"):
+        checkpoint.load(finished[0], 0, nn.Linear(2, 2))
+
+
+def test_latency_takes_turns():
+    calls = []
+
+    class Recorder(nn.Module):
+        def __init__(self, name):
+            super().__init__()
+            self.name = name
+
+        def forward(self, x):
+            calls.append(self.name)
+            return x
+
+    times = latency([Recorder("a"), Recorder("b")], torch.zeros(3), seconds=0, warmup=1, minimum=4)
+    assert len(times) == 2
+    assert all(0 < time < 100 for time in times)
+    assert "".join(calls) == "ab" + "abba" * 2
+
+
+def test_repeat_to_by_hand():
+    example = torch.tensor([[1.0], [2.0]])
+    assert repeat_to(example, 5).flatten().tolist() == [1, 2, 1, 2, 1]
+    assert repeat_to(example, 1).flatten().tolist() == [1]
