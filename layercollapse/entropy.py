@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -69,8 +69,7 @@ class EntropyProbe:
                 # Compiled code would run without the hooks and count nothing.
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
             for path, module in self.model.named_modules():
-                enter = partial(self._enter, site_path(path))
-                leave = partial(self._leave, site_path(path))
+                enter, leave = _Hook(site_path(path), self._enter), _Hook(site_path(path), self._leave)
                 for handle in (
                     module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True),
                     module.register_forward_hook(leave, always_call=True),
@@ -181,6 +180,20 @@ class EntropyProbe:
             for name, (call, counts) in seen.items():
                 self._sites.setdefault(name, _Site(call, {})).add(counts)
             self._forwards += 1
+
+
+class _Hook:
+    """Calls the probe with the module's path. In a copy of the model, made while it is watched, it does nothing."""
+
+    def __init__(self, path: str, method: Callable[..., None] | None = None) -> None:
+        self.path, self.method = path, method
+
+    def __call__(self, *args: Any) -> None:
+        if self.method is not None:
+            self.method(self.path, *args)
+
+    def __reduce__(self) -> tuple[type[_Hook], tuple[str]]:
+        return _Hook, (self.path,)
 
 
 @dataclass(frozen=True)

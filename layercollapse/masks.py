@@ -88,8 +88,8 @@ class WeightMasks:
 
         Works on copies of these tensors, on the device of the first.
         """
-        if len(names) == 1:
-            return {names[0]: count}
+        if len(names) == 1 or not count:
+            return {**dict.fromkeys(names, 0), names[0]: count}
         pairs = [self._pair(name) for name in names]
         device = pairs[0][0].device
         weights = [weight.clone().to(device) for weight, _ in pairs]

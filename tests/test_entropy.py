@@ -1,6 +1,7 @@
 """The probe against a count of stored activations, and against the names that the graph capture gives."""
 
 import copy
+import pickle
 import threading
 import warnings
 
@@ -353,6 +354,16 @@ def test_a_retry_inside_except_counts_once():
         except RuntimeError:
             model(torch.randn(2, 3))
     assert probe.report()["relu"].samples == 2
+
+
+def test_a_copy_made_while_watching_is_not_watched():
+    model, x = two(), torch.randn(2, 3)
+    with EntropyProbe(model) as probe:
+        model(x)
+        copied = pickle.loads(pickle.dumps(copy.deepcopy(model)))
+        assert torch.equal(copied(x), model(x))
+    copied(x)
+    assert probe.report()["1"].samples == 4
 
 
 def test_nothing_seen():
