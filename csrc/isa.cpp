@@ -14,9 +14,12 @@
 
 namespace lc {
 
+// LC_VECTOR_BYTES tells kernels.inl its set: GCC's C++ parser reads ahead, so a pragma does not define __AVX2__ in time.
 namespace portable {
 namespace {
+#define LC_VECTOR_BYTES 16
 #include "kernels.inl"
+#undef LC_VECTOR_BYTES
 }
 constexpr Kernels kSet = {"portable", kWidth<uint16_t>, kWidth<uint32_t>, popcount};
 }  // namespace portable
@@ -27,7 +30,9 @@ constexpr Kernels kSet = {"portable", kWidth<uint16_t>, kWidth<uint32_t>, popcou
 #pragma GCC target("arch=x86-64-v3")
 namespace avx2 {
 namespace {
+#define LC_VECTOR_BYTES 32
 #include "kernels.inl"
+#undef LC_VECTOR_BYTES
 }
 constexpr Kernels kSet = {"avx2", kWidth<uint16_t>, kWidth<uint32_t>, popcount};
 }  // namespace avx2
@@ -37,7 +42,9 @@ constexpr Kernels kSet = {"avx2", kWidth<uint16_t>, kWidth<uint32_t>, popcount};
 #pragma GCC target("arch=x86-64-v4,prefer-vector-width=512")
 namespace avx512 {
 namespace {
+#define LC_VECTOR_BYTES 64
 #include "kernels.inl"
+#undef LC_VECTOR_BYTES
 }
 constexpr Kernels kSet = {"avx512", kWidth<uint16_t>, kWidth<uint32_t>, popcount};
 }  // namespace avx512

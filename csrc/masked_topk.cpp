@@ -25,6 +25,7 @@ namespace {
 
 constexpr int64_t kChunk = 65536;           // entries per unit of work: 8 KiB of keep-bits, so no two share a byte
 constexpr int64_t kPiece = 4096;            // entries per kernel call; a gathered piece stays in the first-level cache
+constexpr int64_t kDraw = 4;                // neighbours drawn together
 constexpr int64_t kUnsampled = 8192;        // entries up to which selecting among all beats sampling
 constexpr int64_t kFewBins = 2048, kManyBins = 65536;
 constexpr int64_t kAllTies = std::numeric_limits<int64_t>::max();
@@ -48,7 +49,7 @@ struct Group {
 struct Worker {
   std::unique_ptr<char[]> found;
   int64_t used = 0;
-  std::unique_ptr<uint32_t[]> keys;  // kChunk
+  std::unique_ptr<uint32_t[]> keys;  // kChunk + 1
   alignas(64) uint32_t piece[kPiece];
 };
 
@@ -101,7 +102,7 @@ class Topk {
     workers_.resize(static_cast<std::size_t>(threads_));
     for (Worker& worker : workers_) {
       worker.found.reset(new char[static_cast<std::size_t>(capacity_)]);
-      worker.keys.reset(new uint32_t[kChunk]);
+      worker.keys.reset(new uint32_t[kChunk + 1]);
     }
   }
 
@@ -193,12 +194,12 @@ class Topk {
   template <class Body>
   void found(const Chunk& chunk, const Body& body) const {
     const Dtype dtype = weight_of(chunk).dtype;
-    for (int64_t i = 0; i < chunk.inside; ++i) {
-      if (dtype == Dtype::float32) {
-        body(reinterpret_cast<const uint32_t*>(chunk.found)[i]);
-      } else {
-        body(to_common(dtype, reinterpret_cast<const uint16_t*>(chunk.found)[i]));
-      }
+    if (dtype == Dtype::float32) {
+      const auto* keys = reinterpret_cast<const uint32_t*>(chunk.found);
+      for (int64_t i = 0; i < chunk.inside; ++i) body(keys[i]);
+    } else {
+      const auto* keys = reinterpret_cast<const uint16_t*>(chunk.found);
+      for (int64_t i = 0; i < chunk.inside; ++i) body(to_common(dtype, keys[i]));
     }
   }
 
@@ -219,7 +220,7 @@ class Topk {
     }
     uint32_t* keys = workers_[worker].keys.get();
     if (group.size > kUnsampled) {
-      group.range = bracket(keys, draw(group, 0, sample_size(group.size), keys), group.k, group.kept);
+      group.range = bracket(keys, draw(group, 0, sample_size(group.size) / kDraw, keys), group.k, group.kept);
     }
     for (;;) {
       workers_[worker].used = 0;
@@ -230,8 +231,9 @@ class Topk {
     }
   }
 
-  // Magnitudes of the kept ones among the random entries [begin, end) of a group; returns their number. A random
-  // place in a random chunk, dropped where the chunk is shorter, is uniform and costs no search.
+  // Magnitudes of the kept entries at random places [begin, end) of a group, kDraw neighbours at each (a cache miss
+  // costs as much as all of them); returns their number. A random place in a random chunk, dropped where the chunk
+  // is shorter, is uniform and costs no search.
   int64_t draw(const Group& group, int64_t begin, int64_t end, uint32_t* keys) const {
     const auto chunks = static_cast<uint64_t>(group.last_chunk - group.first_chunk);
     int64_t size = 0;
@@ -239,14 +241,16 @@ class Topk {
       const uint64_t bits = random(static_cast<uint64_t>(i));
       const Chunk& chunk = chunks_[group.first_chunk + static_cast<int64_t>((bits >> 32) * chunks >> 32)];
       const auto place = static_cast<int64_t>((bits & 0xffffffffu) * static_cast<uint64_t>(group.longest) >> 32);
-      const int64_t at = chunk.begin + place;
       const Weight& weight = weight_of(chunk);
-      if (place >= chunk.size || !(weight.keep[at / 8] >> (at % 8) & 1)) continue;
-      const int64_t offset = weight.dims.empty() ? at : offset_of(weight.dims, at);
-      const uint32_t magnitude = weight.dtype == Dtype::float32
-                                     ? static_cast<const uint32_t*>(weight.values)[offset] & 0x7fffffffu
-                                     : static_cast<const uint16_t*>(weight.values)[offset] & 0x7fffu;
-      keys[size++] = to_common(weight.dtype, magnitude);
+      const int64_t first = place / kDraw * kDraw, last = std::min(first + kDraw, chunk.size);
+      for (int64_t at = chunk.begin + first; at < chunk.begin + last; ++at) {
+        if (!(weight.keep[at / 8] >> (at % 8) & 1)) continue;
+        const int64_t offset = weight.dims.empty() ? at : offset_of(weight.dims, at);
+        const uint32_t magnitude = weight.dtype == Dtype::float32
+                                       ? static_cast<const uint32_t*>(weight.values)[offset] & 0x7fffffffu
+                                       : static_cast<const uint16_t*>(weight.values)[offset] & 0x7fffu;
+        keys[size++] = to_common(weight.dtype, magnitude);
+      }
     }
     return size;
   }
@@ -259,9 +263,9 @@ class Topk {
     std::vector<uint32_t> keys(static_cast<std::size_t>(starts.back()));
     std::vector<int64_t> drawn(large.size() * static_cast<std::size_t>(parts));
     parallel_for(threads_, int64_t(drawn.size()), [&](int64_t i, int) {
-      const int64_t start = starts[i / parts], size = starts[i / parts + 1] - start, part = i % parts;
-      const int64_t begin = size * part / parts, end = size * (part + 1) / parts;
-      drawn[i] = draw(groups_[large[i / parts]], begin, end, keys.data() + start + begin);
+      const int64_t start = starts[i / parts], places = (starts[i / parts + 1] - start) / kDraw, part = i % parts;
+      const int64_t begin = places * part / parts, end = places * (part + 1) / parts;
+      drawn[i] = draw(groups_[large[i / parts]], begin, end, keys.data() + start + begin * kDraw);
     });
     parallel_for(threads_, int64_t(large.size()), [&](int64_t i, int) {
       Group& group = groups_[large[i]];
@@ -270,10 +274,10 @@ class Topk {
         return;
       }
       uint32_t* sample = keys.data() + starts[i];
-      const int64_t size = starts[i + 1] - starts[i];
+      const int64_t places = (starts[i + 1] - starts[i]) / kDraw;
       int64_t left = 0;
       for (int64_t part = 0; part < parts; ++part) {
-        const uint32_t* from = sample + size * part / parts;
+        const uint32_t* from = sample + places * part / parts * kDraw;
         std::memmove(sample + left, from, static_cast<std::size_t>(drawn[i * parts + part]) * sizeof(uint32_t));
         left += drawn[i * parts + part];
       }
@@ -337,7 +341,8 @@ class Topk {
     const Bins bin(range, 1);
     for (int64_t c = group.first_chunk; c < group.last_chunk; ++c) {
       found(chunks_[c], [&](uint32_t key) {
-        if (bin.holds(key)) keys[size++] = key;
+        keys[size] = key;  // without a branch: half of these may miss
+        size += bin.holds(key);
       });
     }
     const Selected selected = select_key(keys, size, range, rank);
@@ -356,18 +361,21 @@ class Topk {
         const Chunk& chunk = chunks_[group.first_chunk + i];
         const Dtype dtype = weight_of(chunk).dtype;
         int64_t* mine = counts.data() + worker * bins.count;
-        const auto tally = [&](const auto* x, const uint8_t* keep, int64_t n) {
-          constexpr uint32_t kMagnitude = sizeof(*x) == 4 ? 0x7fffffffu : 0x7fffu;
+        const auto tally = [&](const auto* x, const uint8_t* keep, int64_t n, auto common) {
           for (int64_t j = 0; j < n; ++j) {
-            const uint32_t key = to_common(dtype, x[j] & kMagnitude);
+            const uint32_t key = common(x[j]);
             if ((keep[j / 8] >> (j % 8) & 1) && bins.holds(key)) ++mine[bins.of(key)];
           }
           return false;
         };
         if (dtype == Dtype::float32) {
-          pieces<uint32_t>(chunk, worker, tally);
+          pieces<uint32_t>(chunk, worker, [&](const uint32_t* x, const uint8_t* keep, int64_t n) {
+            return tally(x, keep, n, [](uint32_t bits) { return bits & 0x7fffffffu; });
+          });
         } else {
-          pieces<uint16_t>(chunk, worker, tally);
+          pieces<uint16_t>(chunk, worker, [&](const uint16_t* x, const uint8_t* keep, int64_t n) {
+            return tally(x, keep, n, [dtype](uint32_t bits) { return to_common(dtype, bits & 0x7fffu); });
+          });
         }
       });
       for (int64_t i = bins.count; i < int64_t(counts.size()); ++i) counts[i % bins.count] += counts[i];

@@ -22,7 +22,7 @@ namespace {
 
 constexpr int64_t kSmall = 32768;       // values below which waking a thread costs more than it saves
 constexpr int64_t kLongRun = 256;       // values of a run from which its horizontal sum does not show
-constexpr int64_t kWideRow = 512;       // values that make a row wide enough for vectors; narrower ones are joined
+constexpr int64_t kWideRow = 8192;       // values that make a row wide enough for vectors; narrower ones are joined
 constexpr int64_t kStrip = 4096;        // columns whose counters stay in the first-level cache
 constexpr int kBoxesPerThread = 4;      // slack for threads that start late
 
