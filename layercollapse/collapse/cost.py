@@ -45,7 +45,8 @@ def summarize(model: nn.Module, example_inputs: Any, depth: int) -> Summary:
     """
     args, kwargs = call_arguments(example_inputs)
     counter = FlopCounterMode(display=False)
-    with evaluating(model), torch.no_grad(), counter:
+    # With gradients: the counter follows modules by them, and stops at a parameter that only changes shape without.
+    with evaluating(model), torch.enable_grad(), counter:
         model(*args, **kwargs)
     return Summary(depth, sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2)
 

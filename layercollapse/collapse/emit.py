@@ -35,19 +35,22 @@ def emit(net: Net, device: torch.device | None = None) -> fx.GraphModule:
 
     Returns:
         A module with readable, hierarchical names, in evaluation mode; ``print(module.code)`` shows its forward.
-        Layers that one layer became twice (a module called twice, unchanged) share their parameters again.
+        Layers that shared their parameters (a module called twice, tied weights) and did not change share them again.
     """
     _split_planes(net)
     modules: dict[str, Any] = {}
-    shared: dict[tuple[str, str | None], nn.Module] = {}
+    shared: dict[str, nn.Parameter] = {}
     for node in list(net.graph.nodes):
         if node.op == "call_module":
             target = str(node.target)
             modules[target] = _module(net.ops[target], device)
             op = net.ops[target]
             if isinstance(op, Affine) and op.source is not None:
-                first = shared.setdefault(op.source, modules[target])
-                modules[target].weight, modules[target].bias = first.weight, first.bias
+                for attribute, name in zip(("weight", "bias"), op.source, strict=True):
+                    if name is not None:
+                        setattr(
+                            modules[target], attribute, shared.setdefault(name, getattr(modules[target], attribute))
+                        )
         elif node.op == "get_attr":
             name = str(node.target)
             value = net.tensors[name].detach().clone()

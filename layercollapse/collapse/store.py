@@ -94,7 +94,9 @@ def save(model: nn.Module, folder: str | os.PathLike[str], example_inputs: Any) 
     if not isinstance(model, fx.GraphModule):
         raise LayerCollapseError(f"model: expected the model of a CollapseResult, got {type(model).__name__}")
     text = json.dumps({"format": FORMAT, "version": VERSION, **_describe(model)}, indent=1, allow_nan=False)
-    tensors = {name: value.detach().contiguous().clone() for name, value in model.state_dict().items()}
+    tied = _tied(model)
+    state = {name: value for name, value in model.state_dict().items() if name not in tied}
+    tensors = {name: value.detach().contiguous().clone() for name, value in state.items()}
     args, kwargs = call_arguments(example_inputs)
     with evaluating(model), torch.no_grad():
         exported = export(model, args, kwargs)
@@ -171,7 +173,17 @@ def _describe(model: fx.GraphModule) -> dict[str, Any]:
             }
         )
     parameters = [name for name, _ in model.named_parameters(remove_duplicate=False)]
-    return {"nodes": nodes, "modules": modules, "parameters": parameters}
+    return {"nodes": nodes, "modules": modules, "parameters": parameters, "tied": _tied(model)}
+
+
+def _tied(model: nn.Module) -> dict[str, str]:
+    """Name of a parameter that is stored under another name already -> that name."""
+    first: dict[int, str] = {}
+    tied = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if first.setdefault(id(parameter), name) != name:
+            tied[name] = first[id(parameter)]
+    return tied
 
 
 def _function_name(target: Any) -> str:
@@ -242,6 +254,8 @@ def _decode(value: Any, nodes: dict[str, fx.Node]) -> Any:
 
 
 def _rebuild(described: dict[str, Any], tensors: dict[str, Tensor]) -> fx.GraphModule:
+    tied: dict[str, str] = described["tied"]
+    tensors = {**tensors, **{name: tensors[other] for name, other in tied.items()}}
     modules: dict[str, Any] = {}
     for target, record in described["modules"].items():
         _path(target)
@@ -278,6 +292,9 @@ def _rebuild(described: dict[str, Any], tensors: dict[str, Tensor]) -> fx.GraphM
     graph.lint()
     model = fx.GraphModule(modules, graph, class_name="Collapsed")
     model.load_state_dict(tensors, strict=True, assign=True)
+    for name, other in tied.items():
+        parent, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(parent), attribute, model.get_parameter(other))
     return model.eval()
 
 

@@ -1,0 +1,155 @@
+"""Capture: sites by call, names, feeding layers, dependence; on the networks that users have."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import layercollapse as lc
+from layercollapse.models import build
+
+
+def hugging_face(name: str) -> tuple[nn.Module, object]:
+    transformers = pytest.importorskip("transformers")
+    image = torch.zeros(1, 3, 64, 64)
+    if name == "resnet18":
+        config = transformers.ResNetConfig(
+            depths=[2, 2, 2, 2], layer_type="basic", hidden_sizes=[8, 16, 24, 32], embedding_size=8
+        )
+        return transformers.ResNetForImageClassification(config), image
+    if name == "mobilenet_v2":
+        return transformers.MobileNetV2ForImageClassification(
+            transformers.MobileNetV2Config(depth_multiplier=0.35)
+        ), image
+    if name == "bert":
+        config = transformers.BertConfig(
+            hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, vocab_size=50
+        )
+        ids = torch.zeros(1, 8, dtype=torch.long)
+        return transformers.BertForSequenceClassification(config), {
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+        }
+    raise AssertionError(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "sites", "kind"), [("resnet18", 17, "relu"), ("mobilenet_v2", 35, "relu6"), ("bert", 2, "gelu")]
+)
+def test_sites_of_transformers(name: str, sites: int, kind: str) -> None:
+    capture = lc.capture(*hugging_face(name))
+    assert len(capture.sites) == sites
+    assert {site.kind for site in capture.sites} == {kind}
+    assert all(site.feeding for site in capture.sites)
+
+
+@pytest.mark.parametrize(("name", "sites"), [("resnet18", 17), ("mobilenet_v2", 35), ("vgg16_bn", 15)])
+def test_sites_of_our_networks(name: str, sites: int) -> None:
+    model = build(name, num_classes=10, in_channels=1, image_size=28, width=8)
+    capture = lc.capture(model, torch.zeros(1, 1, 28, 28))
+    assert len(capture.sites) == sites
+    assert len({site.name for site in capture.sites}) == sites
+
+
+def test_shared_relu_of_a_block_is_two_sites() -> None:
+    model = build("resnet18", num_classes=10, in_channels=1, image_size=28, width=8)
+    capture = lc.capture(model, torch.zeros(1, 1, 28, 28))
+    assert capture.site("layer2.0.relu").feeding == ("layer2.0.conv1.weight",)
+    assert set(capture.site("layer2.0.relu#2").feeding) == {"layer2.0.conv2.weight", "layer2.0.downsample.0.weight"}
+    assert capture.site("layer2.1.relu#2").feeding == ("layer2.1.conv2.weight",)  # the identity brings none
+    assert capture.output_weights == ("fc.weight",)
+
+
+class Functional(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 5), nn.Linear(5, 5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        x = F.relu(self.a(x))
+        y = torch.relu_(self.b(x))
+        return self.c(F.leaky_relu(y + x, 0.1))
+
+
+def test_functional_and_in_place_calls() -> None:
+    capture = lc.capture(Functional(), torch.zeros(2, 4))
+    assert [(s.name, s.kind, s.feeding) for s in capture.sites] == [
+        ("forward", "relu", ("a.weight",)),
+        ("forward#2", "relu", ("b.weight",)),
+        ("forward#3", "leaky_relu", ()),
+    ]
+
+
+class PreActivation(nn.Module):
+    """An in-place rectifier on a tensor that is used again: the skip sees the changed values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.relu = nn.Linear(4, 4), nn.Linear(4, 4), nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        x = self.a(x)
+        return self.b(self.relu(x)) + x
+
+
+class ViewThenInPlace(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        x = self.a(x)
+        F.relu(x.view(-1, 2, 2), inplace=True)
+        return self.b(x)
+
+
+@pytest.mark.parametrize("model", [PreActivation(), ViewThenInPlace()], ids=lambda m: type(m).__name__)
+def test_in_place_on_a_shared_tensor(model: nn.Module) -> None:
+    x = torch.randn(6, 4)
+    result = lc.collapse(model, x, None, data=[x])
+    assert result.max_abs_error < 1e-6
+
+
+def test_depends() -> None:
+    model = build("resnet18", num_classes=10, in_channels=1, image_size=28, width=8)
+    capture = lc.capture(model, torch.zeros(1, 1, 28, 28))
+    assert capture.depends([])
+    assert capture.depends(["layer1.0.conv1.weight", "layer1.0.conv2.weight"])  # around a block by its identity
+    assert capture.depends(["layer2.0.conv1.weight"])  # by its projection
+    assert not capture.depends(["layer2.0.conv1.weight", "layer2.0.downsample.0.weight"])
+    assert not capture.depends(["conv1.weight"])
+
+
+def test_the_model_keeps_its_modes_and_values() -> None:
+    model = build("resnet18", num_classes=10, in_channels=1, image_size=28, width=8).train()
+    model.layer1.eval()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    lc.capture(model, torch.zeros(2, 1, 28, 28))
+    assert model.training
+    assert model.layer2.training
+    assert not model.layer1.training
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+class DataDependent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x):
+        if x.sum() > 0:
+            return self.linear(x)
+        return x
+
+
+def test_errors_say_what_stopped() -> None:
+    with pytest.raises(lc.LayerCollapseError, match=r"if x.sum\(\) > 0"):
+        lc.capture(DataDependent(), torch.randn(2, 4))
+    with pytest.raises(lc.LayerCollapseError, match=r"example_inputs.*\(2, 5\)"):
+        lc.capture(nn.Linear(4, 4), torch.randn(2, 5))
+    with pytest.raises(lc.LayerCollapseError, match=r"example_inputs.*got int"):
+        lc.capture(nn.Linear(4, 4), 3)
+    with pytest.raises(lc.LayerCollapseError, match=r"'nowhere' is not a rectifier site"):
+        lc.capture(Functional(), torch.zeros(2, 4)).site("nowhere")

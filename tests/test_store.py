@@ -1,0 +1,135 @@
+"""Save and load: the same outputs, without the class; nothing from a damaged or hostile file."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import layercollapse as lc
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU6(), nn.Conv2d(4, 4, 3, padding=1), nn.PReLU(4)
+        )
+        self.dead = nn.Conv2d(4, 4, 3, padding=1)
+        self.head = nn.Linear(4, 3)
+        self.dead.weight.data.zero_()
+
+    def forward(self, x):
+        x = self.features(x)
+        x = torch.relu(x + self.features[3](torch.relu(self.dead(x))))
+        return self.head(torch.nn.functional.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module, torch.Tensor]:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("model") / "new" / "folder"
+    x = torch.randn(5, 1, 9, 9)
+    result = lc.collapse(Small().eval(), x, None)
+    result.save(folder)
+    return folder, result.model, x
+
+
+def test_round_trip(saved: tuple[Path, nn.Module, torch.Tensor]) -> None:
+    folder, model, x = saved
+    assert sorted(p.name for p in folder.iterdir()) == ["model.json", "model.pt2", "model.safetensors"]
+    for path in (folder, folder / "model.json", str(folder)):
+        loaded = lc.load(path)
+        assert torch.equal(loaded(x), model(x))
+    assert {n: p.requires_grad for n, p in loaded.named_parameters()} == {
+        n: p.requires_grad for n, p in model.named_parameters()
+    }
+
+
+def test_pt2_loads_without_the_package(saved: tuple[Path, nn.Module, torch.Tensor], tmp_path: Path) -> None:
+    folder, model, x = saved
+    torch.save({"x": x, "y": model(x).detach()}, tmp_path / "data.pt")
+    code = (
+        "import sys, torch\n"
+        f"d = torch.load({str(tmp_path / 'data.pt')!r}, weights_only=True)\n"
+        f"m = torch.export.load({str(folder / 'model.pt2')!r}).module()\n"
+        "assert 'layercollapse' not in sys.modules\n"
+        "assert (m(d['x']) - d['y']).abs().max() < 1e-6\n"
+        "assert m(d['x'][:2]).shape == (2, 3)\n"  # the batch is dynamic
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_truncated_files(saved: tuple[Path, nn.Module, torch.Tensor], tmp_path: Path) -> None:
+    folder, _, _ = saved
+    for name in ("model.json", "model.safetensors"):
+        whole = (folder / name).read_bytes()
+        for length in (0, 1, len(whole) // 2, len(whole) - 1):
+            for other in ("model.json", "model.safetensors"):
+                (tmp_path / other).write_bytes((folder / other).read_bytes())
+            (tmp_path / name).write_bytes(whole[:length])
+            with pytest.raises(lc.LayerCollapseError, match="path: "):
+                lc.load(tmp_path)
+    with pytest.raises(lc.LayerCollapseError, match=r"model\.json"):
+        lc.load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.update(format="other"), "no layercollapse.model file"),
+        (lambda d: d.update(version=99), "version is 99"),
+        (lambda d: d["nodes"][-2].update(op="call_function", target="os.system"), "os.system"),
+        (lambda d: d["nodes"][-2].update(op="call_function", target="aten.from_file.default"), "aten.from_file"),
+        (lambda d: d["nodes"][-2].update(op="call_function", target="aten.relu_.default"), "aten.relu_"),
+        (lambda d: d["nodes"][0].update(name="x; import os"), "import os"),
+        (lambda d: d["nodes"][0].update(target="x=__import__('os')"), "__import__"),
+        (lambda d: d["modules"].update({"a.__class__": {"type": "ReLU"}}), "__class__"),
+        (lambda d: d["modules"].update(a={"type": "Sequential"}), "Sequential"),
+        (lambda d: d["modules"]["head"].update(in_features=10**9), "head.weight"),
+        (lambda d: d["nodes"][-1].update(args=[{"node": "nothing"}]), "nothing"),
+    ],
+)
+def test_hostile_json(saved: tuple[Path, nn.Module, torch.Tensor], tmp_path: Path, change, message: str) -> None:
+    folder, _, _ = saved
+    described = json.loads((folder / "model.json").read_text())
+    change(described)
+    (tmp_path / "model.json").write_text(json.dumps(described))
+    (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    with pytest.raises(lc.LayerCollapseError, match=message):
+        lc.load(tmp_path)
+
+
+def test_fuzzed_json(saved: tuple[Path, nn.Module, torch.Tensor], tmp_path: Path) -> None:
+    """Any change of any byte loads, or raises the package's own error."""
+    folder, _, _ = saved
+    whole = (folder / "model.json").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+
+    @settings(max_examples=300, deadline=None)
+    @given(st.integers(0, len(whole) - 1), st.binary(min_size=0, max_size=6), st.integers(0, 20))
+    def run(position: int, new: bytes, gone: int) -> None:
+        (tmp_path / "model.json").write_bytes(whole[:position] + new + whole[position + gone :])
+        with contextlib.suppress(lc.LayerCollapseError):
+            lc.load(tmp_path)
+
+    run()
+
+
+def test_a_folder_that_cannot_be_written(saved: tuple[Path, nn.Module, torch.Tensor], tmp_path: Path) -> None:
+    _, _model, x = saved
+    (tmp_path / "file").write_text("")
+    with pytest.raises(lc.LayerCollapseError, match="folder: expected one that can be written"):
+        lc.collapse(Small().eval(), x, None).save(tmp_path / "file" / "out")
+    from layercollapse.collapse import save
+
+    with pytest.raises(lc.LayerCollapseError, match="expected the model of a CollapseResult"):
+        save(nn.Linear(2, 2), tmp_path, x)
