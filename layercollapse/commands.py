@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ from layercollapse.compare import collapse_and_compare
 from layercollapse.data import DATA_SETS
 from layercollapse.display import RunDisplay
 from layercollapse.errors import LayerCollapseError, require
-from layercollapse.files import writable_folder, write_text
+from layercollapse.files import free_folder, writable_folder, write_text
 from layercollapse.inputs import Inputs, measure_entropy
 from layercollapse.job import Job
 from layercollapse.models import MODELS
@@ -110,7 +109,7 @@ def run(
     """
     console = Console()
     job = make_job(**job_arguments)
-    folder = writable_folder(out or _free_folder(f"{job.data}-{job.model}"))
+    folder = writable_folder(out or free_folder(f"{job.data}-{job.model}"))
     torch.manual_seed(seed)
     images, model = job.images, job.build()
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -227,13 +226,6 @@ def _chosen(record: Record) -> int:
     if record.chosen is None:
         raise LayerCollapseError("run: expected a run with at least one finished step, got none")
     return record.chosen
-
-
-def _free_folder(name: str) -> Path:
-    """`runs/name`, or the first of `runs/name-2`, `runs/name-3`, ... that is not there yet."""
-    first = Path("runs") / name
-    others = (first.with_name(f"{name}-{number}") for number in count(2))
-    return first if not first.exists() else next(folder for folder in others if not folder.exists())
 
 
 def _show(console: Console, record: Record, folder: Path) -> None:

@@ -88,6 +88,6 @@ class RunDisplay:
         self.console.print(
             f"step {step.step:<2} kept {100 * step.density:6.2f} %"
             f"  validation {step.top1_validation:6.2f} % {change:<8}"
-            f" linear {step.sites_collapsed:>2} of {sites} sites {step.seconds:6.1f} s",
+            f" linear {step.sites_collapsed:>2} of {sites}  {step.seconds:6.1f} s",
             highlight=False,
         )

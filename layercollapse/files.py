@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -72,3 +73,10 @@ def writable_folder(path: str | Path, argument: str = "out") -> Path:
             f"{argument}: expected a folder that can be written, got {folder} ({error.strerror})"
         ) from error
     return folder
+
+
+def free_folder(name: str) -> Path:
+    """`runs/name`, or the first of `runs/name-2`, `runs/name-3`, ... that is not there yet."""
+    first = Path("runs") / name
+    others = (first.with_name(f"{name}-{number}") for number in count(2))
+    return first if not first.exists() else next(folder for folder in others if not folder.exists())

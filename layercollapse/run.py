@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from layercollapse import report
 from layercollapse.collapse import CollapseResult
 from layercollapse.errors import LayerCollapseError
-from layercollapse.files import writable_folder
+from layercollapse.files import free_folder, writable_folder
 from layercollapse.inputs import Inputs
 from layercollapse.measure import environment
 from layercollapse.prune import Pruner
@@ -56,7 +56,7 @@ def run(
     rule: Any = "nepenthe",
     ignore: Sequence[str] = (),
     seed: int = 0,
-    out: str | Path = "runs/run",
+    out: str | Path | None = None,
     resume: bool = False,
     settings: dict[str, Any] | None = None,
     progress: Callable[[Event], object] | None = None,
@@ -83,7 +83,8 @@ def run(
         rule: name of a budget rule or a function (see `layercollapse.budget`).
         ignore: layers never pruned, as for `Pruner`.
         seed: torch is seeded with seed + step before each training.
-        out: folder for the results; must not hold another run unless `resume`.
+        out: folder for the results; must not hold another run unless `resume`. By default the first of `runs/run`,
+            `runs/run-2`, ... that is not there yet.
         resume: go on after the last finished step of the run in `out`.
         settings: anything JSON that should be on record beside the arguments above.
         progress: called at every stage.
@@ -97,7 +98,7 @@ def run(
     inputs = Inputs(data, "data")
     test_inputs = inputs if test_data is None else Inputs(test_data, "test_data")
     example = example_inputs or (next(iter(inputs))[:2],)
-    folder = writable_folder(out)
+    folder = writable_folder(out or free_folder("run"))
     if (folder / FILE).exists() and not resume:
         raise LayerCollapseError(
             f"out: expected a folder without a run in it, got {folder}; resume that run, or choose another folder"

@@ -10,7 +10,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from layercollapse.commands import _free_folder, layercollapse
+from layercollapse.commands import layercollapse
+from layercollapse.files import free_folder
 
 SMALL = ["--data", "digits", "--model", "mlp", "--width", "2", "--epochs", "1"]
 
@@ -135,7 +136,7 @@ def test_run_does_not_overwrite(made):
 def test_default_folders_do_not_collide(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for expected in ("runs/digits-mlp", "runs/digits-mlp-2", "runs/digits-mlp-3"):
-        folder = _free_folder("digits-mlp")
+        folder = free_folder("digits-mlp")
         assert str(folder) == expected
         folder.mkdir(parents=True)
 
