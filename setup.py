@@ -1,4 +1,4 @@
-"""Build script: the packages, whose two roots (`layercollapse/` and `kernels/`) pyproject cannot map, and the core.
+"""Build script: the packages, whose three roots pyproject cannot map, and the C++ core.
 
 The C++ core is optional: without GCC or Clang the package installs and runs on the reference, and
 ``layercollapse.ops.backends()`` says so. Portable: newer instruction sets are chosen at run time.
@@ -14,7 +14,7 @@ from setuptools import setup
 openmp = [] if sys.platform == "darwin" else ["-fopenmp"]
 
 core = Pybind11Extension(
-    "layercollapse._core",
+    "layercollapse_core._core",
     sorted(glob("csrc/*.cpp")),
     depends=sorted(glob("csrc/*.h") + glob("csrc/*.inl")),
     cxx_std=17,
@@ -30,7 +30,9 @@ setup(
         "layercollapse.data",
         "layercollapse.models",
         "layercollapse.kernels",
+        "layercollapse_core",
     ],
-    package_dir={"layercollapse.kernels": "kernels"},
+    package_dir={"layercollapse.kernels": "kernels", "layercollapse_core": "csrc/python"},
+    package_data={"layercollapse_core": ["_core.pyi"]},
     ext_modules=[core],
 )

@@ -237,19 +237,34 @@ class Topk {
   int64_t draw(const Group& group, int64_t begin, int64_t end, uint32_t* keys) const {
     const auto chunks = static_cast<uint64_t>(group.last_chunk - group.first_chunk);
     int64_t size = 0;
-    for (int64_t i = begin; i < end; ++i) {
-      const uint64_t bits = random(static_cast<uint64_t>(i));
-      const Chunk& chunk = chunks_[group.first_chunk + static_cast<int64_t>((bits >> 32) * chunks >> 32)];
-      const auto place = static_cast<int64_t>((bits & 0xffffffffu) * static_cast<uint64_t>(group.longest) >> 32);
-      const Weight& weight = weight_of(chunk);
-      const int64_t first = place / kDraw * kDraw, last = std::min(first + kDraw, chunk.size);
-      for (int64_t at = chunk.begin + first; at < chunk.begin + last; ++at) {
-        if (!(weight.keep[at / 8] >> (at % 8) & 1)) continue;
-        const int64_t offset = weight.dims.empty() ? at : offset_of(weight.dims, at);
-        const uint32_t magnitude = weight.dtype == Dtype::float32
-                                       ? static_cast<const uint32_t*>(weight.values)[offset] & 0x7fffffffu
-                                       : static_cast<const uint16_t*>(weight.values)[offset] & 0x7fffu;
-        keys[size++] = to_common(weight.dtype, magnitude);
+    // Ask for many places before reading the first: one miss at a time cost more than the scan of 250,000 weights.
+    constexpr int64_t kBatch = 32;
+    for (; begin < end; begin += kBatch) {
+      const Chunk* from[kBatch];
+      int64_t place[kBatch];
+      const int64_t count = std::min(kBatch, end - begin);
+      for (int64_t i = 0; i < count; ++i) {
+        const uint64_t bits = random(static_cast<uint64_t>(begin + i));
+        from[i] = &chunks_[group.first_chunk + static_cast<int64_t>((bits >> 32) * chunks >> 32)];
+        const auto guess = static_cast<int64_t>((bits & 0xffffffffu) * static_cast<uint64_t>(group.longest) >> 32);
+        place[i] = guess / kDraw * kDraw;
+        const Weight& weight = weight_of(*from[i]);
+        if (place[i] >= from[i]->size || !weight.dims.empty()) continue;
+        const int64_t at = from[i]->begin + place[i];
+        __builtin_prefetch(static_cast<const char*>(weight.values) + at * width(weight.dtype));
+        __builtin_prefetch(weight.keep + at / 8);
+      }
+      for (int64_t i = 0; i < count; ++i) {
+        const Weight& weight = weight_of(*from[i]);
+        const int64_t last = from[i]->begin + std::min(place[i] + kDraw, from[i]->size);
+        for (int64_t at = from[i]->begin + place[i]; at < last; ++at) {
+          if (!(weight.keep[at / 8] >> (at % 8) & 1)) continue;
+          const int64_t offset = weight.dims.empty() ? at : offset_of(weight.dims, at);
+          const uint32_t magnitude = weight.dtype == Dtype::float32
+                                         ? static_cast<const uint32_t*>(weight.values)[offset] & 0x7fffffffu
+                                         : static_cast<const uint16_t*>(weight.values)[offset] & 0x7fffu;
+          keys[size++] = to_common(weight.dtype, magnitude);
+        }
       }
     }
     return size;

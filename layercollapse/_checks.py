@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 
 import torch
+from layercollapse_core.memory import overlap, reach
 from torch import Tensor
 
 from layercollapse.errors import LayerCollapseError
@@ -62,30 +62,25 @@ def check_masked_topk(weights: Sequence[Tensor], masks: Sequence[Tensor], k: Seq
                 f"for a weight of {weight.numel()} entries, got {describe(mask)}"
             )
         if length:
-            spans.append((weight.data_ptr(), _extent(weight, index), f"weights[{index}]"))
+            spans.append((weight.data_ptr(), _bytes_of(weight, index), f"weights[{index}]"))
             spans.append((mask.data_ptr(), length, f"masks[{index}]"))
-    spans.sort()
-    for (begin, size, name), (other, _, other_name) in itertools.pairwise(spans):
-        if begin + size > other:
-            raise LayerCollapseError(
-                f"{other_name}: expected memory of its own, got some that {name} covers too; give a shared weight once"
-            )
+    if shared := overlap(spans):
+        raise LayerCollapseError(
+            f"{shared[1]}: expected memory of its own, got some that {shared[0]} covers too; give a shared weight once"
+        )
 
 
-def _extent(weight: Tensor, index: int) -> int:
+def _bytes_of(weight: Tensor, index: int) -> int:
     """Return the bytes from the first to past the last entry; raise if two entries may be in one place."""
     if weight.is_contiguous():
         return weight.numel() * weight.element_size()
-    reach = 0
-    pairs = zip(weight.stride(), weight.shape, strict=True)
-    for stride, size in sorted((stride, size) for stride, size in pairs if size > 1):
-        if stride <= reach:
-            raise LayerCollapseError(
-                f"weights[{index}]: expected every entry to have its own place in memory, "
-                f"got shape {tuple(weight.shape)} with strides {weight.stride()}"
-            )
-        reach += stride * (size - 1)
-    return (reach + 1) * weight.element_size()
+    entries = reach(weight.shape, weight.stride())
+    if entries is None:
+        raise LayerCollapseError(
+            f"weights[{index}]: expected every entry to have its own place in memory, "
+            f"got shape {tuple(weight.shape)} with strides {weight.stride()}"
+        )
+    return entries * weight.element_size()
 
 
 def check_packed(packed: Tensor, shape: Sequence[int]) -> None:

@@ -1,4 +1,4 @@
-"""The C++ backend: hands addresses of torch tensors to `layercollapse._core`, and torch's number of threads."""
+"""The C++ backend: hands addresses of torch tensors to `layercollapse_core`, and torch's number of threads."""
 
 from __future__ import annotations
 
@@ -10,19 +10,16 @@ from torch import Tensor
 
 from layercollapse._checks import nan_error, too_many_error
 
-try:
-    from layercollapse import _core
-except ImportError as error:
-    _core, _missing = None, str(error)
-
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # csrc/dtypes.h
 
 
 @cache
 def status() -> tuple[bool, str]:
     """Whether the core can be used, and with what, or why not."""
-    if _core is None:
-        return False, f"the C++ core is not built; install with a C++ compiler ({_missing})"
+    try:
+        from layercollapse_core import _core
+    except ImportError as error:
+        return False, f"the C++ core is not built: install with GCC or Clang ({error})"
     try:
         isa = _core.isa()
     except ValueError as error:
@@ -32,6 +29,8 @@ def status() -> tuple[bool, str]:
 
 def sign_histogram_(x: Tensor, channel_dim: int, upper: float | None, out: Tensor) -> None:
     """See ``reference.sign_histogram_``: one read of x, any strides."""
+    from layercollapse_core import _core
+
     _core.sign_histogram(
         x.data_ptr(),
         DTYPE_CODES[x.dtype],
@@ -46,6 +45,8 @@ def sign_histogram_(x: Tensor, channel_dim: int, upper: float | None, out: Tenso
 
 def masked_topk_(weights: Sequence[Tensor], masks: Sequence[Tensor], k: Sequence[int], scope: str) -> Tensor:
     """See ``reference.masked_topk_``: two reads of the weights, one write of what changes."""
+    from layercollapse_core import _core
+
     thresholds = torch.empty(len(k), dtype=torch.float32)
     code, index, kept = _core.masked_topk(
         [weight.data_ptr() for weight in weights],
