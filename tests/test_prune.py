@@ -313,14 +313,21 @@ def test_a_residual_branch_may_die():
     assert model.conv3.weight.abs().sum() == 0
 
 
-@pytest.mark.parametrize("rule", ["nepenthe", "uniform", "global"])
-def test_of_two_layers_that_must_not_both_die_the_one_of_lower_entropy_does(rule):
-    (model, pruner), x = residual(), image()
-    result = pruner.step(report_with(model, x, **{"forward#2": 1}), 1.0, rule)
-    assert "forward" in result.floors
-    assert "forward#2" not in result.floors
-    assert result.removed["forward#2"] == 288
-    assert torch.cat([model.conv2.weight.flatten(), model.skip.weight.flatten()]).count_nonzero() > 0
+@pytest.mark.parametrize("rule", ["nepenthe", "egp", "uniform", "global"])
+@pytest.mark.parametrize(("low", "high"), [("forward", "forward#2"), ("forward#2", "forward")])
+def test_of_two_branches_that_must_not_both_die_the_one_of_lower_entropy_does(rule, low, high):
+    class Parallel(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.out = nn.Linear(3, 10), nn.Linear(3, 10), nn.Linear(10, 2)
+
+        def forward(self, x):
+            return self.out(F.relu(self.a(x)) + F.relu(self.b(x)))
+
+    model, x = Parallel(), torch.randn(5, 3)
+    result = Pruner(model, x).step(report_with(model, x, **{low: 10, high: 30}), 1.0, rule)
+    assert result.removed == {low: 30, high: 29}
+    assert result.floors == {high: 1}
 
 
 def test_explicit_floors():
@@ -379,8 +386,22 @@ def test_weights_that_are_not_finite(value):
     for name, weight in model.state_dict().items():
         torch.testing.assert_close(weight, weights[name], rtol=0, atol=0, equal_nan=True)
     if math.isnan(value):
-        with pytest.raises(LayerCollapseError, match=r"got NaN in conv3\.weight"):
-            pruner.apply()
+        nothing = {name: torch.zeros_like(mask) for name, mask in masks.items()}
+        for call in (pruner.apply, lambda: pruner.load_state_dict(nothing)):
+            with pytest.raises(LayerCollapseError, match=r"got NaN in conv3\.weight"):
+                call()
+        assert same([masks], [pruner.state_dict()])
+
+
+def test_a_step_zeroes_what_an_optimizer_revived():
+    (model, pruner), x = residual(), image()
+    report = measure(model, x)
+    pruner.step(report, 0.5, "uniform")
+    with torch.no_grad():
+        model.conv3.weight.add_(1)
+    assert not zeros_hold(pruner)
+    pruner.step(report, 0.5, lambda layers, amount: {})
+    assert zeros_hold(pruner)
 
 
 def test_reports_of_another_model():
