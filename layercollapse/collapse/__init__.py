@@ -10,7 +10,8 @@ drop, merge), `emit` (records to modules), `verify` (compare on data), `store` (
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from layercollapse import rectifiers
 from layercollapse.collapse.cost import Summary, captured_depth, net_depth, summarize
 from layercollapse.collapse.emit import emit
-from layercollapse.collapse.linearize import constant_sites, linearize
+from layercollapse.collapse.linearize import bending_sites, constant_sites, linearize
 from layercollapse.collapse.lower import lower
 from layercollapse.collapse.result import CollapseResult, SiteResult
 from layercollapse.collapse.rules import simplify
@@ -44,7 +45,8 @@ def collapse(
     """Remove the rectifiers that never bend, and merge what is left between the others.
 
     Sites whose input is constant (all their weights pruned) collapse whatever the report says; the others where the
-    report has no mixed neuron. The model is not changed.
+    report has no mixed neuron. Where these miss the tolerance on the data they are tried one by one, and those that
+    miss it are kept. The model is not changed.
 
     Args:
         model: the trained, pruned model; it must be what `torch.export` can capture.
@@ -60,10 +62,9 @@ def collapse(
         The collapsed model and what is known of it.
 
     Raises:
-        LayerCollapseError: an argument is not as described; the report is of another model; or the models differ by
-            more than the tolerance even with the algebraic collapses alone (which means a numerically fragile
-            network: constants that overflow its dtype, for instance). Where only the data-based collapses miss it,
-            those are rolled back, and the sites say so.
+        LayerCollapseError: an argument is not as described; the report is of another model; or the outputs differ by
+            more than the tolerance with nothing but exact algebra (a fragile network: constants that overflow its
+            dtype, for instance).
     """
     if mode != "exact":
         raise LayerCollapseError(f"mode: expected 'exact', got {mode!r}")
@@ -77,52 +78,78 @@ def collapse(
     batches = [example_inputs] if data is None else data
     if not isinstance(batches, Tensor) and iter(batches) is batches:
         batches = list(batches)  # an iterator would be empty at the second comparison
-    constant = list(constant_sites(lower(captured, model)))
+    net = lower(captured, model)
+    constant, replaceable = list(constant_sites(net)), bending_sites(net)
     states = {
         name: layer.states
         for name, layer in entropies.items()
-        if layer.collapsible and name not in constant and rectifiers.BY_KIND[layer.kind].piecewise_linear
+        if layer.collapsible and name in replaceable - set(constant)
     }
-    agreement, collapsed, depth = _attempt(captured, model, states, constant, batches)
-    rolled_back: dict[str, Tensor] = {}
-    if agreement.max_abs_error > tolerance and states:
-        missed, rolled_back, states = agreement, states, {}
-        agreement, collapsed, depth = _attempt(captured, model, states, constant, batches)
-        reason = f"collapsing the sites that the data allow missed the tolerance: {missed.max_abs_error:.3g}"
-    if agreement.max_abs_error > tolerance:
+
+    def attempt(sites: Mapping[str, Tensor]) -> _Attempt:
+        return _attempt(captured, model, sites, constant, batches)
+
+    best, missed = _within(tolerance, states, attempt)
+    if best.agreement.max_abs_error > tolerance:
         raise LayerCollapseError(
-            f"tolerance: expected outputs within {tolerance:g} of the model's, got {agreement.max_abs_error:.3g} with "
-            "nothing but exact algebra; raise the tolerance if the outputs are large, or collapse in float64"
+            f"tolerance: expected outputs within {tolerance:g} of the model's, got {best.agreement.max_abs_error:.3g} "
+            "with nothing but exact algebra; raise the tolerance if the outputs are large, or collapse in float64"
         )
-    sites = []
-    for site in captured.sites:
-        if site.name in rolled_back:
-            sites.append(SiteResult(site.name, site.kind, "kept", "", reason))
-        else:
-            sites.append(_site_result(site, entropies.get(site.name), states, constant))
     return CollapseResult(
-        model=collapsed,
-        sites=tuple(sites),
+        model=best.model,
+        sites=tuple(
+            _site_result(site, entropies.get(site.name), best.states, constant, missed) for site in captured.sites
+        ),
         before=summarize(model, example_inputs, captured_depth(captured)),
-        after=summarize(collapsed, example_inputs, depth),
-        max_abs_error=agreement.max_abs_error,
-        same_predictions=agreement.same,
-        samples=agreement.samples,
+        after=summarize(best.model, example_inputs, best.depth),
+        max_abs_error=best.agreement.max_abs_error,
+        same_predictions=best.agreement.same,
+        samples=best.agreement.samples,
         example_inputs=example_inputs,
     )
 
 
+@dataclass(frozen=True)
+class _Attempt:
+    """A collapse of some sites, and how it compares."""
+
+    states: Mapping[str, Tensor]
+    agreement: Agreement
+    model: nn.Module
+    depth: int
+
+
 def _attempt(
     captured: Capture, model: nn.Module, states: Mapping[str, Tensor], constant: list[str], data: Iterable[Any]
-) -> tuple[Agreement, nn.Module, int]:
-    """Collapse these sites, and compare."""
+) -> _Attempt:
     net = lower(captured, model)
     linearize(net, states, constant)
     simplify(net)
     depth = net_depth(net)
     parameter = next(model.parameters(), None)
     emitted = emit(net, torch.device("cpu") if parameter is None else parameter.device)
-    return compare(model, emitted, data), emitted, depth
+    return _Attempt(states, compare(model, emitted, data), emitted, depth)
+
+
+def _within(
+    tolerance: float, states: Mapping[str, Tensor], attempt: Callable[[Mapping[str, Tensor]], _Attempt]
+) -> tuple[_Attempt, dict[str, float]]:
+    """Collapse all sites, or, where that misses the tolerance, one after the other, leaving out those that miss it.
+
+    Returns:
+        The best attempt, and for every site left out the error that it made.
+    """
+    whole = attempt(states)
+    if not states or whole.agreement.max_abs_error <= tolerance:
+        return whole, {}
+    best, missed = attempt({}), {}
+    for name, state in states.items():
+        more = attempt({**best.states, name: state})
+        if more.agreement.max_abs_error <= tolerance:
+            best = more
+        else:
+            missed[name] = more.agreement.max_abs_error
+    return best, missed
 
 
 def _entropies(captured: Capture, report: EntropyReport | None) -> dict[str, LayerEntropy]:
@@ -143,21 +170,31 @@ def _entropies(captured: Capture, report: EntropyReport | None) -> dict[str, Lay
 
 
 def _site_result(
-    site: Site, layer: LayerEntropy | None, states: Mapping[str, Tensor], constant: list[str]
+    site: Site,
+    layer: LayerEntropy | None,
+    states: Mapping[str, Tensor],
+    constant: Collection[str],
+    missed: Mapping[str, float],
 ) -> SiteResult:
     """What to say of a site."""
+    linear = rectifiers.BY_KIND[site.kind].piecewise_linear
+    status, guarantee = "kept", ""
     if site.name in constant:
-        return SiteResult(
-            site.name, site.kind, "collapsed", "exact", "its input is constant: no weight that feeds it is left"
-        )
-    if layer is None:
-        return SiteResult(site.name, site.kind, "kept", "", "the report has no counts for it")
-    if site.name in states:
+        status, guarantee, reason = "collapsed", "exact", "its input is constant: no weight that feeds it is left"
+    elif layer is None:
+        reason = "the report has no counts for it"
+    elif site.name in states:
         kinds = ", ".join(f"{layer.count(state)} {state}" for state in ("on", "off", "saturated") if layer.count(state))
+        status, guarantee = "collapsed", "empirical" if linear else "approximate"
         reason = f"no sign changed on {layer.samples:,} values per neuron ({kinds})"
-        return SiteResult(site.name, site.kind, "collapsed", "empirical", reason)
-    if not rectifiers.BY_KIND[site.kind].piecewise_linear:
-        return SiteResult(site.name, site.kind, "kept", "", f"{site.kind} is not piecewise linear")
-    if layer.samples == 0:
-        return SiteResult(site.name, site.kind, "kept", "", "nothing was counted")
-    return SiteResult(site.name, site.kind, "kept", "", f"{layer.mixed} of {layer.neurons} neurons are mixed")
+    elif site.name in missed:
+        reason = f"no sign changed on the data counted, but without it the outputs differ by {missed[site.name]:.3g}"
+    elif layer.samples == 0:
+        reason = "nothing was counted"
+    elif layer.mixed:
+        reason = f"{layer.mixed} of {layer.neurons} neurons are mixed"
+    else:
+        reason = "its parameters are computed, not stored"
+    if layer is not None and not linear and status == "kept":
+        reason += f"; {site.kind} is not piecewise linear"
+    return SiteResult(site.name, site.kind, status, guarantee, reason)

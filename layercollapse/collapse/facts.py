@@ -105,7 +105,8 @@ def spread(node: fx.Node) -> int:
         padding = arguments[3] if len(arguments) > 3 else 0
         padded = any(padding) if isinstance(padding, list | tuple) else bool(padding)
         counts_padding = arguments[5] if len(arguments) > 5 else True
-        return 0 if padded and counts_padding else 1
+        divisor = arguments[6] if len(arguments) > 6 else None
+        return 0 if divisor is not None or (padded and counts_padding) else 1
     if called is aten.mean and len(arguments) > 1:
         dims = arguments[1]
         spatial = isinstance(dims, list | tuple) and dims and all(d % len(before) > 1 for d in dims)

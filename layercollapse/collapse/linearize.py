@@ -12,6 +12,11 @@ from layercollapse.collapse.ir import Net, Rectify, Scale, source
 from layercollapse.counts import OFF, SATURATED
 
 
+def bending_sites(net: Net) -> set[str]:
+    """The sites whose rectifier can be replaced: all but those in a form that has no record."""
+    return {op.site for _, op in net.records(Rectify)}
+
+
 def constant_sites(net: Net) -> dict[str, Tensor]:
     """The sites whose input holds one value per channel whatever the data: name -> these values, float64 (C,)."""
     known = constants(net)

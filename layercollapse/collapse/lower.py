@@ -130,9 +130,9 @@ def _affine(
     w = values[weight.name]
     if not w.is_floating_point():
         return None
-    b = values[bias.name].double() if bias is not None else w.new_zeros(w.shape[0], dtype=torch.float64)
+    b = _float64(values[bias.name]) if bias is not None else torch.zeros(len(w), dtype=torch.float64)
     source = (names[weight.name], names[bias.name] if bias is not None else None)
-    return Affine(w.double(), b, window, groups, w.dtype, source=source)
+    return Affine(_float64(w), b, window, groups, w.dtype, source=source)
 
 
 def _batch_norm(node: fx.Node, values: Mapping[str, Tensor]) -> Scale | None:
@@ -142,17 +142,20 @@ def _batch_norm(node: fx.Node, values: Mapping[str, Tensor]) -> Scale | None:
     statistics = [values.get(x.name) if isinstance(x, fx.Node) else None for x in (mean, variance)]
     if training or statistics[0] is None or statistics[1] is None:
         return None
-    mu, var = statistics[0].double(), statistics[1].double()
+    mu, var = _float64(statistics[0]), _float64(statistics[1])
     scale = (var + float(eps)).rsqrt()
     if isinstance(gamma, fx.Node):
-        scale = scale * values[gamma.name].double()
+        scale = scale * _float64(values[gamma.name])
     shift = -mu * scale
     if isinstance(beta, fx.Node):
-        shift = shift + values[beta.name].double()
-    return Scale(scale, shift, 1, values[gamma.name].dtype if isinstance(gamma, fx.Node) else statistics[0].dtype)
+        shift = shift + _float64(values[beta.name])
+    dim = -1 if _rank(node) == 2 else 1
+    return Scale(scale, shift, dim, values[gamma.name].dtype if isinstance(gamma, fx.Node) else statistics[0].dtype)
 
 
 def _rectify(node: fx.Node, site: Site, values: Mapping[str, Tensor]) -> Rectify | None:
+    rank = _rank(node)
+    dim = -1 if rank == 2 else site.channel_dim
     slope, dtype = None, torch.float32
     arguments: dict[str, Any] = {}
     if site.kind == "leaky_relu":
@@ -160,10 +163,12 @@ def _rectify(node: fx.Node, site: Site, values: Mapping[str, Tensor]) -> Rectify
         slope, arguments = torch.full((site.channels,), negative, dtype=torch.float64), {"negative_slope": negative}
     elif site.kind == "prelu":
         weight = node.args[1]
-        if not isinstance(weight, fx.Node) or weight.name not in values or site.channel_dim != 1:
+        if not isinstance(weight, fx.Node) or weight.name not in values:
             return None
         value = values[weight.name]
-        slope, dtype = value.double().expand(site.channels).clone(), value.dtype
+        if len(value) > 1 and dim != (-1 if rank == 2 else 1):
+            return None  # its slopes lie along dimension 1, the neurons along the last
+        slope, dtype = _float64(value).expand(site.channels).clone(), value.dtype
     elif site.kind == "hardtanh":
         arguments = {"min_val": site.lower, "max_val": site.upper}
     elif site.kind == "gelu":
@@ -172,7 +177,7 @@ def _rectify(node: fx.Node, site: Site, values: Mapping[str, Tensor]) -> Rectify
         arguments = {"alpha": float(_argument(node, 1, node.kwargs.get("alpha", 1.0)))}
         if len(node.args) > 2 and any(a != 1 for a in node.args[2:]):
             return None  # a SELU written as an ELU with scales
-    return Rectify(site.name, site.kind, site.channel_dim, site.lower, site.upper, slope, arguments, dtype)
+    return Rectify(site.name, site.kind, dim, site.lower, site.upper, slope, arguments, dtype)
 
 
 def _path(node: fx.Node, op: Op, model: nn.Module) -> str:
@@ -184,6 +189,11 @@ def _path(node: fx.Node, op: Op, model: nn.Module) -> str:
         return path
     kind = op.kind if isinstance(op, Rectify) else node.name
     return f"{path}.{kind}" if path else kind
+
+
+def _float64(value: Tensor) -> Tensor:
+    """The algebra runs on the CPU: it is small, and not every accelerator has float64."""
+    return value.cpu().double()
 
 
 def _argument(node: fx.Node, position: int, default: Any = None) -> Any:

@@ -21,7 +21,9 @@ class SiteResult:
         kind: the rectifier.
         status: ``"collapsed"`` (the rectifier is gone) or ``"kept"``.
         guarantee: for a collapsed site, ``"exact"``: its input is constant whatever the data, which algebra shows;
-            ``"empirical"``: no sign changed on the data that the report counted. Empty for a kept site.
+            ``"empirical"``: no sign changed on the data that the report counted; ``"approximate"``: the same, for a
+            rectifier that is not piecewise linear (GELU and kin), within the tolerance on the data compared. Empty
+            for a kept site.
         reason: one sentence: why it collapsed, or why it could not.
     """
 
