@@ -30,6 +30,7 @@ from layercollapse.nodes import (
     AFFINE,
     FIRST_DIM,
     LAST_DIM,
+    RESIZING,
     SHAPE_ONLY,
     VIEWS,
     WEIGHTED,
@@ -170,7 +171,7 @@ def capture(model: nn.Module, example_inputs: Any) -> Capture:
         constants={name: value for name, value in constants.items() if isinstance(value, Tensor)},
         inputs=inputs,
         out_spec=exported.call_spec.out_spec,
-        sites=tuple(_sites(graph, tensors)),
+        sites=tuple(_sites(graph, tensors, model)),
         weights=weights,
         output_weights=tuple(_reaching(output, tensors, through=lambda node: rectifier_of(node) is None)),
     )
@@ -302,14 +303,18 @@ def _channel_dims(graph: fx.Graph) -> dict[fx.Node, int]:
         elif node.op == "call_function":
             # getitem takes the first of a native norm's results, which has the norm's shape.
             for source in node.all_input_nodes:
-                if source in dims and (_shape(source) is None or _shape(source) == _shape(node)):
+                same = called in RESIZING or _shape(source) is None or _shape(source) == _shape(node)
+                if source in dims and same:
                     dims[node] = dims[source]
                     break
     return dims
 
 
-def _sites(graph: fx.Graph, tensors: Mapping[str, str]) -> Iterator[Site]:
+def _sites(graph: fx.Graph, tensors: Mapping[str, str], model: nn.Module) -> Iterator[Site]:
     dims = _channel_dims(graph)
+    # A module with several names goes by its first one, however it was called.
+    first: dict[int, str] = {}
+    names = {path: first.setdefault(id(m), path) for path, m in model.named_modules(remove_duplicate=False)}
     calls: Counter[str] = Counter()
     for node in graph.nodes:
         rectifier = rectifier_of(node)
@@ -317,7 +322,7 @@ def _sites(graph: fx.Graph, tensors: Mapping[str, str]) -> Iterator[Site]:
             continue
         source = node.args[0]
         value = source.meta["val"]
-        path = module_path(node) or "forward"
+        path = names.get(module_path(node), module_path(node)) or "forward"
         calls[path] += 1
         dim = dims.get(source, -1 if value.ndim == 3 else 1)
         kind, lower, upper = rectifiers.describe(rectifier, tuple(node.args[1:]), dict(node.kwargs))

@@ -34,6 +34,12 @@ FIRST_DIM = {
     aten.group_norm,
     aten.instance_norm,
 }
+# Operations that keep the channel dimension though they change the shape.
+RESIZING = {
+    getattr(aten, f"{kind}{dims}d")
+    for dims in (1, 2, 3)
+    for kind in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "upsample_nearest")
+} | {aten.cat, aten.pad, aten.constant_pad_nd, aten.upsample_linear1d, aten.upsample_bilinear2d}
 # Weightless operations that pass an affine function on.
 AFFINE = {
     aten.batch_norm,

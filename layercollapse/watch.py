@@ -20,7 +20,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from layercollapse import ops, rectifiers
 from layercollapse.errors import LayerCollapseError
-from layercollapse.nodes import FIRST_DIM, LAST_DIM, WEIGHTED
+from layercollapse.nodes import FIRST_DIM, LAST_DIM, RESIZING, WEIGHTED
 
 # Path of the model itself, and names that wrappers put into module paths; they are left out of site names.
 ROOT = ""
@@ -34,6 +34,8 @@ _CHANNEL_DIMS: dict[str, int] = {
     "__matmul__": -1,
     "__rmatmul__": -1,
 }
+# Functions that keep the channel dimension though they change the shape.
+_RESIZING = {packet.__name__ for packet in RESIZING} | {"interpolate"}
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,12 @@ class ForwardWatch(TorchFunctionMode):
     def _tag(self, called: Any, args: tuple, kwargs: dict[str, Any], result: Tensor) -> None:
         dim = _CHANNEL_DIMS.get(getattr(called, "__name__", ""))
         if dim is None:
-            sources = (x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor) and x.shape == result.shape)
+            resizing = getattr(called, "__name__", "") in _RESIZING
+            sources = (
+                x
+                for x in tree_leaves((args, kwargs))
+                if isinstance(x, Tensor) and (x.shape == result.shape or (resizing and x.ndim == result.ndim))
+            )
             dim = next((self._dims[source] for source in sources if source in self._dims), None)
         if dim is not None:
             self._dims[result] = dim

@@ -314,7 +314,23 @@ def test_a_module_under_two_names_has_its_first():
     assert [layer.name for layer in probe.report()] == ["act", "act#2"]
 
 
-@pytest.mark.xfail(strict=True, reason="the capture takes the attribute that was called, not the first name")
+class Pooled(torch.nn.Module):
+    """A 3-D tensor whose length changes between the convolution and the rectifier."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.pool = nn.Conv1d(2, 3, 3), nn.MaxPool1d(2)
+
+    def forward(self, x):
+        x = self.pool(self.conv(x))
+        return torch.relu(torch.cat([x, x[:, :1]], dim=1))
+
+
+def test_channels_after_pooling_and_cat():
+    same_names(Pooled(), torch.randn(2, 2, 12))
+    assert capture(Pooled(), torch.randn(2, 2, 12)).sites[0].channels == 4
+
+
 def test_a_module_under_two_names_in_the_capture():
     same_names(Shared(), torch.randn(2, 3))
 
