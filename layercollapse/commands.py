@@ -61,6 +61,7 @@ def job_options(command: Callable) -> Callable:
         click.option("--model", type=click.Choice(list(MODELS)), default="resnet18", show_default=True),
         click.option("--width", type=int, default=16, show_default=True, help="Channels of the first stage."),
         click.option("--epochs", type=int, default=5, show_default=True, help="Of every training."),
+        click.option("--batch-size", type=int, help="Of every training.  [default: 64 below 20,000 images, else 128]"),
         click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ..."),
     ]
     for option in reversed(options):
@@ -84,7 +85,7 @@ def layercollapse() -> None:
 @layercollapse.command()
 @job_options
 @click.option("--amount", type=float, default=0.5, show_default=True, help="Share of the weights left, per step.")
-@click.option("--steps", type=int, default=6, show_default=True, help="Prunings at most.")
+@click.option("--steps", type=int, default=5, show_default=True, help="Prunings at most.")
 @click.option("--rule", type=click.Choice([*RULES, GLOBAL]), default="nepenthe", show_default=True, help="Budget rule.")
 @click.option(
     "--max-drop", type=float, default=0.5, show_default=True, help="Accuracy budget in points, on validation."

@@ -17,6 +17,8 @@ from layercollapse.errors import LayerCollapseError
 from layercollapse.record import Record
 from layercollapse.train import BATCH_SIZE, EVALUATION_BATCH, accuracy, fit
 
+FEW_IMAGES = 20_000
+
 
 @dataclass(frozen=True)
 class Job:
@@ -28,6 +30,7 @@ class Job:
         model: one of `layercollapse.models.MODELS`.
         width: channels of the first stage.
         epochs: of every training of the schedule.
+        batch_size: of every training; None takes 64 for fewer than 20,000 training images, 128 from there on.
         device: "cpu", "cuda", "cuda:1", ...
     """
 
@@ -36,6 +39,7 @@ class Job:
     model: str = "resnet18"
     width: int = 16
     epochs: int = 5
+    batch_size: int | None = None
     device: str = "cpu"
 
     @classmethod
@@ -63,8 +67,9 @@ class Job:
         Raises:
             LayerCollapseError: epochs below 1, or a device that is not there.
         """
-        if self.epochs < 1:
-            raise LayerCollapseError(f"epochs: expected at least 1, got {self.epochs}")
+        for name, value in (("epochs", self.epochs), ("batch_size", 1 if self.batch_size is None else self.batch_size)):
+            if value < 1:
+                raise LayerCollapseError(f"{name}: expected at least 1, got {value}")
         try:
             torch.empty(0, device=self.device)
         except (RuntimeError, AssertionError) as error:  # AssertionError: torch built without CUDA
@@ -93,9 +98,18 @@ class Job:
         checkpoint.load(Path(folder), step, model)
         return model.eval()
 
+    @property
+    def training_batch(self) -> int:
+        """Images per optimizer step. Few images need the more steps that small batches make.
+
+        With 3 % of the weights left, 5 epochs on MNIST-5k reached 95.8, 97.6 and 96.2 % on validation (seeds 1 to 3)
+        in batches of 128, and 98.2, 97.0 and 98.2 % in batches of 64.
+        """
+        return self.batch_size or (BATCH_SIZE // 2 if len(self.images.train) < FEW_IMAGES else BATCH_SIZE)
+
     def fit(self, model: nn.Module, progress: Callable[[], object] | None = None) -> None:
         """Train with the recipe of `layercollapse.train`."""
-        fit(model, self.images.train, epochs=self.epochs, progress=progress)
+        fit(model, self.images.train, epochs=self.epochs, batch_size=self.training_batch, progress=progress)
 
     def validate(self, model: nn.Module) -> float:
         """Top-1 on the validation split in percent."""
@@ -108,7 +122,7 @@ class Job:
     @property
     def batches_per_epoch(self) -> int:
         """Optimizer steps of an epoch."""
-        return len(self.images.train.shuffled(BATCH_SIZE))
+        return len(self.images.train.shuffled(self.training_batch))
 
     @property
     def training_batches(self) -> Batches:

@@ -51,7 +51,7 @@ def run(
     test: Callable[[nn.Module], float] | None = None,
     test_data: Iterable[Any] | None = None,
     amount: float = 0.5,
-    steps: int = 6,
+    steps: int = 5,
     max_drop: float = 0.5,
     rule: Any = "nepenthe",
     ignore: Sequence[str] = (),
