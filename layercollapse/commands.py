@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from layercollapse import bench as timings
 from layercollapse import report
 from layercollapse._version import __version__
 from layercollapse.budget import GLOBAL, RULES
@@ -16,7 +18,7 @@ from layercollapse.compare import collapse_and_compare
 from layercollapse.data import DATA_SETS
 from layercollapse.display import RunDisplay
 from layercollapse.errors import LayerCollapseError, require
-from layercollapse.files import free_folder, writable_folder, write_text
+from layercollapse.files import free_folder, writable_folder, write_json, write_text
 from layercollapse.inputs import Inputs, measure_entropy
 from layercollapse.job import Job
 from layercollapse.models import MODELS
@@ -214,6 +216,22 @@ def rebuild_report(folder: Path) -> None:
     record = Record.load(folder)
     record.save(writable_folder(folder, "run"))
     Console().print(f"report: {report.write_html(record, folder)}", highlight=False, soft_wrap=True)
+
+
+@layercollapse.command()
+@click.option(
+    "--entries", type=int, multiple=True, default=(1_000_000, 10_000_000), show_default=True, help="Sizes of a case."
+)
+@click.option("--repeats", type=int, default=15, show_default=True, help="Calls per measurement; the median counts.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also write the rows here.")
+def bench(entries: tuple[int, ...], repeats: int, json_file: Path | None) -> None:
+    """Time the two kernels on this machine, against what users have today and the speed of memory."""
+    if json_file is not None:
+        writable_folder(json_file.parent, "json")
+    click.echo(timings.HEADER)
+    rows = timings.main(entries, repeats=repeats, progress=lambda row: click.echo(timings.line(row)))
+    if json_file is not None:
+        write_json(json_file, [asdict(row) for row in rows])
 
 
 def _recorded(folder: Path) -> tuple[Job, Record]:

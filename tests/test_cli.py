@@ -141,6 +141,18 @@ def test_default_folders_do_not_collide(tmp_path, monkeypatch):
         folder.mkdir(parents=True)
 
 
+def test_bench_prints_and_writes_the_rows(tmp_path):
+    result = call("bench", "--entries", 1000, "--repeats", 1, "--json", tmp_path / "rows.json")
+    assert result.exit_code == 0, result.output
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    lines = result.output.splitlines()
+    assert len(lines) == 1 + len(rows)
+    for row, line in zip(rows, lines[1:], strict=True):
+        assert line.startswith(row["op"])
+        assert row["provider"] in line
+        assert row["ms"] > 0
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
 def test_ctrl_c_ends_cleanly(tmp_path):
     command = [sys.executable, "-m", "layercollapse", "run", *SMALL, "--steps", "500", "--max-drop", "100"]
