@@ -13,9 +13,18 @@ from layercollapse.errors import LayerCollapseError
 
 
 class Inputs:
-    """The input tensors of a re-iterable of batches."""
+    """The input tensors of a re-iterable of batches, on a device.
 
-    def __init__(self, batches: Iterable[Any], argument: str) -> None:
+    Args:
+        batches: tensors, or tuples that start with one; a list or a DataLoader, not a generator.
+        argument: what messages call them.
+        device: where to move the tensors; None leaves them.
+
+    Raises:
+        LayerCollapseError: not such batches, or none.
+    """
+
+    def __init__(self, batches: Iterable[Any], argument: str, device: torch.device | None = None) -> None:
         if isinstance(batches, Iterator):
             raise LayerCollapseError(
                 f"{argument}: expected batches that can be gone through again (a list, a DataLoader), "
@@ -23,7 +32,7 @@ class Inputs:
             )
         if isinstance(batches, Tensor) or not isinstance(batches, Iterable):
             raise LayerCollapseError(f"{argument}: expected an iterable of batches, got a {type(batches).__name__}")
-        self.batches, self.argument = batches, argument
+        self.batches, self.argument, self.device = batches, argument, device
         next(iter(self))
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -36,7 +45,7 @@ class Inputs:
                     f"got {type(batch).__name__}"
                 )
             empty = False
-            yield x
+            yield x if self.device is None else x.to(self.device)
         if empty:
             raise LayerCollapseError(f"{self.argument}: expected at least one batch, got an empty iterable")
 

@@ -72,7 +72,7 @@ def run(
         train: trains the model it is given, in place; called once per step with the original recipe.
         evaluate: validation accuracy in percent of the model it is given (not on the test split: it chooses).
         data: batches of the training split, re-iterable; each an input tensor or a tuple that starts with one.
-            The sign entropy is measured on all of it.
+            The sign entropy is measured on all of it, on the model's device.
         example_inputs: what to capture the model with; by default the first two samples of `data`.
         test: accuracy in percent for the before/after table; by default `evaluate`.
         test_data: batches on which the collapsed and the sparse model are compared; by default `data`.
@@ -95,8 +95,9 @@ def run(
     """
     report.check_installed()
     _check(amount=amount, steps=steps, max_drop=max_drop)
-    inputs = Inputs(data, "data")
-    test_inputs = inputs if test_data is None else Inputs(test_data, "test_data")
+    device = next((parameter.device for parameter in model.parameters()), None)
+    inputs = Inputs(data, "data", device)
+    test_inputs = inputs if test_data is None else Inputs(test_data, "test_data", device)
     example = example_inputs or (next(iter(inputs))[:2],)
     folder = writable_folder(out or free_folder("run"))
     if (folder / FILE).exists() and not resume:
