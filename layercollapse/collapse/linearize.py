@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -28,23 +28,26 @@ def constant_sites(net: Net) -> dict[str, Tensor]:
     return found
 
 
-def linearize(net: Net, states: Mapping[str, Tensor], constant: Collection[str]) -> None:
+def linearize(net: Net, states: Mapping[str, Tensor | None]) -> None:
     """Turn rectifiers into scales, in place.
 
     Args:
         net: the net to change.
-        states: site -> int8 (C,) states without a mixed one (see `layercollapse.counts.STATES`): on has slope 1, off
-            the rectifier's slope below its lower bend, saturated is the constant at its upper bend.
-        constant: sites of `constant_sites`, of any kind: the rectifier is evaluated, nothing is assumed.
+        states: site -> int8 (C,) states without a mixed one (see `layercollapse.counts.STATES`), counted or proven:
+            on has slope 1, off the rectifier's slope below its lower bend, saturated is the constant at its upper
+            bend. None for a site of `constant_sites`, of any kind: its rectifier is evaluated.
     """
     known = constants(net)
     for node, op in net.records(Rectify):
-        if op.site in constant:
-            value = known.get(source(node), op.channel_dim)
-            assert value is not None
-            net.set(node, Scale(torch.zeros_like(value), rectified(op, value), op.channel_dim, op.dtype))
-        elif op.site in states:
-            net.set(node, _scale(op, states[op.site]))
+        if op.site not in states:
+            continue
+        state = states[op.site]
+        if state is not None:
+            net.set(node, _scale(op, state))
+            continue
+        value = known.get(source(node), op.channel_dim)
+        assert value is not None
+        net.set(node, Scale(torch.zeros_like(value), rectified(op, value), op.channel_dim, op.dtype))
 
 
 def _scale(op: Rectify, states: Tensor) -> Scale:

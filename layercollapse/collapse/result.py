@@ -20,10 +20,10 @@ class SiteResult:
         name: the site.
         kind: the rectifier.
         status: ``"collapsed"`` (the rectifier is gone) or ``"kept"``.
-        guarantee: for a collapsed site, ``"exact"``: its input is constant whatever the data, which algebra shows;
-            ``"empirical"``: no sign changed on the data that the report counted; ``"approximate"``: the same, for a
-            rectifier that is not piecewise linear (GELU and kin), within the tolerance on the data compared. Empty
-            for a kept site.
+        guarantee: for a collapsed site, ``"exact"``: algebra shows that the rectifier is linear whatever the input;
+            ``"certified"``: interval bounds show it for every input in the box; ``"empirical"``: no sign changed on
+            the data that the report counted; ``"approximate"``: the same, for a rectifier that is not piecewise
+            linear (GELU and kin), within the tolerance on the data compared. Empty for a kept site.
         reason: one sentence: why it collapsed, or why it could not.
     """
 
