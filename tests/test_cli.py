@@ -7,7 +7,6 @@ import sys
 import time
 
 import pytest
-import torch
 from click.testing import CliRunner
 
 from layercollapse.commands import layercollapse
@@ -16,13 +15,7 @@ from layercollapse.files import free_folder
 SMALL = ["--data", "digits", "--model", "mlp", "--width", "2", "--epochs", "1"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Networks this small train several times slower on two threads when the machine has other work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def call(*arguments):

@@ -19,13 +19,7 @@ JOB = Job(data="digits", model="resnet18", width=4, epochs=2)
 SMALL = Job(data="digits", model="mlp", width=2, epochs=1)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Networks this small train several times slower on two threads when the machine has other work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def start(out, job=JOB, **changes):
