@@ -174,7 +174,7 @@ def analyze(folder: Path | None, seed: int, json_file: Path | None, **job_argume
             job.fit(model, progress=display.tick)
         model.eval()
     entropy = measure_entropy(model, Inputs(job.training_batches, "data"))
-    console.print(entropy.table(), highlight=False, markup=False)
+    click.echo(entropy.table())
     if json_file is not None:
         writable_folder(json_file.parent, "json")
         write_text(json_file, entropy.to_json())
@@ -205,7 +205,7 @@ def collapse(folder: Path, mode: str, tolerance: float, explain: bool) -> None:
     report.write_html(record, folder)
     console = Console()
     if explain:
-        console.print(result.explain(), highlight=False, markup=False)
+        click.echo(result.explain())
     _show(console, record, folder)
 
 

@@ -60,12 +60,13 @@ def collapse_and_compare(
         pair = latency([model, result.model], repeat_to(example[0], batch_size))
         for side, milliseconds in zip(timings, pair, strict=True):
             side[str(batch_size)] = milliseconds
+    samples = len(example[0])  # the summaries count the whole example batch
     # The sparse model stands in for the dense one where zeros make no difference: shape, size and time.
     record.before = Side(
         top1=record.dense_top1,
         depth=result.before.depth,
         parameters=result.before.parameters,
-        macs=result.before.macs,
+        macs=result.before.macs // samples,
         file_mib=file_mib(checkpoint.path(folder, record.chosen)),
         latency_ms=timings[0],
     )
@@ -73,7 +74,7 @@ def collapse_and_compare(
         top1=test(result.model),
         depth=result.after.depth,
         parameters=result.after.parameters,
-        macs=result.after.macs,
+        macs=result.after.macs // samples,
         file_mib=file_mib(folder / MODEL_FILE),
         latency_ms=timings[1],
     )

@@ -44,7 +44,12 @@ def rows(record: Record) -> list[Row]:
             f"{after.top1 - before.top1:+.2f} points",
         ),
         Row("rectifier sites", f"{total}", f"{total - record.sites_collapsed}", f"{record.sites_collapsed} collapsed"),
-        Row("depth (layers with weights)", f"{before.depth}", f"{after.depth}", f"{after.depth - before.depth:+d}"),
+        Row(
+            "depth (layers with weights)",
+            f"{before.depth}",
+            f"{after.depth}",
+            f"{after.depth - before.depth:+d}" if after.depth != before.depth else "the same",
+        ),
         Row(
             "parameters", f"{before.parameters:,}", f"{after.parameters:,}", _times(before.parameters, after.parameters)
         ),

@@ -61,7 +61,23 @@ def test_the_collapsed_model_is_shallower_and_agrees(finished):
     assert float((expected - got).abs().max()) == pytest.approx(record.max_abs_error, rel=0.5, abs=1e-6)
     assert record.max_abs_error < 1e-4
     assert record.identical == record.compared == len(images)
+    assert record.before.macs == dense_macs(sparse)
     assert record.after.top1 == pytest.approx(JOB.test(sparse))
+
+
+def dense_macs(model):
+    """Multiply-accumulates of one digit: output positions times weights, layer by layer, from the shapes."""
+    macs = []
+
+    def count(module, args, output):
+        macs.append(module.weight.numel() * (output[0, 0].numel() if output.ndim == 4 else 1))
+
+    layers = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    handles = [layer.register_forward_hook(count) for layer in layers]
+    model(JOB.images.test.images[:1])
+    for handle in handles:
+        handle.remove()
+    return sum(macs)
 
 
 def test_the_saved_model_is_the_collapsed_one(finished):
