@@ -41,7 +41,7 @@ class Step:
 
 @dataclass
 class Side:
-    """One side of the comparison: `top1` in percent, `macs` per sample, `file_mib` in MiB, `latency_ms` by batch size."""
+    """One side of the comparison: `top1` in percent, `macs` per sample, `file_mib`, `latency_ms` by batch size."""
 
     top1: float
     depth: int
