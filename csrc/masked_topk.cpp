@@ -31,7 +31,7 @@ constexpr int64_t kFewBins = 2048, kManyBins = 65536;
 constexpr int64_t kAllTies = std::numeric_limits<int64_t>::max();
 
 struct Chunk {
-  int64_t weight, group, begin, size;
+  int64_t weight = 0, group = 0, begin = 0, size = 0;
   int64_t kept = 0, below = 0, inside = 0;  // `inside` magnitudes lie in the group's range
   int64_t ties = 0;                         // to clear
   const char* found = nullptr;              // the magnitudes inside, in order, in the weight's own width
@@ -39,7 +39,7 @@ struct Chunk {
 };
 
 struct Group {
-  int64_t k, first_chunk, last_chunk = 0, size = 0, kept = 0;
+  int64_t k = 0, first_chunk = 0, last_chunk = 0, size = 0, kept = 0;
   int64_t longest = 0;  // entries of the longest chunk
   Range range;
   int64_t below = 0, inside = 0;
@@ -86,11 +86,20 @@ class Topk {
       : weights_(weights), threads_(std::max(1, threads)) {
     int64_t bytes = 0;
     for (std::size_t w = 0; w < weights.size(); ++w) {
-      if (!global || w == 0) groups_.push_back({k[w], int64_t(chunks_.size())});
+      if (!global || w == 0) {
+        groups_.emplace_back();
+        groups_.back().k = k[w];
+        groups_.back().first_chunk = int64_t(chunks_.size());
+      }
       Group& group = groups_.back();
       const int64_t size = weights[w].size;
       for (int64_t begin = 0; begin < size; begin += kChunk) {
-        chunks_.push_back({int64_t(w), int64_t(groups_.size()) - 1, begin, std::min(kChunk, size - begin)});
+        chunks_.emplace_back();
+        Chunk& chunk = chunks_.back();
+        chunk.weight = int64_t(w);
+        chunk.group = int64_t(groups_.size()) - 1;
+        chunk.begin = begin;
+        chunk.size = std::min(kChunk, size - begin);
       }
       group.longest = std::max(group.longest, std::min(kChunk, size));
       group.last_chunk = int64_t(chunks_.size());

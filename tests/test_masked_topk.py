@@ -17,6 +17,7 @@ pytestmark = pytest.mark.skipif(not ops.backends()["cpu"].available, reason="the
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 INT_OF = {torch.float64: np.int64, torch.float32: np.int32, torch.bfloat16: np.int16, torch.float16: np.int16}
 INF, NAN = float("inf"), float("nan")
+by_hand = pytest.mark.skipif("-m" not in sys.argv, reason="long: pytest -m nightly, or -m slow")
 
 HAND = [
     # weights, keep-bits, k, scope, weights after, keep-bits after, thresholds
@@ -297,6 +298,7 @@ def test_agrees_with_a_sort(problem, isa_name, count):
 
 
 @pytest.mark.nightly
+@by_hand
 @settings(max_examples=80_000, **relaxed)
 @any_problem
 def test_agrees_with_a_sort_many(problem, isa_name, count):
@@ -336,6 +338,7 @@ def test_extra_memory_is_small():
 
 
 @pytest.mark.slow
+@by_hand
 def test_more_than_2_to_the_31_entries():
     size = 2**31 + 1000
     weight = torch.ones(size, dtype=torch.bfloat16)

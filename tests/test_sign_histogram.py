@@ -16,6 +16,7 @@ pytestmark = pytest.mark.skipif(not ops.backends()["cpu"].available, reason="the
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 INT_OF = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 INF, NAN = float("inf"), float("nan")
+by_hand = pytest.mark.skipif("-m" not in sys.argv, reason="long: pytest -m nightly, or -m slow")
 # Every class of bit pattern; the subnormals survive a conversion to float16 as subnormals or zeros, both fine.
 VALUES = [0.0, -0.0, 1.0, -1.0, 6.0, 5.99, 6.01, -6.0, 1e-7, -1e-7, 1e-40, -1e-40, INF, -INF, NAN, -NAN, 65504.0]
 
@@ -205,6 +206,7 @@ def test_any_layout_agrees_with_the_reference(case, upper, count, isa_name):
 
 
 @pytest.mark.nightly
+@by_hand
 @settings(max_examples=20_000, **relaxed)
 @oracle
 def test_any_layout_agrees_with_the_reference_many(case, upper, count, isa_name):
@@ -212,6 +214,7 @@ def test_any_layout_agrees_with_the_reference_many(case, upper, count, isa_name)
 
 
 @pytest.mark.slow
+@by_hand
 def test_more_than_2_to_the_31_values():
     x = torch.ones(2**31 + 9, dtype=torch.bfloat16)
     x[-5:] = torch.tensor([0.0, -1.0, -0.0, NAN, INF])
