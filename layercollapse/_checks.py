@@ -62,11 +62,13 @@ def check_masked_topk(weights: Sequence[Tensor], masks: Sequence[Tensor], k: Seq
                 f"for a weight of {weight.numel()} entries, got {describe(mask)}"
             )
         if length:
-            spans.append((weight.data_ptr(), _bytes_of(weight, index), f"weights[{index}]"))
-            spans.append((mask.data_ptr(), length, f"masks[{index}]"))
+            spans.append((weight.data_ptr(), _bytes_of(weight, index), ("weights", index)))
+            spans.append((mask.data_ptr(), length, ("masks", index)))
     if shared := overlap(spans):
+        (name, index), (other, other_index) = shared
         raise LayerCollapseError(
-            f"{shared[1]}: expected memory of its own, got some that {shared[0]} covers too; give a shared weight once"
+            f"{other}[{other_index}]: expected memory of its own, got some that {name}[{index}] covers too; "
+            "give a shared weight once"
         )
 
 

@@ -50,12 +50,13 @@ class Backend:
         status = self.status()
         if not status.available:
             return status.detail
-        for tensor in tensors:
-            if self.devices and tensor.device.type not in self.devices:
-                return f"it runs on {' and '.join(sorted(self.devices))} tensors, got one on {tensor.device}"
-            if self.dtypes and tensor.dtype not in self.dtypes:
-                names = sorted(str(dtype).removeprefix("torch.") for dtype in self.dtypes)
-                return f"it reads {', '.join(names)}, got {str(tensor.dtype).removeprefix('torch.')}"
+        # All tensors are on one device: an op's checks come first.
+        if self.devices and tensors[0].device.type not in self.devices:
+            return f"it runs on {' and '.join(sorted(self.devices))} tensors, got one on {tensors[0].device}"
+        unread = {tensor.dtype for tensor in tensors} - self.dtypes
+        if self.dtypes and unread:
+            names = sorted(str(dtype).removeprefix("torch.") for dtype in self.dtypes)
+            return f"it reads {', '.join(names)}, got {str(unread.pop()).removeprefix('torch.')}"
         return None
 
 

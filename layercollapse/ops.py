@@ -174,8 +174,8 @@ def _run_sign_histogram(x: Tensor, channel_dim: int, upper: float | None, out: T
 def _run_masked_topk(weights: list[Tensor], masks: list[Tensor], k: list[int], scope: str) -> Tensor:
     _checks.check_masked_topk(weights, masks, k, scope)
     thresholds = choose(weights).masked_topk_(weights, masks, k, scope)
-    for tensor in (*weights, *masks):  # so that autograd notices if a backward pass still needs the old values
-        torch.autograd.graph.increment_version(tensor)
+    # So that autograd notices if a backward pass still needs the old values.
+    torch.autograd.graph.increment_version((*weights, *masks))
     return thresholds
 
 

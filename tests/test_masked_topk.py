@@ -233,7 +233,7 @@ def test_nan_anywhere_changes_nothing(position, dtype, scope, threads):
 
 # --- properties -------------------------------------------------------------------------------------------
 
-SIZES = [0, 1, 2, 7, 8, 9, 31, 33, 63, 64, 65, 127, 129, 255, 257, 1000, 1023, 1025, 70_001]
+SIZES = [0, 1, 2, 7, 8, 9, 31, 33, 63, 64, 65, 127, 129, 255, 257, 1000, 1023, 1025]
 PALETTES = [[0.0, -0.0], [0.5, -0.5], [1.0, -2.0], [0.0, 1e-40, -1e-40, 1e-7], [INF, -INF, 65504.0], list(range(-9, 9))]
 
 
@@ -243,7 +243,7 @@ def problems(draw):
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     weights, masks = [], []
     for _ in range(draw(st.integers(1, 4))):
-        size = draw(st.sampled_from(SIZES))
+        size = 70_001 if draw(st.integers(0, 49)) == 0 else draw(st.sampled_from(SIZES))  # rarely two chunks: slow
         palette = draw(st.sampled_from([None, *PALETTES]))
         weight = torch.randn(size, generator=generator)
         if palette:

@@ -112,10 +112,11 @@ def masked_topk_(
             entries = reach(weight.shape, _strides(weight))
             if entries is None:
                 raise _error(f"weights[{index}]: expected a place for every entry, got {_describe(weight)}")
-            spans.append((weight.ctypes.data, entries * weight.itemsize, f"weights[{index}]"))
-            spans.append((mask.ctypes.data, length, f"masks[{index}]"))
+            spans.append((weight.ctypes.data, entries * weight.itemsize, ("weights", index)))
+            spans.append((mask.ctypes.data, length, ("masks", index)))
     if shared := overlap(spans):
-        raise _error(f"{shared[1]}: expected memory of its own, got some that {shared[0]} covers too")
+        (name, index), (other, other_index) = shared
+        raise _error(f"{other}[{other_index}]: expected memory of its own, got some that {name}[{index}] covers too")
     thresholds = np.empty(len(k), dtype=np.float32)
     code, index, kept = _compiled().masked_topk(
         [weight.ctypes.data for weight in weights],

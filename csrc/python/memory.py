@@ -21,9 +21,12 @@ def reach(shape: Sequence[int], strides: Sequence[int]) -> int | None:
     return last + 1
 
 
-def overlap(spans: Iterable[tuple[int, int, str]]) -> tuple[str, str] | None:
-    """Return the names of two of the (address, bytes, name) that share a byte, or None."""
-    for (begin, size, name), (other, _, other_name) in itertools.pairwise(sorted(spans)):
+Owner = tuple[str, int]
+
+
+def overlap(spans: Iterable[tuple[int, int, Owner]]) -> tuple[Owner, Owner] | None:
+    """Return the owners of two of the (address, bytes, owner) that share a byte, or None."""
+    for (begin, size, owner), (other, _, other_owner) in itertools.pairwise(sorted(spans)):
         if begin + size > other:
-            return name, other_name
+            return owner, other_owner
     return None
