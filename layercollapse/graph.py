@@ -251,7 +251,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _functionalize(graph: fx.Graph) -> bool:
-    """Replace in-place operations by their functional twins; False if a view aliases a tensor that changes.
+    """Replace in-place operations by their functional twins; False if something else sees the change.
 
     `run_decompositions` does this for every graph, but breaks flatten and batch norm into smaller pieces; it is
     the fallback.
@@ -262,9 +262,10 @@ def _functionalize(graph: fx.Graph) -> bool:
         base = node.args[0]
         if not isinstance(base, fx.Node) or functional(node) is None:
             return False
-        if packet(base) in VIEWS or any(packet(user) in VIEWS for user in base.users if user is not node):
+        root, family = _family(base)
+        if root.op == "placeholder":
             return False
-        if base.op == "placeholder":
+        if any(order[user] > order[node] for alias in family - {base} for user in alias.users):
             return False
     for node in mutating:
         base = node.args[0]
@@ -273,6 +274,20 @@ def _functionalize(graph: fx.Graph) -> bool:
         for user in later:
             user.replace_input_with(base, node)
     return True
+
+
+def _family(node: fx.Node) -> tuple[fx.Node, set[fx.Node]]:
+    """The tensor whose memory a node's tensor is, and all nodes that are views of it, that one included."""
+    root = node
+    while packet(root) in VIEWS and isinstance(root.args[0], fx.Node):
+        root = root.args[0]
+    family, stack = {root}, [root]
+    while stack:
+        for user in stack.pop().users:
+            if packet(user) in VIEWS and user not in family:
+                family.add(user)
+                stack.append(user)
+    return root, family
 
 
 def _drop_mutations(graph: fx.Graph, count: int) -> None:
@@ -289,7 +304,7 @@ def _shape(node: Any) -> tuple[str, ...] | None:
     return tuple(str(size) for size in value.shape) if isinstance(value, Tensor) else None
 
 
-def _channel_dims(graph: fx.Graph) -> dict[fx.Node, int]:
+def channel_dims(graph: fx.Graph) -> dict[fx.Node, int]:
     """Channel dimension of every tensor, by the operation that last decided it."""
     dims: dict[fx.Node, int] = {}
     for node in graph.nodes:
@@ -311,7 +326,7 @@ def _channel_dims(graph: fx.Graph) -> dict[fx.Node, int]:
 
 
 def _sites(graph: fx.Graph, tensors: Mapping[str, str], model: nn.Module) -> Iterator[Site]:
-    dims = _channel_dims(graph)
+    dims = channel_dims(graph)
     # A module with several names goes by its first one, however it was called.
     first: dict[int, str] = {}
     names = {path: first.setdefault(id(m), path) for path, m in model.named_modules(remove_duplicate=False)}

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx
 
-from layercollapse.collapse.facts import rectified, spread
+from layercollapse.collapse.carry import AVERAGES, carry
+from layercollapse.collapse.facts import rectified
 from layercollapse.collapse.ir import Affine, Field, Net, Rectify, Scale, operands, shape, source
 from layercollapse.counts import MIXED, OFF, ON, SATURATED
 from layercollapse.errors import LayerCollapseError
@@ -136,15 +137,16 @@ def _operation(net: Net, node: fx.Node, known: Mapping[fx.Node, Interval]) -> In
         low, high = (torch.full((size[1],), end, dtype=torch.float64) for end in _SQUASHED[called])
         return Interval(-1 if len(size) == 2 else 1, low, high)
     interval = known.get(arguments[0]) if arguments and isinstance(arguments[0], fx.Node) else None
-    repeat = spread(node)
-    if interval is None or interval.dim != 1 or not repeat:
+    place = carry(node, interval.dim) if interval is not None else None
+    if interval is None or place is None:
         return None
     low, high = interval.low, interval.high
-    if "avg" in str(called) or "mean" in str(called):
+    if called in AVERAGES:
         # An average of n values is a sum of n products; n is at most the number of positions.
-        positions = max(2, math.prod(shape(arguments[0])[2:]))
+        positions = max(2, math.prod(shape(arguments[0])[1:]))
         low, high = _widened(low, high, positions, torch.float32)
-    return Interval(1 if len(size) > 2 else -1, low.repeat_interleave(repeat), high.repeat_interleave(repeat))
+    dim, repeat = place
+    return Interval(dim, low.repeat_interleave(repeat), high.repeat_interleave(repeat))
 
 
 def _affine(op: Affine, interval: Interval | None) -> Interval | None:

@@ -7,8 +7,11 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, fx
 
-from layercollapse.collapse.facts import spread
+from layercollapse.collapse.carry import VIEWS, carry
 from layercollapse.collapse.ir import Affine, Field, Net, Rectify, Scale, operands, shape, source
+from layercollapse.nodes import packet
+
+aten = torch.ops.aten
 
 
 @dataclass
@@ -18,12 +21,14 @@ class _Class:
     Attributes:
         channels: number of channels C.
         members: node -> how many neighbouring entries of it one channel is (H·W after a flatten, else 1).
+        dims: node -> channel dimension.
         readers: nodes of affine layers that mix the channels, with the member that each reads.
         frozen: whether something else reads or makes the channels, so that none may go.
     """
 
     channels: int
     members: dict[fx.Node, int] = field(default_factory=dict)
+    dims: dict[fx.Node, int] = field(default_factory=dict)
     readers: list[tuple[fx.Node, int]] = field(default_factory=list)
     frozen: bool = False
 
@@ -60,15 +65,17 @@ def _classes(net: Net) -> list[_Class]:
                 first.frozen = second.frozen = True
                 continue
             first.members.update(second.members)
+            first.dims.update(second.dims)
             first.readers += second.readers
             first.frozen |= second.frozen
             for member in second.members:
                 of[member] = first
         first.members[node] = first.members[others[0]] * repeat
+        first.dims[node] = dims[node]
         of[node] = first
 
     def start(node: fx.Node, channels: int, frozen: bool = False) -> None:
-        of[node] = _Class(channels, {node: 1}, frozen=frozen)
+        of[node] = _Class(channels, {node: 1}, {node: dims.get(node, 1)}, frozen=frozen)
 
     dims: dict[fx.Node, int] = {}
     for node in net.graph.nodes:
@@ -92,16 +99,28 @@ def _classes(net: Net) -> list[_Class]:
         elif isinstance(op, Scale | Rectify) and matches:
             join(node, reads)  # type: ignore[arg-type]
         elif pair is not None and dims.get(pair[0]) == dims.get(pair[1]) is not None:
-            join(node, *pair)
             dims[node] = dims[pair[0]]
-        elif node.op == "call_function" and dims.get(node.args[0]) == 1 and spread(node):
-            join(node, node.args[0], repeat=spread(node))
-            dims[node] = 1 if len(shape(node)) > 2 else -1
+            join(node, *pair)
+        elif node.op == "call_function" and (place := _carried(node, dims)) is not None:
+            dims[node], repeat = place
+            join(node, node.all_input_nodes[0], repeat=repeat)
         else:
             start(node, 0, frozen=True)
             for other in node.all_input_nodes:
-                of[other].frozen = True
+                of[other].frozen |= packet(node) is not aten.sym_size  # a size that is read is not that of channels
     return list({id(group): group for group in of.values()}.values())
+
+
+def _carried(node: fx.Node, dims: dict[fx.Node, int]) -> tuple[int, int] | None:
+    """Where an operation without weights puts the channels, if these may become fewer; see `carry`."""
+    first = node.args[0] if node.args else None
+    if not isinstance(first, fx.Node) or first not in dims:
+        return None
+    if any(other.meta.get("shape") is not None for other in node.all_input_nodes[1:]):
+        return None
+    if packet(node) in VIEWS and not isinstance(node.args[1][-1], int):  # type: ignore[index]
+        return None
+    return carry(node, dims[first])
 
 
 def _drop(net: Net, group: _Class, keep: Tensor) -> None:
@@ -123,6 +142,8 @@ def _drop(net: Net, group: _Class, keep: Tensor) -> None:
             net.set(node, replace(op, scale=op.scale[rows], shift=op.shift[rows]))
         elif isinstance(op, Rectify) and op.slope is not None:
             net.set(node, replace(op, slope=op.slope[rows]))
+        elif packet(node) in VIEWS:
+            node.args = (node.args[0], [*node.args[1][:-1], int(rows.sum())])  # type: ignore[index,misc]
         size = list(shape(node))
-        size[-1 if len(size) == 2 else (op.channel_dim if op is not None else 1)] = int(rows.sum())
+        size[group.dims[node]] = int(rows.sum())
         node.meta["shape"] = tuple(size)

@@ -63,9 +63,10 @@ def captured_depth(capture: Capture) -> int:
 
 def net_depth(net: Net) -> int:
     """Depth of a net."""
+    attributes = {node.name: str(node.target) for node in net.graph.nodes if node.op == "get_attr"}
     return _longest(
         net.graph,
-        weighs=lambda node: net.affine(node) is not None,
+        weighs=lambda node: net.affine(node) is not None or weight_of(node, attributes) is not None,
         starts=lambda node: node.op == "placeholder",
         carries=lambda node: not isinstance(net.op(node), Field) and packet(node) not in SHAPE_ONLY,
     )

@@ -11,24 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from layercollapse.collapse.ir import Affine, Field, Net, Op, Rectify, Scale, operands, shape, source
-from layercollapse.nodes import packet
+from layercollapse.collapse.carry import carry
+from layercollapse.collapse.ir import Affine, Field, Net, Op, Rectify, Scale, operands, source
 
 aten = torch.ops.aten
-
-# Operations that keep a channel's constant: averages and maxima of equal values, and changes of shape.
-_KEEPS = {
-    aten.adaptive_avg_pool1d,
-    aten.adaptive_avg_pool2d,
-    aten.adaptive_avg_pool3d,
-    aten.max_pool1d,
-    aten.max_pool2d,
-    aten.max_pool3d,
-    aten.adaptive_max_pool1d,
-    aten.adaptive_max_pool2d,
-    aten.adaptive_max_pool3d,
-}
-_AVERAGES = {aten.avg_pool1d, aten.avg_pool2d, aten.avg_pool3d}
 
 
 class Constants:
@@ -65,12 +51,11 @@ def constants(net: Net) -> Constants:
                 a, b = (known.get(x, dim) for x in pair)
                 if a is not None and b is not None:
                     known.put(node, dim, a + b)
-        elif node.op == "call_function" and (repeat := spread(node)):
-            first = node.args[0]
-            assert isinstance(first, fx.Node)
-            value = known.get(first, 1)
-            if value is not None:
-                known.put(node, 1 if len(shape(node)) > 2 else -1, value.repeat_interleave(repeat))
+        elif node.op == "call_function" and node.args and isinstance(node.args[0], fx.Node):
+            for dim in (1, -1):
+                value, moved = known.get(node.args[0], dim), carry(node, dim)
+                if value is not None and moved is not None:
+                    known.put(node, moved[0], value.repeat_interleave(moved[1]))
     return known
 
 
@@ -85,37 +70,6 @@ def _of_record(op: Op, value: Tensor | None) -> Tensor | None:
         varies = torch.full_like(op.scale, torch.nan) if value is None else value
         return torch.where(op.scale == 0, op.shift, op.scale * varies + op.shift)
     return None if value is None else rectified(op, value)
-
-
-def spread(node: fx.Node) -> int:
-    """How many neighbouring output channels each input channel becomes, if the operation works per channel; else 0.
-
-    1 for pooling and the mean over space; H·W for a flatten of (N, C, H, W) from dimension 1.
-    """
-    arguments: Any = node.args
-    called, first = packet(node), arguments[0] if arguments else None
-    if not isinstance(first, fx.Node) or first.meta.get("shape") is None or node.meta.get("shape") is None:
-        return 0
-    before, after = shape(first), shape(node)
-    if len(before) < 3:
-        return 0
-    if called in _KEEPS:
-        return 1
-    if called in _AVERAGES:
-        padding = arguments[3] if len(arguments) > 3 else 0
-        padded = any(padding) if isinstance(padding, list | tuple) else bool(padding)
-        counts_padding = arguments[5] if len(arguments) > 5 else True
-        divisor = arguments[6] if len(arguments) > 6 else None
-        return 0 if divisor is not None or (padded and counts_padding) else 1
-    if called is aten.mean and len(arguments) > 1:
-        dims = arguments[1]
-        spatial = isinstance(dims, list | tuple) and dims and all(d % len(before) > 1 for d in dims)
-        return 1 if spatial else 0
-    if called is aten.flatten:
-        start, end = (arguments[1] if len(arguments) > 1 else 0), (arguments[2] if len(arguments) > 2 else -1)
-        if start == 1 and end % len(before) == len(before) - 1:
-            return max(1, after[1] // max(1, before[1]))
-    return 0
 
 
 def _affine(op: Affine, value: Tensor | None) -> Tensor | None:

@@ -7,8 +7,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor, fx
 
-from layercollapse.collapse.facts import constants, spread
-from layercollapse.collapse.ir import Affine, Field, Net, Rectify, Scale, operands, shape, sole_user, source
+from layercollapse.collapse.carry import MAXIMA, carry
+from layercollapse.collapse.facts import constants
+from layercollapse.collapse.ir import Affine, Field, Net, Rectify, Scale, operands, sole_user, source
+from layercollapse.nodes import packet
 
 
 def drop_identities(net: Net) -> bool:
@@ -91,21 +93,19 @@ def add_plane(op: Affine, plane: Tensor) -> Affine:
 
 
 def sink_scales(net: Net) -> bool:
-    """A scale moves behind a pooling, a mean over space or a flatten, towards a layer that can take it.
+    """A scale moves behind a pooling, a mean over space or a change of shape, towards a layer that can take it.
 
     A maximum commutes with a scale only where the scale is not negative.
     """
     changed = False
     for node, op in net.records(Scale):
         user = sole_user(node)
-        if user is None or op.channel_dim != 1 or not spread(user):
+        place = carry(user, op.channel_dim) if user is not None else None
+        if user is None or place is None or (packet(user) in MAXIMA and bool((op.scale < 0).any())):
             continue
-        if "max_pool" in str(user.target) and bool((op.scale < 0).any()):
-            continue
-        repeat = spread(user)
-        moved = replace(op, scale=op.scale.repeat_interleave(repeat), shift=op.shift.repeat_interleave(repeat))
-        if len(shape(user)) == 2:
-            moved = replace(moved, channel_dim=-1)
+        dim, repeat = place
+        scale, shift = (values.repeat_interleave(repeat) for values in (op.scale, op.shift))
+        moved = replace(op, scale=scale, shift=shift, channel_dim=dim)
         user.replace_input_with(node, source(node))
         below = net.insert(str(node.target), moved, user, after=user)
         net.reroute(user, below)

@@ -1,27 +1,26 @@
 """From a captured graph to the records of `ir`.
 
-Convolutions, linear layers, batch norms and rectifiers become records in float64; everything else keeps its aten
-operation.
+Convolutions, linear layers, batch norms and rectifiers become records in float64 (`readers`); everything else keeps
+its aten operation.
 """
 
 from __future__ import annotations
 
+import operator
 import re
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from layercollapse.collapse.ir import Affine, Net, Op, Rectify, Scale, Window
-from layercollapse.graph import Capture, Site
+from layercollapse.collapse.ir import Affine, Net, Op, Rectify
+from layercollapse.collapse.readers import Model, argument, read
+from layercollapse.graph import Capture, channel_dims
 from layercollapse.nodes import module_path, packet
 
 aten = torch.ops.aten
 
-_CONVOLUTIONS = {aten.conv1d: 1, aten.conv2d: 2, aten.conv3d: 3}
-# Nothing happens here in evaluation mode, to values or shapes.
-_NOTHING = {aten.dropout, aten.feature_dropout, aten.clone, aten.detach, aten.alias, aten.contiguous}
+# In evaluation mode these return what they get.
+_NOTHING = {aten.dropout, aten.feature_dropout, aten.detach, aten.alias}
 
 
 def lower(capture: Capture, model: nn.Module) -> Net:
@@ -34,150 +33,80 @@ def lower(capture: Capture, model: nn.Module) -> Net:
     Returns:
         A net that computes what the model computes in evaluation mode.
     """
-    state = {**dict(model.named_buffers()), **dict(model.named_parameters(remove_duplicate=False)), **capture.constants}
-    values = {name: state[target].detach() for name, target in capture.tensors.items()}
-    net = Net(fx.Graph(), capture.out_spec)
-    sites = {site.node: site for site in capture.sites}
-    new: dict[fx.Node, fx.Node] = {}
-
-    def attribute(node: fx.Node) -> fx.Node:
-        name = _identifier(capture.tensors[node.name])
-        if name not in net.tensors:
-            net.tensors[name] = values[node.name]
-            if isinstance(state[capture.tensors[node.name]], nn.Parameter):
-                net.parameters.add(name)
-        return net.graph.get_attr(name)
-
-    attributes: dict[fx.Node, fx.Node] = {}
-
-    def mapped(node: fx.Node) -> fx.Node:
-        if node in new:
-            return new[node]
-        if node not in attributes:
-            attributes[node] = attribute(node)
-            attributes[node].meta["shape"] = _shape(node)
-        return attributes[node]
-
-    for node in capture.graph.nodes:
-        if node.op == "placeholder":
-            if node.name in values:
-                continue
-            new[node] = net.graph.placeholder(node.name)
-        elif node.op == "output":
-            net.graph.output(fx.map_arg(node.args[0], mapped))
-            continue
-        elif packet(node) in _NOTHING and not _trains(node):
-            new[node] = mapped(node.args[0])
-            continue
-        else:
-            op = _record(node, values, capture.tensors, sites)
-            if op is None:
-                new[node] = net.graph.call_function(
-                    node.target, fx.map_arg(node.args, mapped), fx.map_arg(node.kwargs, mapped)
-                )
-            else:
-                target = _free(net, _identifier(_path(node, op, model)))
-                net.ops[target] = op
-                new[node] = net.graph.call_module(target, (mapped(node.args[0]),))
-        new[node].meta["shape"] = _shape(node)
-    net.sweep()
-    return net
+    return _Lowering(capture, model).run()
 
 
-def _record(
-    node: fx.Node, values: Mapping[str, Tensor], names: Mapping[str, str], sites: Mapping[str, Site]
-) -> Op | None:
-    """The record of a node, or None for one that keeps its aten operation."""
+class _Lowering:
+    def __init__(self, capture: Capture, model: nn.Module) -> None:
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        state = {**dict(model.named_buffers()), **parameters, **capture.constants}
+        self.capture, self.model = capture, model
+        self.parameters = set(parameters)
+        self.context = Model(
+            values={name: state[target].detach() for name, target in capture.tensors.items()},
+            names=capture.tensors,
+            sites={site.node: site for site in capture.sites},
+            dims=channel_dims(capture.graph),
+        )
+        self.net = Net(fx.Graph(), capture.out_spec)
+        self.new: dict[fx.Node, fx.Node] = {}
+
+    def run(self) -> Net:
+        graph = self.net.graph
+        for node in self.capture.graph.nodes:
+            if node.op == "placeholder" and node.name not in self.context.values:
+                self._put(node, graph.placeholder(node.name))
+            elif node.op == "call_function":
+                self._call(node)
+            elif node.op == "output":
+                graph.output(fx.map_arg(node.args[0], self._mapped))
+        self.net.sweep()
+        return self.net
+
+    def _call(self, node: fx.Node) -> None:
+        first = argument(node, 0)
+        if _nothing(node) or (node.target is operator.getitem and self._is_norm(first)):
+            self.new[node] = self._mapped(first)
+            return
+        reading = read(node, self.context)
+        if reading is None:
+            arguments, keywords = fx.map_arg(node.args, self._mapped), fx.map_arg(node.kwargs, self._mapped)
+            self._put(node, self.net.graph.call_function(node.target, arguments, keywords))  # type: ignore[arg-type]
+            return
+        op, source = reading
+        target = _free(self.net, _identifier(_path(node, op, self.model)))
+        self.net.ops[target] = op
+        self._put(node, self.net.graph.call_module(target, (self._mapped(source),)))
+        if packet(node) is aten._native_batch_norm_legit_no_training:
+            self.new[node].meta["shape"] = self.new[source].meta["shape"]
+
+    def _is_norm(self, node: fx.Node) -> bool:
+        """Whether a node was a native batch norm, of whose three results only the first has a meaning here."""
+        return packet(node) is aten._native_batch_norm_legit_no_training and self.new[node].op == "call_module"
+
+    def _put(self, node: fx.Node, new: fx.Node) -> None:
+        self.new[node] = new
+        new.meta["shape"] = _shape(node)
+
+    def _mapped(self, node: fx.Node) -> fx.Node:
+        """The new node for an old one; a tensor of the model becomes an attribute where it is first used."""
+        if node not in self.new:
+            name = _identifier(self.capture.tensors[node.name])
+            self.net.tensors[name] = self.context.values[node.name]
+            if self.capture.tensors[node.name] in self.parameters:
+                self.net.parameters.add(name)
+            self._put(node, self.net.graph.get_attr(name))
+        return self.new[node]
+
+
+def _nothing(node: fx.Node) -> bool:
+    """Whether a call returns its first argument, values and memory layout alike."""
     called = packet(node)
-    if called in _CONVOLUTIONS:
-        return _convolution(node, _CONVOLUTIONS[called], values, names)
-    if called is aten.linear:
-        return _affine(node, Window(), 1, values, names)
-    if called is aten.batch_norm:
-        return _batch_norm(node, values)
-    if node.name in sites:
-        return _rectify(node, sites[node.name], values)
-    return None
-
-
-def _convolution(node: fx.Node, dims: int, values: Mapping[str, Tensor], names: Mapping[str, str]) -> Affine | None:
-    weight = _argument(node, 1)
-    if not isinstance(weight, fx.Node) or weight.name not in values or _rank(node.args[0]) != dims + 2:
-        return None
-    kernel = tuple(values[weight.name].shape[2:])
-    stride = _spread(_argument(node, 3, 1), dims)
-    dilation = _spread(_argument(node, 5, 1), dims)
-    padding = _argument(node, 4, 0)
-    if padding == "valid":
-        padding = 0
-    elif padding == "same":
-        total = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
-        if any(t % 2 for t in total):
-            return None  # padded on one side only
-        padding = [t // 2 for t in total]
-    window = Window(kernel, stride, _spread(padding, dims), dilation)
-    return _affine(node, window, int(_argument(node, 6, 1)), values, names)
-
-
-def _affine(
-    node: fx.Node, window: Window, groups: int, values: Mapping[str, Tensor], names: Mapping[str, str]
-) -> Affine | None:
-    weight, bias = _argument(node, 1), _argument(node, 2)
-    if not isinstance(weight, fx.Node) or weight.name not in values:
-        return None
-    if bias is not None and (not isinstance(bias, fx.Node) or bias.name not in values):
-        return None
-    w = values[weight.name]
-    if not w.is_floating_point():
-        return None
-    b = _float64(values[bias.name]) if bias is not None else torch.zeros(len(w), dtype=torch.float64)
-    source = (names[weight.name], names[bias.name] if bias is not None else None)
-    return Affine(_float64(w), b, window, groups, w.dtype, source=source)
-
-
-def _batch_norm(node: fx.Node, values: Mapping[str, Tensor]) -> Scale | None:
-    """``γ (x − μ) / √(σ² + ε) + β``, from the running statistics."""
-    arguments: Any = node.args[:8]
-    _, gamma, beta, mean, variance, training, _, eps = arguments
-    statistics = [values.get(x.name) if isinstance(x, fx.Node) else None for x in (mean, variance)]
-    if training or statistics[0] is None or statistics[1] is None:
-        return None
-    mu, var = _float64(statistics[0]), _float64(statistics[1])
-    scale = (var + float(eps)).rsqrt()
-    if isinstance(gamma, fx.Node):
-        scale = scale * _float64(values[gamma.name])
-    shift = -mu * scale
-    if isinstance(beta, fx.Node):
-        shift = shift + _float64(values[beta.name])
-    dim = -1 if _rank(node) == 2 else 1
-    return Scale(scale, shift, dim, values[gamma.name].dtype if isinstance(gamma, fx.Node) else statistics[0].dtype)
-
-
-def _rectify(node: fx.Node, site: Site, values: Mapping[str, Tensor]) -> Rectify | None:
-    rank = _rank(node)
-    dim = -1 if rank == 2 else site.channel_dim
-    slope, dtype = None, torch.float32
-    arguments: dict[str, Any] = {}
-    if site.kind == "leaky_relu":
-        negative = float(_argument(node, 1, 0.01))
-        slope, arguments = torch.full((site.channels,), negative, dtype=torch.float64), {"negative_slope": negative}
-    elif site.kind == "prelu":
-        weight = node.args[1]
-        if not isinstance(weight, fx.Node) or weight.name not in values:
-            return None
-        value = values[weight.name]
-        if len(value) > 1 and dim != (-1 if rank == 2 else 1):
-            return None  # its slopes lie along dimension 1, the neurons along the last
-        slope, dtype = _float64(value).expand(site.channels).clone(), value.dtype
-    elif site.kind == "hardtanh":
-        arguments = {"min_val": site.lower, "max_val": site.upper}
-    elif site.kind == "gelu":
-        arguments = {"approximate": str(_argument(node, 1, node.kwargs.get("approximate", "none")))}
-    elif site.kind in ("elu", "celu"):
-        arguments = {"alpha": float(_argument(node, 1, node.kwargs.get("alpha", 1.0)))}
-        if len(node.args) > 2 and any(a != 1 for a in node.args[2:]):
-            return None  # a SELU written as an ELU with scales
-    return Rectify(site.name, site.kind, dim, site.lower, site.upper, slope, arguments, dtype)
+    if called in (aten.dropout, aten.feature_dropout):
+        return not argument(node, 2, False)
+    if called in (aten.pad, aten.constant_pad_nd):
+        return not any(node.args[1])  # type: ignore[arg-type]
+    return called in _NOTHING or (called is aten.clone and not node.kwargs)
 
 
 def _path(node: fx.Node, op: Op, model: nn.Module) -> str:
@@ -189,28 +118,6 @@ def _path(node: fx.Node, op: Op, model: nn.Module) -> str:
         return path
     kind = op.kind if isinstance(op, Rectify) else node.name
     return f"{path}.{kind}" if path else kind
-
-
-def _float64(value: Tensor) -> Tensor:
-    """The algebra runs on the CPU: it is small, and not every accelerator has float64."""
-    return value.cpu().double()
-
-
-def _argument(node: fx.Node, position: int, default: Any = None) -> Any:
-    return node.args[position] if len(node.args) > position else default
-
-
-def _spread(value: Any, dims: int) -> tuple[int, ...]:
-    values = [value] if isinstance(value, int) else list(value)
-    return tuple(int(v) for v in (values * dims if len(values) == 1 else values))
-
-
-def _trains(node: fx.Node) -> bool:
-    return packet(node) in (aten.dropout, aten.feature_dropout) and bool(_argument(node, 2, False))
-
-
-def _rank(node: Any) -> int:
-    return node.meta["val"].ndim if isinstance(node, fx.Node) else 0
 
 
 def _shape(node: fx.Node) -> tuple[int, ...] | None:

@@ -197,7 +197,7 @@ def _function(name: Any) -> Any:
     if name in _OPERATORS:
         return _OPERATORS[name]
     parts = name.split(".") if isinstance(name, str) else []
-    if len(parts) == 3 and parts[0] == "aten" and parts[1] not in _FORBIDDEN and not parts[1].startswith("__"):
+    if len(parts) == 3 and parts[0] == "aten" and parts[1] not in _FORBIDDEN:
         packet = getattr(torch.ops.aten, parts[1], None)
         overload = getattr(packet, parts[2], None) if packet is not None else None
         if isinstance(overload, torch._ops.OpOverload) and not overload._schema.is_mutable:

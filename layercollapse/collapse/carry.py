@@ -1,0 +1,115 @@
+"""Operations without weights that work on every channel alone: where each channel of their input comes out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from layercollapse.collapse.ir import shape
+from layercollapse.nodes import packet
+
+aten = torch.ops.aten
+
+MAXIMA = {
+    aten.max_pool1d,
+    aten.max_pool2d,
+    aten.max_pool3d,
+    aten.adaptive_max_pool1d,
+    aten.adaptive_max_pool2d,
+    aten.adaptive_max_pool3d,
+}
+AVERAGES = {
+    aten.avg_pool1d,
+    aten.avg_pool2d,
+    aten.avg_pool3d,
+    aten.adaptive_avg_pool1d,
+    aten.adaptive_avg_pool2d,
+    aten.adaptive_avg_pool3d,
+    aten.mean,
+}
+VIEWS = {aten.view, aten.reshape, aten._unsafe_view}
+_SAME = {aten.contiguous, aten.clone}
+
+
+def carry(node: fx.Node, dim: int) -> tuple[int, int] | None:
+    """How an operation moves channels: None unless each output channel is made of one input channel alone, in order.
+
+    Args:
+        node: the operation; its first argument is the tensor.
+        dim: channel dimension of that tensor, 1 or -1.
+
+    Returns:
+        (channel dimension of the output, number of neighbouring output entries that each channel becomes: H·W for a
+        flatten of (N, C, H, W), else 1). A channel that is constant stays so, with the same value.
+    """
+    arguments: Any = node.args
+    source = arguments[0] if arguments else None
+    if not isinstance(source, fx.Node) or source.meta.get("shape") is None or node.meta.get("shape") is None:
+        return None
+    before, after, called = shape(source), shape(node), packet(node)
+    if called in _SAME:
+        return dim, 1
+    if called in VIEWS:
+        return (-1, 1) if dim == -1 and after and after[-1] == before[-1] else None
+    if len(before) < 3:
+        return None
+    position = dim % len(before)
+    if called in (aten.permute, aten.transpose):
+        return _moved(called, arguments, position, len(before))
+    if called in (aten.select, aten.slice):
+        along = (arguments[1] if len(arguments) > 1 else 0) % len(before)
+        kept = along != position and (dim == -1 or along > 1)
+        return (_named(dim, len(after)), 1) if kept else None
+    if called is aten.mean:
+        dims = arguments[1] if len(arguments) > 1 else None
+        if not isinstance(dims, list | tuple) or not dims:
+            return None
+        gone = {d % len(before) for d in dims}
+        kept = 0 not in gone and position not in gone and (dim == -1 or min(gone) > 1)
+        return (_named(dim, len(after)), 1) if kept else None
+    if called is aten.flatten:
+        return _flattened(arguments, dim, before, after)
+    if dim == 1 and (called in MAXIMA or (called in AVERAGES and _weighs_alike(arguments))):
+        return 1, 1
+    return None
+
+
+def _named(dim: int, rank: int) -> int:
+    """A channel dimension 1 that has become the last one is called -1."""
+    return -1 if dim == -1 or rank == 2 else 1
+
+
+def _moved(called: Any, arguments: Any, position: int, rank: int) -> tuple[int, int] | None:
+    order = list(range(rank))
+    if called is aten.transpose:
+        a, b = (d % rank for d in arguments[1:3])
+        order[a], order[b] = b, a
+    else:
+        order = [d % rank for d in arguments[1]]
+    target = order.index(position)
+    if order[0] != 0:
+        return None
+    return (-1, 1) if target == rank - 1 else (1, 1) if target == 1 else None
+
+
+def _flattened(arguments: Any, dim: int, before: tuple[int, ...], after: tuple[int, ...]) -> tuple[int, int] | None:
+    start = (arguments[1] if len(arguments) > 1 else 0) % len(before)
+    end = (arguments[2] if len(arguments) > 2 else -1) % len(before)
+    if dim == 1 and start > 1:
+        return 1, 1
+    if dim == 1 and start == 1 and end == len(before) - 1:
+        return -1, max(1, after[1] // max(1, before[1]))
+    if dim == -1 and start > 0 and end < len(before) - 1:
+        return -1, 1
+    return None
+
+
+def _weighs_alike(arguments: Any) -> bool:
+    """Whether an average pooling gives a constant its value also at the border."""
+    padding = arguments[3] if len(arguments) > 3 else 0
+    padded = any(padding) if isinstance(padding, list | tuple) else bool(padding)
+    counts_padding = arguments[5] if len(arguments) > 5 else True
+    divisor = arguments[6] if len(arguments) > 6 else None
+    return divisor is None and not (padded and counts_padding)

@@ -1,0 +1,231 @@
+"""How each aten operation becomes a record: one function per kind of operation, in the table at the end.
+
+A reader returns the record and the node that it reads, or None to leave the operation as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from layercollapse.collapse.ir import Affine, Op, Rectify, Scale, Window
+from layercollapse.graph import Site
+from layercollapse.nodes import packet
+
+aten = torch.ops.aten
+
+Reading = tuple[Op, fx.Node]
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a reader may look at.
+
+    Attributes:
+        values: placeholder -> the model's tensor.
+        names: placeholder -> its name in the model.
+        sites: node -> rectifier site.
+        dims: node -> channel dimension, where it is known.
+    """
+
+    values: Mapping[str, Tensor]
+    names: Mapping[str, str]
+    sites: Mapping[str, Site]
+    dims: Mapping[fx.Node, int]
+
+    def tensor(self, argument: Any) -> Tensor | None:
+        """The model's tensor that an argument is, or None."""
+        return self.values.get(argument.name) if isinstance(argument, fx.Node) else None
+
+
+def read(node: fx.Node, model: Model) -> Reading | None:
+    """The record of a node and the node that it reads, or None for one that keeps its aten operation."""
+    if node.name in model.sites:
+        return _rectifier(node, model)
+    reader = READERS.get(packet(node))
+    return reader(node, model) if reader is not None else None
+
+
+def argument(node: fx.Node, position: int, default: Any = None) -> Any:
+    """A positional argument of a call, or the default."""
+    return node.args[position] if len(node.args) > position else default
+
+
+def rank(node: Any) -> int:
+    """Number of dimensions of a node's tensor."""
+    return node.meta["val"].ndim if isinstance(node, fx.Node) else 0
+
+
+def _convolution(node: fx.Node, model: Model) -> Reading | None:
+    source, weight = argument(node, 0), model.tensor(argument(node, 1))
+    if weight is None or rank(source) != weight.ndim:
+        return None  # an input without a batch
+    dims = weight.ndim - 2
+    kernel = tuple(weight.shape[2:])
+    dilation = _spread(argument(node, 5, 1), dims)
+    padding = argument(node, 4, 0)
+    if padding == "valid":
+        padding = 0
+    elif padding == "same":
+        total = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+        if any(t % 2 for t in total):
+            return None  # padded on one side only
+        padding = [t // 2 for t in total]
+    padding = _spread(padding, dims)
+    ahead = _padding(source, dims)
+    if ahead is not None:
+        source, padding = source.args[0], tuple(p + a for p, a in zip(padding, ahead, strict=True))
+    window = Window(kernel, _spread(argument(node, 3, 1), dims), padding, dilation)
+    op = _affine(node, model, window, int(argument(node, 6, 1)))
+    return None if op is None else (op, source)
+
+
+def _padding(node: Any, dims: int) -> tuple[int, ...] | None:
+    """How much a node pads every spatial dimension with zeros, if it does so alike on both sides; else None."""
+    if packet(node) not in (aten.pad, aten.constant_pad_nd):
+        return None
+    amounts = list(node.args[1])
+    mode, value = "constant", argument(node, 2, 0)
+    if packet(node) is aten.pad:
+        mode, value = argument(node, 2, "constant"), argument(node, 3)
+    if mode != "constant" or value not in (None, 0) or len(amounts) > 2 * dims:
+        return None
+    if any(not isinstance(a, int) or a < 0 for a in amounts):
+        return None
+    low, high = amounts[::2], amounts[1::2]
+    if low != high:
+        return None
+    return (0,) * (dims - len(low)) + tuple(reversed(low))  # the last dimension comes first
+
+
+def _linear(node: fx.Node, model: Model) -> Reading | None:
+    op = _affine(node, model, Window(), 1)
+    return None if op is None else (op, argument(node, 0))
+
+
+def _affine(node: fx.Node, model: Model, window: Window, groups: int) -> Affine | None:
+    bias = argument(node, 2)
+    w, b = model.tensor(argument(node, 1)), model.tensor(bias)
+    if w is None or not w.is_floating_point() or (bias is not None and b is None):
+        return None
+    names = model.names
+    source = (names[argument(node, 1).name], None if b is None else names[bias.name])
+    shift = torch.zeros(len(w), dtype=torch.float64) if b is None else _float64(b)
+    return Affine(_float64(w), shift, window, groups, w.dtype, source=source)
+
+
+def _product(node: fx.Node, model: Model) -> Reading | None:
+    """``x @ W`` and ``b + x @ W``: a linear layer whose weight lies the other way round."""
+    operands: list[Any] = list(node.args)
+    bias = operands.pop(0) if packet(node) is aten.addmm else None
+    w, b = model.tensor(operands[1]), model.tensor(bias)
+    if w is None or w.ndim != 2 or not w.is_floating_point() or node.kwargs or (bias is not None and b is None):
+        return None
+    if b is not None and b.shape != w.shape[1:]:
+        return None
+    shift = torch.zeros(w.shape[1], dtype=torch.float64) if b is None else _float64(b)
+    return Affine(_float64(w).T.contiguous(), shift, Window(), 1, w.dtype), operands[0]
+
+
+def _batch_norm(node: fx.Node, model: Model) -> Reading | None:
+    """``γ (x − μ) / √(σ² + ε) + β``, from the running statistics."""
+    arguments: Any = node.args
+    source, gamma, beta, mean, variance = arguments[:5]
+    training = packet(node) is aten.batch_norm and arguments[5]
+    eps = arguments[7] if packet(node) is aten.batch_norm else arguments[6]
+    mu, var, g, b = (model.tensor(x) for x in (mean, variance, gamma, beta))
+    if training or mu is None or var is None or (g is None) != (gamma is None) or (b is None) != (beta is None):
+        return None
+    scale = (_float64(var) + float(eps)).rsqrt()
+    if g is not None:
+        scale = scale * _float64(g)
+    shift = -_float64(mu) * scale
+    if b is not None:
+        shift = shift + _float64(b)
+    return Scale(scale, shift, -1 if rank(source) == 2 else 1, (mu if g is None else g).dtype), source
+
+
+def _elementwise(node: fx.Node, model: Model) -> Reading | None:
+    """A product, quotient, sum or difference with a tensor of the model that has one value per channel."""
+    called = packet(node)
+    a, b = argument(node, 0), argument(node, 1)
+    if node.kwargs or not isinstance(a, fx.Node) or not isinstance(b, fx.Node):
+        return None
+    swapped = model.tensor(a) is not None
+    source, value = (b, model.tensor(a)) if swapped else (a, model.tensor(b))
+    if value is None or not value.is_floating_point() or source not in model.dims or rank(source) != rank(node):
+        return None
+    size = source.meta["val"].shape
+    shape = (1,) * (len(size) - value.ndim) + tuple(value.shape)
+    dim = 1 if model.dims[source] == 1 and len(size) > 2 else -1
+    channels = shape[dim]
+    if len(shape) != len(size) or channels != size[dim] or value.numel() != channels:
+        return None
+    v = _float64(value).flatten()
+    ones, zeros = torch.ones_like(v), torch.zeros_like(v)
+    if called is aten.mul:
+        scale, shift = v, zeros
+    elif called is aten.div and not swapped and bool((v != 0).all()):
+        scale, shift = 1 / v, zeros
+    elif called is aten.add:
+        scale, shift = ones, v
+    elif called is aten.sub:
+        scale, shift = (-ones, v) if swapped else (ones, -v)
+    else:
+        return None
+    return Scale(scale, shift, dim, value.dtype), source
+
+
+def _rectifier(node: fx.Node, model: Model) -> Reading | None:
+    site, source = model.sites[node.name], argument(node, 0)
+    dim = -1 if rank(source) == 2 else site.channel_dim
+    slope, dtype = None, torch.float32
+    arguments: dict[str, Any] = {}
+    if site.kind == "leaky_relu":
+        negative = float(argument(node, 1, 0.01))
+        slope, arguments = torch.full((site.channels,), negative, dtype=torch.float64), {"negative_slope": negative}
+    elif site.kind == "prelu":
+        value = model.tensor(argument(node, 1))
+        if value is None or (value.numel() > 1 and dim != (-1 if rank(source) == 2 else 1)):
+            return None  # its slopes lie along dimension 1, the neurons along the last
+        slope, dtype = _float64(value).flatten().expand(site.channels).clone(), value.dtype
+    elif site.kind == "hardtanh":
+        arguments = {"min_val": site.lower, "max_val": site.upper}
+    elif site.kind == "gelu":
+        arguments = {"approximate": str(argument(node, 1, node.kwargs.get("approximate", "none")))}
+    elif site.kind in ("elu", "celu"):
+        arguments = {"alpha": float(argument(node, 1, node.kwargs.get("alpha", 1.0)))}
+        if any(a != 1 for a in node.args[2:]):
+            return None  # a SELU written as an ELU with scales
+    return Rectify(site.name, site.kind, dim, site.lower, site.upper, slope, arguments, dtype), source
+
+
+def _float64(value: Tensor) -> Tensor:
+    """The algebra runs on the CPU: it is small, and not every accelerator has float64."""
+    return value.detach().cpu().double()
+
+
+def _spread(value: Any, dims: int) -> tuple[int, ...]:
+    values = [value] if isinstance(value, int) else list(value)
+    return tuple(int(v) for v in (values * dims if len(values) == 1 else values))
+
+
+READERS: dict[Any, Callable[[fx.Node, Model], Reading | None]] = {
+    aten.conv1d: _convolution,
+    aten.conv2d: _convolution,
+    aten.conv3d: _convolution,
+    aten.linear: _linear,
+    aten.addmm: _product,
+    aten.mm: _product,
+    aten.matmul: _product,
+    aten.batch_norm: _batch_norm,
+    aten._native_batch_norm_legit_no_training: _batch_norm,
+    aten.mul: _elementwise,
+    aten.div: _elementwise,
+    aten.add: _elementwise,
+    aten.sub: _elementwise,
+}
