@@ -1,0 +1,116 @@
+"""Compile every Triton kernel to machine code, without a GPU, and print what it takes of one.
+
+    python -m layercollapse.kernels.compile --arch 80 90 100
+
+Columns: registers per thread, bytes of shared memory per program, bytes of local memory per thread (spills), bytes of
+code. The exit status is 1 if a kernel spills.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from layercollapse.kernels import masked_topk as topk
+from layercollapse.kernels import sign_histogram as signs
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+ARCHITECTURES = (80, 90, 100)
+
+
+class Variant(NamedTuple):
+    """One compilation: a kernel, the types of its pointers, its constants."""
+
+    name: str
+    kernel: Any
+    pointers: dict[str, str]
+    constants: dict[str, Any]
+    warps: int
+
+
+def variants() -> Iterator[Variant]:
+    """Yield the kernels as the launchers call them, for each type of value."""
+    for dtype, short in ((torch.float32, "fp32"), (torch.bfloat16, "16-bit")):
+        for upper in (None, 6.0):
+            wide = {k: v for k, v in signs._constants(dtype, upper, packed=True).items() if k.isupper()}
+            wide |= {"N_OUT": 4 if upper is None else 5, "UNROLL": signs.UNROLL}
+            label = f"{short}{' upper' if upper else ''}"
+            words = {"x_ptr": "*u32", "out_ptr": "*i64"}
+            for shape, cols, runs in (("last", 512, False), ("last, few", 32, False), ("first", 512, True)):
+                shared = wide | {"RUNS": runs, "NESTED": False, "COLS": cols, "ROWS": signs.BLOCK // cols}
+                yield Variant(f"columns, channels {shape}, {label}", signs._columns_kernel, words, shared, 4)
+            yield Variant(f"runs, {label}", signs._runs_kernel, words, wide | {"BLOCK": signs.BLOCK}, 4)
+        narrow = {"LEFT": 0 if dtype == torch.float32 else 16, "N_OUT": 5, "SAMPLES": 16, "CHANNELS": 64}
+        entry = {"x_ptr": "*u32" if dtype == torch.float32 else "*u16", "out_ptr": "*i64"}
+        yield Variant(f"strided, {short} upper", signs._strided_kernel, entry, narrow, 4)
+    tables = dict.fromkeys(("ids_ptr", "segments_ptr", "groups_ptr", "dims_ptr", "state_ptr", "result_ptr"), "*i64")
+    tables |= {"gate_ptr": "*i64", "sums_ptr": "*i64", "bins_ptr": "*i32", "sample_ptr": "*u32"}
+    tables |= {"thresholds_ptr": "*u32"}
+    yield Variant("gather", topk._gather_kernel, tables, {"SAMPLE": topk.SAMPLE, "PART": 1024}, 4)
+    yield Variant("bracket", topk._bracket_kernel, tables, {"SAMPLE": topk.SAMPLE}, 16)
+    for kind, short in enumerate(("fp32", "16-bit", "bf16 mixed", "fp16 mixed")):
+        for strided in (False, True):
+            constants = {"KIND": kind, "STRIDED": strided, "TILE": topk.TILE_STRIDED if strided else topk.TILE}
+            label = f"{short}{' strided' if strided else ''}"
+            yield Variant(f"count, {label}", topk._count_kernel, tables, constants, 4)
+            yield Variant(f"apply, {label}", topk._apply_kernel, tables, constants, 4)
+    yield Variant("sums", topk._sums_kernel, tables, {"COLS": 128, "ROWS": 32}, 4)
+    yield Variant("select", topk._select_kernel, tables, {"ROWS": 512}, 8)
+
+
+def compile_variant(variant: Variant, arch: int) -> Any:
+    """Return Triton's compiled kernel for compute capability arch / 10."""
+    names = variant.kernel.arg_names
+    scalars = {name: variant.pointers.get(name, "i32") for name in names}
+    signature = {name: "constexpr" if name in variant.constants else kind for name, kind in scalars.items()}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if signature[name].startswith("*")}
+    source = ASTSource(variant.kernel, signature, {(names.index(k),): v for k, v in variant.constants.items()}, aligned)
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": variant.warps})
+
+
+def resources(cubin: bytes) -> dict[str, int]:
+    """Return what cuobjdump, which comes with Triton, says of the one kernel in it."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(tool), "--dump-resource-usage", file.name]
+        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return {key: int(value) for key, value in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", text)}
+
+
+def main() -> int:
+    """Compile and print; return the number of kernels that spill, at most 1."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arch", type=int, nargs="+", default=list(ARCHITECTURES), help="80 90 100")
+    parser.add_argument("--only", default="", help="kernels whose name has this in it")
+    arguments = parser.parse_args()
+    spilled = 0
+    print(f"Triton {triton.__version__}\n{'kernel':40} {'arch':>6} {'regs':>5} {'shared':>7} {'local':>6} {'code':>7}")
+    for variant in variants():
+        if arguments.only not in variant.name:
+            continue
+        for arch in arguments.arch:
+            compiled = compile_variant(variant, arch)
+            use = resources(compiled.asm["cubin"])
+            spills = use["STACK"] + use["LOCAL"]
+            spilled |= spills > 0
+            print(
+                f"{variant.name:40} sm_{arch:<3} {use['REG']:5} {compiled.metadata.shared:7} {spills:6} "
+                f"{len(compiled.asm['cubin']):7}",
+                flush=True,
+            )
+    return int(spilled)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
