@@ -299,7 +299,7 @@ def check(spec: Spec, dtype: torch.dtype) -> lc.CollapseResult:
         expected = network(x).clone()
     rectifies = any(isinstance(module, Site) and module.layer.kind for module in network.modules())
     report = probe.report() if rectifies else None
-    result = lc.collapse(network, x, report, tolerance=float("inf"))
+    result = lc.collapse(network, x, report, tolerance=float("inf"), cost="macs")
     with torch.no_grad():
         got = result.model(x)
     scale = max(1.0, float(expected.detach().abs().max()))
@@ -308,7 +308,7 @@ def check(spec: Spec, dtype: torch.dtype) -> lc.CollapseResult:
     assert linear <= set(result.collapsed)
     assert result.after.depth <= result.before.depth
     assert result.after.macs <= result.before.macs
-    proven = lc.collapse(network, x, None, box=(-1.0, 1.0), tolerance=float("inf"))
+    proven = lc.collapse(network, x, None, box=(-1.0, 1.0), tolerance=float("inf"), cost="latency")
     # What bounds prove, no input contradicts: neither those counted, nor others in the box, corners included.
     constant = {site.name for site in proven.sites if "constant" in site.reason}
     assert set(proven.collapsed) - constant <= linear

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from layercollapse.collapse.bounds import Box
+from layercollapse.collapse.clock import Clock
 from layercollapse.collapse.cost import Summary, captured_depth, net_depth, summarize
 from layercollapse.collapse.decide import Candidate, candidates, entropies, why_kept
 from layercollapse.collapse.emit import emit
@@ -44,6 +45,7 @@ def collapse(
     box: tuple[Any, Any] | Box | None = None,
     mode: str = "exact",
     tolerance: float = 1e-4,
+    cost: str = "latency",
 ) -> CollapseResult:
     """Remove the rectifiers that never bend, and merge what is left between the others.
 
@@ -64,6 +66,8 @@ def collapse(
         mode: ``"exact"``: two convolutions that no single one can replace at the border stay in sequence, without
             the rectifier between them.
         tolerance: largest absolute difference of any output that is accepted.
+        cost: what decides where merging layers needs more multiply-accumulates: ``"latency"``, measured on the
+            model's device with the shapes of the example inputs, or ``"macs"``: such layers stay as they are.
 
     Returns:
         The collapsed model and what is known of it.
@@ -75,6 +79,8 @@ def collapse(
     """
     if mode != "exact":
         raise LayerCollapseError(f"mode: expected 'exact', got {mode!r}")
+    if cost not in ("latency", "macs"):
+        raise LayerCollapseError(f"cost: expected 'latency' or 'macs', got {cost!r}")
     if not isinstance(tolerance, int | float) or not tolerance >= 0:
         raise LayerCollapseError(f"tolerance: expected a number not below 0, got {tolerance!r}")
     for name, value in model.named_parameters():
@@ -87,8 +93,11 @@ def collapse(
         batches = list(batches)  # an iterator would be empty at the second comparison
     found = candidates(captured, lower(captured, model), report, box)
 
+    parameter = next(model.parameters(), None)
+    clock = Clock(torch.device("cpu") if parameter is None else parameter.device) if cost == "latency" else None
+
     def attempt(names: Collection[str]) -> _Attempt:
-        return _attempt(captured, model, {name: found[name].states for name in names}, batches)
+        return _attempt(captured, model, {name: found[name].states for name in names}, batches, clock)
 
     best, missed = _within(tolerance, found, attempt)
     if best.agreement.max_abs_error > tolerance:
@@ -107,6 +116,7 @@ def collapse(
     return CollapseResult(
         model=best.model,
         sites=tuple(sites),
+        kept={" → ".join(pair): reason for pair, reason in best.kept.items()},
         before=summarize(model, example_inputs, captured_depth(captured)),
         after=summarize(best.model, example_inputs, best.depth),
         max_abs_error=best.agreement.max_abs_error,
@@ -123,16 +133,24 @@ class _Attempt:
     agreement: Agreement
     model: nn.Module
     depth: int
+    kept: Mapping[tuple[str, str], str]
 
 
-def _attempt(captured: Capture, model: nn.Module, states: Mapping[str, Tensor | None], data: Iterable[Any]) -> _Attempt:
+def _attempt(
+    captured: Capture,
+    model: nn.Module,
+    states: Mapping[str, Tensor | None],
+    data: Iterable[Any],
+    clock: Clock | None,
+) -> _Attempt:
     net = lower(captured, model)
+    net.clock = clock
     linearize(net, states)
     simplify(net)
     depth = net_depth(net)
     parameter = next(model.parameters(), None)
     emitted = emit(net, torch.device("cpu") if parameter is None else parameter.device)
-    return _Attempt(compare(model, emitted, data), emitted, depth)
+    return _Attempt(compare(model, emitted, data), emitted, depth, net.kept)
 
 
 def _within(

@@ -43,7 +43,7 @@ def emit(net: Net, device: torch.device | None = None) -> fx.GraphModule:
     for node in list(net.graph.nodes):
         if node.op == "call_module":
             target = str(node.target)
-            modules[target] = _module(net.ops[target], device)
+            modules[target] = build(net.ops[target], device)
             op = net.ops[target]
             if isinstance(op, Affine) and op.source is not None:
                 for attribute, name in zip(("weight", "bias"), op.source, strict=True):
@@ -97,7 +97,8 @@ def _split_planes(net: Net) -> None:
         net.reroute(node, total)
 
 
-def _module(op: Op, device: torch.device | None) -> nn.Module:
+def build(op: Op, device: torch.device | None) -> nn.Module:
+    """The module of one record; a plane, which `emit` splits off before, is not part of it."""
     if isinstance(op, Affine):
         return _affine(op, device)
     if isinstance(op, Scale):

@@ -7,7 +7,7 @@ rounded once, when the model is emitted.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
 
@@ -186,6 +186,8 @@ class Net:
         tensors: parameters and buffers that no record holds, by name.
         parameters: the names in `tensors` that are parameters.
         out_spec: how the outputs are packed.
+        clock: measures a layer for an input shape, in ms; None to count multiply-accumulates instead.
+        kept: pairs of layers that follow each other and stay two -> why.
     """
 
     def __init__(self, graph: fx.Graph, out_spec: Any) -> None:
@@ -194,6 +196,8 @@ class Net:
         self.tensors: dict[str, Tensor] = {}
         self.parameters: set[str] = set()
         self.out_spec = out_spec
+        self.clock: Callable[[Affine, tuple[int, ...]], float] | None = None
+        self.kept: dict[tuple[str, str], str] = {}
 
     def op(self, node: Any) -> Op | None:
         """The record that a node stands for, or None."""

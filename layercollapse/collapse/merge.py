@@ -1,4 +1,4 @@
-"""Rules that make one affine layer of two: in sequence, and side by side.
+"""Make one affine layer of two: the algebra of sequences, and the rule for layers side by side.
 
 In sequence, for sizes k, strides s, paddings p and dilations d:
 
@@ -20,24 +20,6 @@ from torch import Tensor, fx
 from layercollapse.collapse.cost import macs
 from layercollapse.collapse.fold import add_plane
 from layercollapse.collapse.ir import Affine, Net, Scale, Window, operands, shape, sole_user, source
-
-
-def merge_in_sequence(net: Net) -> bool:
-    """Two affine layers with nothing between become one, where that is exact and needs no more multiplications."""
-    changed = False
-    for node, second in net.records(Affine):
-        producer = source(node)
-        first = net.affine(producer)
-        if first is None or sole_user(producer) is not node or not mergeable(first, second):
-            continue
-        merged = compose(first, second)
-        if macs(merged, shape(node)) > macs(first, shape(producer)) + macs(second, shape(node)):
-            continue
-        net.set(node, merged)
-        node.replace_input_with(producer, source(producer))
-        net.erase(producer)
-        changed = True
-    return changed
 
 
 def mergeable(first: Affine, second: Affine) -> bool:

@@ -41,6 +41,7 @@ class CollapseResult:
     Attributes:
         model: a plain module with ordinary parameters: no masks, no hooks; trainable and exportable.
         sites: one entry for each rectifier site of the original, in execution order.
+        kept: layers that follow each other without a rectifier and stay two, ``"first → second"`` -> why.
         before: depth, parameters and multiply-accumulates of the sparse model.
         after: the same of the collapsed one.
         max_abs_error: largest absolute difference between their outputs on the data.
@@ -51,6 +52,7 @@ class CollapseResult:
 
     model: nn.Module
     sites: tuple[SiteResult, ...]
+    kept: dict[str, str]
     before: Summary
     after: Summary
     max_abs_error: float
@@ -64,13 +66,14 @@ class CollapseResult:
         return tuple(site.name for site in self.sites if site.status == "collapsed")
 
     def explain(self) -> str:
-        """One line for every site: what became of it, and why."""
+        """One line for every site: what became of it, and why; then the layers that could merge and did not."""
         width = max((len(site.name) for site in self.sites), default=0)
         lines = [
             f"{site.name:<{width}}  {site.kind:<10}  {site.status:<9}  "
             f"{(site.guarantee + ': ') if site.guarantee else ''}{site.reason}"
             for site in self.sites
         ]
+        lines += [f"{pair}: kept in sequence: {reason}" for pair, reason in self.kept.items()]
         return "\n".join(lines)
 
     def save(self, folder: str | os.PathLike[str]) -> None:

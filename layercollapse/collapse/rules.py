@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from layercollapse.collapse.chain import merge_in_sequence
 from layercollapse.collapse.channels import drop_unread_channels
 from layercollapse.collapse.fold import (
     constants_in_sums,
@@ -22,7 +23,7 @@ from layercollapse.collapse.fold import (
     sink_scales,
 )
 from layercollapse.collapse.ir import Net
-from layercollapse.collapse.merge import merge_in_sequence, merge_side_by_side, trim_kernels
+from layercollapse.collapse.merge import merge_side_by_side, trim_kernels
 
 Rule = Callable[[Net], bool]
 

@@ -1,0 +1,132 @@
+"""The rule that merges affine layers in sequence, and the choice of which ones.
+
+A chain of n layers without a rectifier between them can be cut into segments in many ways, each segment merged into
+one layer. The cheapest cut is found by dynamic programming over the end of the last segment:
+
+    best(j) = min over i < j of best(i) + cost(merged i..j)
+
+in multiply-accumulates, or in measured time where that is asked for and merging everything needs more of them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+
+from torch import fx
+
+from layercollapse.collapse.cost import macs
+from layercollapse.collapse.ir import Affine, Net, shape, sole_user, source
+from layercollapse.collapse.merge import compose, mergeable
+
+# Kernels grow with every merge, and the ways to cut a chain with the square of its length.
+_LONGEST = 8
+# A measured time must be better by this much to decide against the multiply-accumulates.
+_GAIN = 0.9
+
+Segments = dict[tuple[int, int], Affine]
+Cut = list[tuple[int, int]]
+
+
+def merge_in_sequence(net: Net) -> bool:
+    """Affine layers with nothing between become one, where that is exact and pays."""
+    changed = False
+    for chain in list(_chains(net)):
+        segments = _segments(net, chain)
+        cut = _choose(net, chain, segments)
+        _note(net, chain, segments, cut)
+        for first, last in cut:
+            if first == last:
+                continue
+            head, tail = chain[first], chain[last]
+            net.set(tail, segments[first, last])
+            tail.replace_input_with(source(tail), source(head))
+            for node in reversed(chain[first:last]):
+                net.erase(node)
+            changed = True
+    return changed
+
+
+def _chains(net: Net) -> Iterator[list[fx.Node]]:
+    """Maximal runs of affine layers, each of which alone reads the one before."""
+    for node, _ in net.records(Affine):
+        if _next(net, source(node)) is node:
+            continue
+        chain = [node]
+        while len(chain) < _LONGEST and (follower := _next(net, chain[-1])) is not None:
+            chain.append(follower)
+        if len(chain) > 1:
+            yield chain
+
+
+def _next(net: Net, node: fx.Node) -> fx.Node | None:
+    op, user = net.affine(node), sole_user(node)
+    follower = net.affine(user)
+    same = op is not None and follower is not None and len(op.window.kernel) == len(follower.window.kernel)
+    return user if same else None
+
+
+def _segments(net: Net, chain: list[fx.Node]) -> Segments:
+    """The merged layer of every segment that one layer can do exactly, (first, last) inclusive."""
+    segments: Segments = {}
+    for last in range(len(chain)):
+        merged = net.affine(chain[last])
+        for first in range(last, -1, -1):
+            if first < last:
+                op = net.affine(chain[first])
+                if op is None or merged is None or not mergeable(op, merged):
+                    break
+                merged = compose(op, merged)
+            assert merged is not None
+            segments[first, last] = merged
+    return segments
+
+
+def _choose(net: Net, chain: list[fx.Node], segments: Segments) -> Cut:
+    def work(first: int, last: int) -> float:
+        return macs(segments[first, last], shape(chain[last])) + 0.5  # of two equal cuts, the one with fewer layers
+
+    cut = _cheapest(len(chain), segments, work)
+    if net.clock is None or len(cut) == 1:
+        return cut
+
+    def time(first: int, last: int) -> float:
+        assert net.clock is not None
+        return net.clock(segments[first, last], shape(source(chain[first])))
+
+    timed = _cheapest(len(chain), segments, time)
+    faster = sum(time(*segment) for segment in timed) < _GAIN * sum(time(*segment) for segment in cut)
+    return timed if faster else cut
+
+
+def _cheapest(length: int, segments: Segments, cost: Callable[[int, int], float]) -> Cut:
+    best, cuts = [0.0], [[]]  # type: ignore[var-annotated]
+    for last in range(length):
+        total, cut = math.inf, []
+        for first in range(last + 1):
+            if (first, last) in segments and best[first] + cost(first, last) < total:
+                total, cut = best[first] + cost(first, last), [*cuts[first], (first, last)]
+        best.append(total)
+        cuts.append(cut)
+    return cuts[-1]
+
+
+def _note(net: Net, chain: list[fx.Node], segments: Segments, cut: Cut) -> None:
+    """Say why layers that follow each other stay two."""
+    for (first, last), (after, end) in itertools.pairwise(cut):
+        pair = (str(chain[last].target), str(chain[after].target))
+        merged = segments.get((first, end)) or segments.get((last, after))
+        if merged is None:
+            net.kept[pair] = (
+                "no single layer is exact at the border: the second is padded and the first is not pointwise"
+            )
+            continue
+        one = macs(merged, shape(chain[end]))
+        two = sum(macs(segments[s], shape(chain[s[1]])) for s in ((first, last), (after, end)))
+        net.kept[pair] = f"merged they need {one / max(1, two):.1f} times the multiply-accumulates"
+        if net.clock is not None and (first, end) in segments:
+            ms = [
+                net.clock(segments[s], shape(source(chain[s[0]]))) for s in ((first, end), (first, last), (after, end))
+            ]
+            net.kept[pair] += f" and {ms[0]:.3f} ms instead of {ms[1] + ms[2]:.3f} ms"

@@ -1,0 +1,55 @@
+"""Measure single layers on the device where they will run."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+from layercollapse.collapse.emit import build
+from layercollapse.collapse.ir import Affine, Window
+
+_ROUNDS = 15
+
+
+class Clock:
+    """Median time of a layer for an input shape, in ms; layers of the same sizes are measured once.
+
+    Args:
+        device: where to measure.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._times: dict[tuple, float] = {}
+
+    def __call__(self, op: Affine, inputs: tuple[int, ...]) -> float:
+        """Time of ``op`` on an input (N, I, *spatial) or (N, *, I), in ms."""
+        channels = list(inputs)
+        channels[op.channel_dim] = op.inputs  # channels may have gone since the shape was noted
+        key: tuple[tuple[int, ...], Window, int, tuple[int, ...], torch.dtype]
+        key = (tuple(op.weight.shape), op.window, op.groups, tuple(channels), op.dtype)
+        if key not in self._times:
+            layer = build(op, self._device).eval()
+            x = torch.randn(channels, dtype=op.dtype, device=self._device)
+            with torch.inference_mode():
+                self._times[key] = _median(lambda: layer(x), self._device)
+        return self._times[key]
+
+
+def _median(run: Callable[[], object], device: torch.device) -> float:
+    times = []
+    for _ in range(_ROUNDS + 3):
+        _wait(device)
+        begin = time.perf_counter()
+        run()
+        _wait(device)
+        times.append(1e3 * (time.perf_counter() - begin))
+    return statistics.median(times[3:])
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
