@@ -13,7 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # Threads that wait by spinning made training 5 times slower on 2 cores that had other work (52 s an epoch, not 9 s).
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help run test lint bench clean
+.PHONY: help run test lint bench sanitize clean
 .DEFAULT_GOAL := help
 
 help:            ## this list
@@ -33,10 +33,14 @@ lint: $(VENV)/.dev  ## ruff and mypy
 bench: $(VENV)/.dev  ## time the ops on this machine
 	$(BIN)/layercollapse bench $(ARGS)
 
+sanitize:        ## the C++ core's own tests under AddressSanitizer, UBSan and ThreadSanitizer (needs only g++)
+	csrc/tests/run.sh address
+	csrc/tests/run.sh thread
+
 clean:           ## remove the virtual environment and everything built
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
-	find layercollapse -name '*.so' -delete
+	find layercollapse csrc/python -name '*.so' -delete
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -1,5 +1,6 @@
 """`masked_topk_` against hand-computed tables and a sort: weights, masks and thresholds bit for bit."""
 
+import os
 import resource
 import subprocess
 import sys
@@ -17,7 +18,6 @@ pytestmark = pytest.mark.skipif(not ops.backends()["cpu"].available, reason="the
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 INT_OF = {torch.float64: np.int64, torch.float32: np.int32, torch.bfloat16: np.int16, torch.float16: np.int16}
 INF, NAN = float("inf"), float("nan")
-by_hand = pytest.mark.skipif("-m" not in sys.argv, reason="long: pytest -m nightly, or -m slow")
 
 HAND = [
     # weights, keep-bits, k, scope, weights after, keep-bits after, thresholds
@@ -288,6 +288,7 @@ def check_problem(problem, isa_name, count):
 any_problem = given(
     problem=problems(), isa_name=st.sampled_from(["auto", "portable"]), count=st.sampled_from([1, 2, 7])
 )
+NIGHTLY_CASES = int(os.environ.get("LAYERCOLLAPSE_NIGHTLY_CASES", "50000"))  # of each op
 relaxed = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
 
 
@@ -298,8 +299,7 @@ def test_agrees_with_a_sort(problem, isa_name, count):
 
 
 @pytest.mark.nightly
-@by_hand
-@settings(max_examples=80_000, **relaxed)
+@settings(max_examples=NIGHTLY_CASES, **relaxed)
 @any_problem
 def test_agrees_with_a_sort_many(problem, isa_name, count):
     check_problem(problem, isa_name, count)
@@ -338,7 +338,6 @@ def test_extra_memory_is_small():
 
 
 @pytest.mark.slow
-@by_hand
 def test_more_than_2_to_the_31_entries():
     size = 2**31 + 1000
     weight = torch.ones(size, dtype=torch.bfloat16)
