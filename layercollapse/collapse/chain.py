@@ -32,6 +32,7 @@ Cut = list[tuple[int, int]]
 def merge_in_sequence(net: Net) -> bool:
     """Affine layers with nothing between become one, where that is exact and pays."""
     changed = False
+    net.kept.clear()
     for chain in list(_chains(net)):
         segments = _segments(net, chain)
         cut = _choose(net, chain, segments)

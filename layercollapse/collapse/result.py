@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from layercollapse.collapse.cost import Summary
+from layercollapse.collapse.onnx import save_onnx
 from layercollapse.collapse.store import save
 
 
@@ -76,10 +78,16 @@ class CollapseResult:
         lines += [f"{pair}: kept in sequence: {reason}" for pair, reason in self.kept.items()]
         return "\n".join(lines)
 
-    def save(self, folder: str | os.PathLike[str]) -> None:
+    def save(self, folder: str | os.PathLike[str], onnx: bool = False) -> None:
         """Write ``model.safetensors``, ``model.json`` and ``model.pt2`` into a folder; see `layercollapse.load`.
 
+        Args:
+            folder: made if it is missing.
+            onnx: also write ``model.onnx``, checked with ONNX Runtime; needs ``layercollapse[export]``.
+
         Raises:
-            LayerCollapseError: the folder cannot be written.
+            LayerCollapseError: the folder cannot be written, or the model has no ONNX form.
         """
         save(self.model, folder, self.example_inputs)
+        if onnx:
+            save_onnx(self.model, Path(folder) / "model.onnx", self.example_inputs)

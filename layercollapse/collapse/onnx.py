@@ -1,0 +1,52 @@
+"""Write a collapsed model as ONNX, and believe it only after ONNX Runtime has run it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from layercollapse.errors import LayerCollapseError, require
+from layercollapse.files import atomic
+from layercollapse.graph import call_arguments, evaluating, export
+
+
+def save_onnx(model: nn.Module, path: Path, example_inputs: Any, tolerance: float = 1e-4) -> None:
+    """Export to ONNX with a dynamic batch, run the file, compare, and only then put it in its place.
+
+    Args:
+        model: any module that `torch.export` can capture.
+        path: of the file.
+        example_inputs: what to export and to compare with.
+        tolerance: largest difference of any output, relative to the largest output or to 1.
+
+    Raises:
+        LayerCollapseError: ``layercollapse[export]`` is not installed, an operation has no ONNX form, or ONNX Runtime
+            gives something else.
+    """
+    for module in ("onnx", "onnxscript"):
+        require(module, "export")
+    runtime = require("onnxruntime", "export")
+    args, kwargs = call_arguments(example_inputs)
+    with evaluating(model), torch.no_grad():
+        expected = [t for t in pytree.tree_leaves(model(*args, **kwargs)) if isinstance(t, Tensor)]
+        try:
+            program = torch.onnx.export(export(model, args, kwargs), dynamo=True, verbose=False)
+        except Exception as error:  # the exporter has no common class of errors
+            message = str(error).strip().splitlines() or [type(error).__name__]
+            raise LayerCollapseError(f"model: ONNX has no form for it: {message[0]}") from error
+    assert program is not None
+    with atomic(path) as temporary:
+        program.save(str(temporary))
+        session = runtime.InferenceSession(str(temporary), providers=["CPUExecutionProvider"])
+        tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        feeds = {slot.name: t.cpu().numpy() for slot, t in zip(session.get_inputs(), tensors, strict=True)}
+        for want, got in zip(expected, session.run(None, feeds), strict=True):
+            reference = want.detach().cpu().float().numpy()
+            difference = float(np.abs(reference - np.asarray(got, dtype=np.float32)).max(initial=0.0))
+            if not difference <= tolerance * max(1.0, float(np.abs(reference).max(initial=0.0))):
+                raise LayerCollapseError(f"model: ONNX Runtime differs by {difference:.3g}, more than {tolerance:g}")

@@ -1,0 +1,80 @@
+"""Which layers of a chain merge: the cheapest cut, and why the others stay."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+import layercollapse as lc
+from layercollapse.collapse.chain import merge_in_sequence
+from layercollapse.collapse.lower import lower
+
+
+def brute_force(sizes: list[int]) -> int:
+    """Fewest weights over all ways to merge a chain of linear layers of these sizes."""
+    inner = range(1, len(sizes) - 1)
+    return min(
+        sum(a * b for a, b in itertools.pairwise([sizes[0], *(sizes[i] for i in kept), sizes[-1]]))
+        for count in range(len(sizes) - 1)
+        for kept in itertools.combinations(inner, count)
+    )
+
+
+@pytest.mark.parametrize(
+    "sizes", [[6, 2, 6], [6, 9, 6], [8, 1, 8, 1, 8], [5, 9, 2, 9, 5, 3], [4, 4, 4, 4], [16, 3, 10, 2, 12, 16, 1, 9]]
+)
+def test_the_cheapest_cut_of_a_linear_chain(sizes: list[int]) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))).double()
+    x = torch.randn(4, sizes[0]).double()
+    result = lc.collapse(model, x, None, cost="macs", tolerance=1e-12)
+    assert sum(p.numel() for p in result.model.parameters() if p.ndim == 2) == brute_force(sizes)
+
+
+class Linear3(nn.Module):
+    """Three padded convolutions in sequence, with the rectifiers gone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv2d(3, 3, k, padding=k // 2) for k in (3, 3, 1))
+
+    def forward(self, x):
+        return self.c(self.b(self.a(x)))
+
+
+def test_what_stays_says_why() -> None:
+    model, x = Linear3(), torch.randn(2, 3, 8, 8)
+    result = lc.collapse(model, x, None)
+    assert result.after.depth == 2  # the pointwise convolution joins the one before
+    (pair,) = result.kept
+    assert pair == "a → c"
+    assert "border" in result.kept[pair]
+    assert "border" in result.explain()
+    bottleneck = nn.Sequential(nn.Linear(64, 2), nn.Linear(2, 64))
+    result = lc.collapse(bottleneck, torch.randn(2, 64), None, cost="macs")
+    assert "16.0 times the multiply-accumulates" in result.explain()
+
+
+def test_measured_time_decides_where_it_is_asked_for() -> None:
+    model, x = nn.Sequential(nn.Linear(64, 8), nn.Linear(8, 64)), torch.randn(2, 64)
+    for one_is_faster in (True, False):
+        net = lower(lc.capture(model, x), model)
+
+        def clock(op, shape, one_is_faster=one_is_faster) -> float:
+            assert shape == (2, op.inputs)
+            merged = op.inputs == op.outputs
+            return 1.0 if merged == one_is_faster else 3.0
+
+        net.clock = clock
+        assert merge_in_sequence(net) == one_is_faster
+        assert bool(net.kept) != one_is_faster
+        if not one_is_faster:
+            assert "3.000 ms instead of 2.000 ms" in next(iter(net.kept.values()))
+
+
+def test_errors() -> None:
+    with pytest.raises(lc.LayerCollapseError, match="cost: expected 'latency' or 'macs', got 'speed'"):
+        lc.collapse(nn.Linear(2, 2), torch.zeros(1, 2), None, cost="speed")
