@@ -159,6 +159,23 @@ def test_the_result_trains() -> None:
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in collapsed.parameters())
 
 
+def test_a_constant_map_follows_its_parameters() -> None:
+    torch.manual_seed(0)
+    module = ConstantMap(2, [[[3, 3], [1, 1], [1, 1], [1, 1]]])
+    for change in (lambda: None, module.weight.data.normal_, lambda: module.bias.data.add_(1), module.double):
+        change()
+        for size in ((5, 6), (4, 4), (5, 6)):
+            x = torch.zeros(3, 7, *size, dtype=module.bias.dtype)
+            expected = F.conv2d(torch.ones(1, 1, *size).to(x), module.weight, module.bias, padding=1).expand(
+                3, -1, -1, -1
+            )
+            for mode in (torch.no_grad, torch.inference_mode, torch.enable_grad):
+                with mode():
+                    assert torch.equal(module(x), expected)
+    assert module(x).requires_grad
+    assert copy.deepcopy(module)._last is None
+
+
 def test_dtype_is_kept() -> None:
     model = pruned_resnet().bfloat16()
     x = torch.randn(4, 1, 28, 28, dtype=torch.bfloat16)
