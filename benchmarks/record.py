@@ -1,46 +1,27 @@
-"""Measure the ops on this machine and keep the figures: python benchmarks/record.py [entries ...]
+"""Measure the ops on this machine and keep the figures: python benchmarks/record.py [--quick]
 
-Writes benchmarks/results/cpu.json (rows, machine and versions) and benchmarks/results/cpu.png (ratio to the floor by
-size). On a machine with other work the ratios are unreliable: the load average is recorded too.
+First the project's goals at their full sizes, then how the time grows with the size. About five minutes on two quiet
+cores. Writes benchmarks/results/cpu.json (rows, machine and versions) and cpu.png (ratio to the floor by size); with
+--quick, in seconds, small sizes into a temporary folder, to see that everything works.
 """
 
 import json
-import os
-import platform
 import sys
+import tempfile
+import time
 from dataclasses import asdict
 from pathlib import Path
 
 import matplotlib as mpl
-import numpy as np
-import torch
 
-from layercollapse import __version__, bench, ops
+from layercollapse import bench
+from layercollapse.bench_cases import OURS, by_size, goals
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 RESULTS = Path(__file__).parent / "results"
-SIZES = [10_000, 100_000, 1_000_000, 5_000_000, 25_000_000]
-
-
-def machine():
-    info = Path("/proc/cpuinfo")
-    models = (
-        [row.split(":")[1].strip() for row in info.read_text().splitlines() if row.startswith("model name")]
-        if info.exists()
-        else []
-    )
-    return {
-        "cpu": models[0] if models else platform.processor(),
-        "threads": torch.get_num_threads(),
-        "backend": ops.backends()["cpu"].detail,
-        "load_average": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "layercollapse": __version__,
-    }
+SIZES = [10_000, 100_000, 1_000_000, 10_000_000]
 
 
 def draw(rows, path):
@@ -48,20 +29,21 @@ def draw(rows, path):
     for axis, op in zip(axes, ("sign_histogram", "masked_topk_"), strict=True):
         lines = {}
         for row in rows:
-            if row["op"] == op and " × " not in row["shape"]:
-                key = (row["provider"], row["dtype"], row["layout"])
-                lines.setdefault(key, []).append((row["entries"], row["ratio"]))
+            many = row["shape"].split(" × ")[0] + " tensors, " if " × " in row["shape"] else ""
+            lines.setdefault((row["provider"], many + row["dtype"], row["layout"]), []).append(row)
         for (provider, dtype, layout), points in lines.items():
-            ours = provider == "layercollapse"
+            if points[0]["op"] != op:
+                continue
+            ours = provider == OURS
             if not ours and (dtype != "float32" or layout == "channels_last"):
                 continue
-            label = f"{dtype}, {layout}" if ours else provider
             axis.plot(
-                *zip(*sorted(points), strict=True),
+                [row["entries"] for row in points],
+                [row["ratio"] for row in points],
                 marker="o",
                 lw=2 if ours else 1,
                 ls="-" if ours else ":",
-                label=label,
+                label=f"{dtype}, {layout}" if ours else provider,
             )
         axis.axhline(1, color="black", lw=0.8)
         axis.set(title=op, xlabel="entries", xscale="log", yscale="log")
@@ -71,16 +53,21 @@ def draw(rows, path):
 
 
 def main():
-    sizes = [int(argument) for argument in sys.argv[1:]] or SIZES
-    print(bench.HEADER)
-    rows = []
-    for size in sizes:
-        for row in bench.main([size], progress=lambda row: print(bench.line(row), flush=True)):
-            rows.append({**asdict(row), "entries": size})
-    RESULTS.mkdir(exist_ok=True)
-    record = {"machine": machine(), "rows": rows}
-    (RESULTS / "cpu.json").write_text(json.dumps(record, indent=1) + "\n")
-    draw(rows, RESULTS / "cpu.png")
+    quick = "--quick" in sys.argv[1:]
+    folder = Path(tempfile.mkdtemp()) if quick else RESULTS
+    folder.mkdir(parents=True, exist_ok=True)
+    machine, start, table = bench.machine(), time.perf_counter(), bench.Table()
+    print("\n".join(f"{key}: {value}" for key, value in machine.items()))
+    reached = [] if quick else bench.run(goals(), progress=table.add)
+    growth = bench.run(by_size(SIZES[:2] if quick else SIZES), repeats=3 if quick else 15, progress=table.add)
+    record = {
+        "machine": machine,
+        "goals": [asdict(row) for row in reached],
+        "growth": [asdict(row) for row in growth],
+    }
+    (folder / "cpu.json").write_text(json.dumps(record, indent=1) + "\n")
+    draw(record["growth"], folder / "cpu.png")
+    print(f"\n{folder / 'cpu.json'}, cpu.png: {time.perf_counter() - start:.0f} s")
 
 
 if __name__ == "__main__":

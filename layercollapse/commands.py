@@ -228,8 +228,7 @@ def bench(entries: tuple[int, ...], repeats: int, json_file: Path | None) -> Non
     """Time the two kernels on this machine, against what users have today and the speed of memory."""
     if json_file is not None:
         writable_folder(json_file.parent, "json")
-    click.echo(timings.HEADER)
-    rows = timings.main(entries, repeats=repeats, progress=lambda row: click.echo(timings.line(row)))
+    rows = timings.main(entries, repeats=repeats, progress=timings.Table(click.echo).add)
     if json_file is not None:
         write_json(json_file, [asdict(row) for row in rows])
 
