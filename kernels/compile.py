@@ -21,6 +21,7 @@ import torch
 import triton
 from layercollapse.kernels import masked_topk as topk
 from layercollapse.kernels import sign_histogram as signs
+from layercollapse.kernels import sign_layout
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -42,13 +43,13 @@ def variants() -> Iterator[Variant]:
     for dtype, short in ((torch.float32, "fp32"), (torch.bfloat16, "16-bit")):
         for upper in (None, 6.0):
             wide = {k: v for k, v in signs._constants(dtype, upper, packed=True).items() if k.isupper()}
-            wide |= {"N_OUT": 4 if upper is None else 5, "UNROLL": signs.UNROLL}
+            wide |= {"N_OUT": 4 if upper is None else 5, "UNROLL": sign_layout.UNROLL}
             label = f"{short}{' upper' if upper else ''}"
             words = {"x_ptr": "*u32", "out_ptr": "*i64"}
             for shape, cols, runs in (("last", 512, False), ("last, few", 32, False), ("first", 512, True)):
-                shared = wide | {"RUNS": runs, "NESTED": False, "COLS": cols, "ROWS": signs.BLOCK // cols}
+                shared = wide | {"RUNS": runs, "NESTED": False, "COLS": cols, "ROWS": sign_layout.BLOCK // cols}
                 yield Variant(f"columns, channels {shape}, {label}", signs._columns_kernel, words, shared, 4)
-            yield Variant(f"runs, {label}", signs._runs_kernel, words, wide | {"BLOCK": signs.BLOCK}, 4)
+            yield Variant(f"runs, {label}", signs._runs_kernel, words, wide | {"BLOCK": sign_layout.BLOCK}, 4)
         narrow = {"LEFT": 0 if dtype == torch.float32 else 16, "N_OUT": 5, "SAMPLES": 16, "CHANNELS": 64}
         entry = {"x_ptr": "*u32" if dtype == torch.float32 else "*u16", "out_ptr": "*i64"}
         yield Variant(f"strided, {short} upper", signs._strided_kernel, entry, narrow, 4)

@@ -8,7 +8,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-WAVES = 4  # programs per multiprocessor: of 128 threads with 128 bytes in flight each, 64 KiB
+WAVES = 8  # programs per multiprocessor: of 128 threads with 64 to 128 bytes in flight each, 64 to 128 KiB
 CPU_PROGRAMS = 4  # in Triton's interpreter, where a program costs a hundred times what its data does
 
 

@@ -19,22 +19,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 import triton
 import triton.language as tl
-from layercollapse.kernels.launch import capturing, on_device_of
-from layercollapse.kernels.topk_plan import BINS, FIELDS, SAMPLE, Plan, plan_for
+from layercollapse.kernels.topk_plan import BINS, FIELDS, SAMPLE, Plan
 from torch import Tensor
 
-from layercollapse._checks import nan_error, too_many_error
-
 TILE, TILE_STRIDED = 256, 64  # bytes of mask, of 8 entries each, that a program reads at once
+PART = 1024  # entries that a program draws
 
-# Columns of the tables in topk_plan, and of the scratch rows below.
+# Columns of the tables in topk_plan, and of the scratch rows in topk_call.
 _ADDRESS, _MASK, _BEGIN, _COUNT, _DIMS, _KIND, _INFINITY, _GROUP = map(tl.constexpr, range(8))
 _K, _FIRST, _SEGMENTS, _SLOT, _LOW, _HIGH, _END, _GROUP_KIND = map(tl.constexpr, range(8))
-_LO, _HI, _SHIFT, _DONE, _THRESHOLD, _KEPT_IN_GROUP = map(tl.constexpr, range(6))  # state of a group
-_KEPT, _BELOW, _NAN, _TIES, _EQUAL = map(tl.constexpr, range(5))  # result of a segment
+_LO, _HI, _SHIFT, _DONE, _THRESHOLD, _KEPT_IN_GROUP = map(tl.constexpr, (0, 1, 2, 3, 4, KEPT_IN_GROUP))
+_KEPT, _BELOW, _NAN, _TIES, _EQUAL = map(tl.constexpr, (0, 1, NAN, 3, 4))
 _F = tl.constexpr(FIELDS)
 _BINS = tl.constexpr(BINS)
 
@@ -129,7 +126,7 @@ def _bracket_kernel(groups_ptr, sample_ptr, state_ptr, SAMPLE: tl.constexpr):
         lo = tl.where(tl.sum((key < (lo | bit)).to(tl.int32)) <= low, lo | bit, lo)
         hi = tl.where(tl.sum((key < (hi | bit)).to(tl.int32)) <= high, hi | bit, hi)
     size = tl.sum((key != 0xFFFFFFFF).to(tl.int32))
-    lo = tl.where((low > 0) & (low < size), lo.to(tl.int64), 0)
+    lo = tl.where((low >= 0) & (low < size), lo.to(tl.int64), 0)
     hi = tl.where(high < size, hi.to(tl.int64) + 1, end)
     empty = tl.load(group + _K) == 0
     lo = tl.where(empty, 0, lo)
@@ -160,7 +157,7 @@ def _count_kernel(
         tl.store(row + b + tl.arange(0, 128), tl.zeros([128], tl.int32))  # a row has a multiple of 128 bins
     tl.debug_barrier()  # the atomics below come from other threads than these stores
 
-    count = tl.load(segment + _COUNT)
+    count = tl.load(segment + _COUNT).to(tl.int32)
     begin = tl.load(segment + _BEGIN)
     place = tl.load(segment + _DIMS)
     mask_ptr = tl.load(segment + _MASK).to(tl.pointer_type(tl.uint8))
@@ -309,7 +306,7 @@ def _apply_kernel(
     cut = (ties != 0) & (ties != tl.load(result_ptr + index * _F + _EQUAL))
     bound = tl.where((ties != 0) & ~cut, threshold + 1, threshold)
 
-    count = tl.load(segment + _COUNT)
+    count = tl.load(segment + _COUNT).to(tl.int32)
     begin = tl.load(segment + _BEGIN)
     place = tl.load(segment + _DIMS)
     mask_ptr = tl.load(segment + _MASK).to(tl.pointer_type(tl.uint8))
@@ -351,38 +348,17 @@ def _apply_kernel(
 
 
 def masked_topk_(weights: Sequence[Tensor], masks: Sequence[Tensor], k: Sequence[int], scope: str) -> Tensor:
-    """See ``reference.masked_topk_``. Waits for the device once, at the end, to raise errors.
-
-    While a CUDA graph is captured nothing is awaited and nothing raised: where an error would be, the replay changes
-    nothing and its thresholds are NaN.
-    """
-    device = weights[0].device
-    with on_device_of(weights[0]):
-        plan = plan_for(weights, masks, k, scope)
-        scratch = torch.zeros(1 + (plan.groups + plan.segments) * FIELDS, dtype=torch.int64, device=device)
-        gate, state, result = scratch.split([1, plan.groups * FIELDS, plan.segments * FIELDS])
-        thresholds = torch.zeros(plan.groups, dtype=torch.float32, device=device)
-        if not plan.segments and any(k):
-            raise too_many_error(next(index for index, number in enumerate(k) if number), scope, max(k), 0)
-        if plan.segments:
-            _launch(plan, gate, state, result, thresholds)
-        if capturing(weights[0]):
-            return thresholds.masked_fill_(gate != 0, torch.nan)
-        raise_errors(plan, gate, state, result, k, scope)
-    return thresholds
+    """See ``reference.masked_topk_`` and, for errors and CUDA graphs, `topk_call.masked_topk_with`."""
+    return masked_topk_with(_launch, weights, masks, k, scope)
 
 
-def _launch(plan: Plan, gate: Tensor, state: Tensor, result: Tensor, thresholds: Tensor) -> None:
-    sizes = [plan.segments * FIELDS, plan.groups * FIELDS, plan.dims * 2, plan.segments]
-    segments, groups, dims, ids = plan.table.split(sizes)
-    bins = torch.empty(plan.segments * BINS, dtype=torch.int32, device=state.device)
+def _launch(plan: Plan, scratch: Scratch) -> None:
+    segments, groups, dims, ids = plan.tables
+    gate, state, result, thresholds, bins, sums, sample = scratch
     if plan.rounds:
-        sample = torch.empty(plan.groups * SAMPLE, dtype=torch.int32, device=state.device)
-        sums = torch.empty(plan.groups * BINS, dtype=torch.int64, device=state.device)
         keys = triton.reinterpret(sample, tl.uint32)
-        part = min(1024, SAMPLE)
-        _gather_kernel[(plan.groups, SAMPLE // part)](
-            segments, groups, dims, keys, plan.most_dims, SAMPLE=SAMPLE, PART=part, num_warps=4
+        _gather_kernel[(plan.groups, SAMPLE // PART)](
+            segments, groups, dims, keys, plan.most_dims, SAMPLE=SAMPLE, PART=PART, num_warps=4
         )
         _bracket_kernel[(plan.groups,)](groups, keys, state, SAMPLE=SAMPLE, num_warps=16)
     for number in range(max(1, plan.rounds)):  # with nothing to clear, one pass looks for NaN
@@ -400,15 +376,3 @@ def _launch(plan: Plan, gate: Tensor, state: Tensor, result: Tensor, thresholds:
             ids[first:], segments, dims, state, result, gate, plan.most_dims,
             KIND=kind, STRIDED=strided, TILE=TILE_STRIDED if strided else TILE, num_warps=4,
         )  # fmt: skip
-
-
-def raise_errors(plan: Plan, gate: Tensor, state: Tensor, result: Tensor, k: Sequence[int], scope: str) -> None:
-    """Read the gate, which waits for the device; raise what closed it. Nothing has changed then."""
-    if not int(gate):
-        return
-    kept = state.view(-1, FIELDS)[:, _KEPT_IN_GROUP.value].tolist()
-    for index, number in enumerate(k):
-        if number > kept[index]:
-            raise too_many_error(index, scope, number, kept[index])
-    nan = result.view(-1, FIELDS)[:, _NAN.value].tolist()
-    raise nan_error(plan.tensor_of[nan.index(1)])

@@ -15,21 +15,17 @@ counter, channel and program: sums of integers, so no order of arrival can show.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
+from layercollapse.kernels import sign_layout
 from layercollapse.kernels.bits import FLOAT_TYPES, VECTOR, upper_bits
 from layercollapse.kernels.launch import on_device_of, program_count
-from layercollapse.kernels.sign_layout import Columns, Part, Runs, Strided, plan
+from layercollapse.kernels.sign_layout import Columns, Part, Runs, Strided, columns_grid, plan, runs_grid, strided_grid
 from torch import Tensor
-
-BLOCK = 512  # words of a tile: 16 bytes for each of 128 threads
-UNROLL = 8  # tiles that are loaded before the first is counted
-MOST_ROWS = 65535 // (BLOCK * UNROLL) * (BLOCK * UNROLL)  # per program and column: a packed counter holds 16 bits
 
 
 @triton.jit
@@ -302,50 +298,28 @@ def _launch(part: Part, x: Tensor, upper: float | None, out: Tensor, repeat: int
     vector = VECTOR // FLOAT_TYPES[x.dtype].width
     common = {"repeat": repeat, "N_OUT": n_out, **_constants(x.dtype, upper, packed=not isinstance(part, Strided))}
     if isinstance(part, Columns):
-        words = part.width // vector * 4
-        cols = _columns_of(words)
-        rows, step = part.outer.size * part.inner.size, BLOCK // cols * UNROLL
-        strips = triton.cdiv(words, cols)
-        splits = max(min(triton.cdiv(target, strips), triton.cdiv(rows, step)), triton.cdiv(rows, MOST_ROWS))
-        each = triton.cdiv(triton.cdiv(rows, splits), step) * step
-        _columns_kernel[(strips, triton.cdiv(rows, each))](
-            triton.reinterpret(x, tl.uint32), out, rows, each, words // 4, part.outer.stride // vector,
-            part.inner.stride // vector, part.inner.size, part.run, channels, RUNS=part.run > 1,
-            NESTED=part.outer.size > 1, ROWS=BLOCK // cols, COLS=cols, UNROLL=UNROLL, num_warps=4, **common,
+        grid = columns_grid(part, vector, target)
+        _columns_kernel[(grid.strips, grid.splits)](
+            triton.reinterpret(x, tl.uint32), out, grid.rows, grid.each, part.width // vector,
+            part.outer.stride // vector, part.inner.stride // vector, part.inner.size, part.run, channels,
+            RUNS=part.run > 1, NESTED=part.outer.size > 1, ROWS=sign_layout.BLOCK // grid.cols, COLS=grid.cols,
+            UNROLL=sign_layout.UNROLL, num_warps=4, **common,
         )  # fmt: skip
     elif isinstance(part, Runs):
-        per_run = triton.cdiv(part.length // vector * 4, BLOCK * UNROLL)
-        pieces = part.outer.size * per_run
-        parts = max(min(triton.cdiv(target, channels), pieces), triton.cdiv(pieces, 65535 // UNROLL))
-        each = triton.cdiv(pieces, parts)
-        parts = triton.cdiv(pieces, each)
-        _runs_kernel[(channels * parts,)](
-            triton.reinterpret(x, tl.uint32), out, pieces, each, parts, part.length // vector,
-            part.channel_stride // vector, part.outer.stride // vector, BLOCK=BLOCK, UNROLL=UNROLL, num_warps=4,
-            **common,
+        pieces = runs_grid(part, channels, vector, target)
+        _runs_kernel[(channels * pieces.parts,)](
+            triton.reinterpret(x, tl.uint32), out, pieces.pieces, pieces.each, pieces.parts, part.length // vector,
+            part.channel_stride // vector, part.outer.stride // vector, BLOCK=sign_layout.BLOCK,
+            UNROLL=sign_layout.UNROLL, num_warps=4, **common,
         )  # fmt: skip
     else:
         sizes, strides = zip(*part.dims, strict=True)
-        samples = math.prod(sizes)
-        # The tile is wide where memory is: along the channels or along the last samples.
-        cols = 64 if part.channel_stride < max(1, strides[-1]) else 2
-        cols = min(cols, triton.next_power_of_2(channels))
-        tile = 1024 // cols
-        strips = triton.cdiv(channels, cols)
-        splits = min(triton.cdiv(target, strips), triton.cdiv(samples, tile), 65535)
-        each = triton.cdiv(triton.cdiv(samples, splits), tile) * tile
-        _strided_kernel[(strips, triton.cdiv(samples, each))](
+        tiles = strided_grid(part, channels, target)
+        _strided_kernel[(tiles.strips, tiles.splits)](
             triton.reinterpret(x, tl.uint16 if vector == 8 else tl.uint32), out, part.start, channels,
-            part.channel_stride, samples, each, *sizes[1:], *strides, SAMPLES=tile, CHANNELS=cols, num_warps=4,
-            **common,
+            part.channel_stride, tiles.samples, tiles.each, *sizes[1:], *strides, SAMPLES=tiles.tile,
+            CHANNELS=tiles.cols, num_warps=4, **common,
         )  # fmt: skip
-
-
-def _columns_of(words: int) -> int:
-    """Return the width of a tile in words, a power of two: with as few lanes as possible past the end of a row."""
-    if words < BLOCK // 4:
-        return triton.next_power_of_2(words)
-    return min((BLOCK, BLOCK // 2, BLOCK // 4), key=lambda cols: triton.cdiv(words, cols) * cols)
 
 
 def _constants(dtype: torch.dtype, upper: float | None, packed: bool) -> Mapping[str, Any]:

@@ -14,6 +14,9 @@ from typing import NamedTuple, TypeAlias
 
 from layercollapse.kernels.bits import VECTOR, Dim, coalesce
 
+BLOCK = 512  # words of a tile: 16 bytes for each of 128 threads
+UNROLL = 8  # tiles that are loaded before the first is counted
+MOST = 65535 // UNROLL * UNROLL  # values that one packed counter takes: it has 16 bits
 LONG_RUN = 32768  # bytes of a run from which blocks that end with it waste less than 1 part in 8
 STRIDED_DIMS = 4  # sample dimensions that the strided kernel walks
 
@@ -105,3 +108,68 @@ def strided(start: int, dims: Sequence[Dim], channel_stride: int) -> list[Part]:
         for index in range(shortest.size)
         for part in strided(start + index * shortest.stride, rest, channel_stride)
     ]
+
+
+class ColumnsGrid(NamedTuple):
+    """Tiles of `cols` words (a power of two) and BLOCK // cols rows; `splits` programs per strip, `each` rows each."""
+
+    cols: int
+    strips: int
+    splits: int
+    each: int
+    rows: int
+
+
+def columns_grid(part: Columns, vector: int, target: int) -> ColumnsGrid:
+    """Cut rows and columns for about `target` programs; `vector` entries are 4 words."""
+    words = part.width // vector * 4
+    # As few lanes as possible past the end of a row.
+    cols = min((BLOCK, BLOCK // 2, BLOCK // 4), key=lambda size: _ceil(words, size) * size)
+    if words < cols:
+        cols = 1 << (words - 1).bit_length()
+    rows, step = part.outer.size * part.inner.size, BLOCK // cols * UNROLL
+    strips = _ceil(words, cols)
+    splits = max(min(_ceil(target, strips), _ceil(rows, step)), 1)
+    each = min(_ceil(_ceil(rows, splits), step) * step, max(step, MOST // step * step))
+    return ColumnsGrid(cols, strips, _ceil(rows, each), each, rows)
+
+
+class RunsGrid(NamedTuple):
+    """`parts` programs for each channel, `each` pieces of BLOCK · UNROLL words each, of `pieces` in all."""
+
+    parts: int
+    each: int
+    pieces: int
+
+
+def runs_grid(part: Runs, channels: int, vector: int, target: int) -> RunsGrid:
+    """Cut the runs of each channel for about `target` programs in all."""
+    pieces = part.outer.size * _ceil(part.length // vector * 4, BLOCK * UNROLL)
+    each = min(_ceil(pieces, min(_ceil(target, channels), pieces)), MOST // UNROLL)
+    return RunsGrid(_ceil(pieces, each), each, pieces)
+
+
+class StridedGrid(NamedTuple):
+    """Tiles of `cols` channels and `tile` samples; `splits` programs per strip, `each` samples each."""
+
+    cols: int
+    tile: int
+    strips: int
+    splits: int
+    each: int
+    samples: int
+
+
+def strided_grid(part: Strided, channels: int, target: int) -> StridedGrid:
+    """Cut channels and samples for about `target` programs: tiles are wide where memory is."""
+    samples = math.prod(dim.size for dim in part.dims)
+    cols = 64 if part.channel_stride < max(1, part.dims[-1].stride) else 2
+    cols = min(cols, 1 << (channels - 1).bit_length())
+    tile, strips = 2 * BLOCK // cols, _ceil(channels, cols)
+    splits = min(_ceil(target, strips), _ceil(samples, tile), 65535)
+    each = _ceil(_ceil(samples, splits), tile) * tile
+    return StridedGrid(cols, tile, strips, _ceil(samples, each), each, samples)
+
+
+def _ceil(a: int, b: int) -> int:
+    return -(-a // b)

@@ -60,6 +60,11 @@ class Plan:
     rounds: int
     tensor_of: tuple[int, ...]
 
+    @property
+    def tables(self) -> tuple[Tensor, ...]:
+        """Segments, groups, dims and ids, flat."""
+        return self.table.split([self.segments * FIELDS, self.groups * FIELDS, self.dims * 2, self.segments])
+
 
 _plans: OrderedDict[tuple[object, ...], Plan] = OrderedDict()
 _captured: list[Plan] = []  # graphs read their tables whenever they are replayed: these are never freed
@@ -91,7 +96,7 @@ def plan_for(weights: Sequence[Tensor], masks: Sequence[Tensor], k: Sequence[int
 
 def _build(weights: Sequence[Tensor], masks: Sequence[Tensor], k: Sequence[int], scope: str) -> Plan:
     total = sum(weight.numel() for weight in weights)
-    length = max(SHORTEST, math.ceil(total / (4 * program_count(weights[0])) / UNIT) * UNIT)
+    length = max(SHORTEST, math.ceil(total / (2 * program_count(weights[0])) / UNIT) * UNIT)
     mixed = scope == "global" and len({weight.dtype for weight in weights}) > 1
     segments: list[list[int]] = []
     classes: list[tuple[int, bool]] = []
@@ -163,6 +168,7 @@ def _groups(
             share = min(1.0, number / slots)
             margin = 4 * math.sqrt(SAMPLE * share * (1 - share)) + 2  # missed once in 15,000 draws
             low, high = math.floor(SAMPLE * share - margin), math.ceil(SAMPLE * share + margin)
+            low = low if low > 0 else -1  # entries that were not drawn may lie below all that were
         dtype = torch.float32 if mixed else weights[group].dtype
         end = FLOAT_TYPES[dtype].infinity + 1
         rows.append([number, first, last - first, longest, low, high, end, _kind(dtype, True)])

@@ -1,0 +1,184 @@
+// The part of CUDA that these kernels use, on the CPU, for tests: the threads of a block are fibers of one OS thread,
+// which change only at barriers and warp operations; blocks run one after the other. It finds wrong indices, wrong
+// counts and missing barriers that deadlock, but no races: those are for compute-sanitizer on a GPU.
+#pragma once
+
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <functional>
+#include <utility>
+#include <vector>
+
+#define __device__
+#define __global__
+#define __forceinline__ inline
+#define __noinline__
+#define __launch_bounds__(...)
+#define __shared__ static
+
+struct dim3 {
+  unsigned x, y, z;
+  dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+};
+struct uint4 {
+  uint32_t x, y, z, w;
+};
+inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
+
+inline dim3 threadIdx, blockIdx, blockDim;
+
+namespace emulate {
+
+enum Wait { kNone, kWarp, kBlock, kEnded };
+
+struct Fiber {
+  ucontext_t context;
+  std::vector<char> stack;
+  Wait wait = kNone;
+  int64_t given[2] = {0, 0};  // to the operation of even and of odd number: none is two ahead of another
+  int operations = 0;
+};
+
+inline std::vector<Fiber> fibers;
+inline ucontext_t scheduler;
+inline std::function<void()> body;
+
+inline Fiber& self() { return fibers[threadIdx.x]; }
+
+inline void enter() {
+  body();
+  self().wait = kEnded;
+  swapcontext(&self().context, &scheduler);
+}
+
+// Waits for all threads that `wait` means to have given a value; returns the number of the operation.
+inline int meet(Wait wait, int64_t value) {
+  const unsigned index = threadIdx.x;
+  const int slot = self().operations++ % 2;
+  fibers[index].given[slot] = value;
+  fibers[index].wait = wait;
+  swapcontext(&fibers[index].context, &scheduler);
+  return slot;
+}
+
+// Lets go the threads in [begin, end) if all that have not ended wait for the same.
+inline bool release(unsigned begin, unsigned end, Wait wait) {
+  bool any = false;
+  for (unsigned i = begin; i < end; ++i) {
+    if (fibers[i].wait != kEnded && fibers[i].wait != wait) return false;
+    any |= fibers[i].wait == wait;
+  }
+  for (unsigned i = begin; i < end; ++i) {
+    if (fibers[i].wait == wait) fibers[i].wait = kNone;
+  }
+  return any;
+}
+
+inline void run_block() {
+  const unsigned count = blockDim.x;
+  for (Fiber& fiber : fibers) {
+    fiber.wait = kNone;
+    fiber.operations = 0;
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.data();
+    fiber.context.uc_stack.ss_size = fiber.stack.size();
+    fiber.context.uc_link = nullptr;
+    makecontext(&fiber.context, enter, 0);
+  }
+  for (;;) {
+    bool ended = true, moved = false;
+    for (unsigned i = 0; i < count; ++i) {
+      if (fibers[i].wait == kNone) {
+        threadIdx.x = i;
+        swapcontext(&scheduler, &fibers[i].context);
+        moved = true;
+      }
+      ended &= fibers[i].wait == kEnded;
+    }
+    if (ended) return;
+    for (unsigned warp = 0; warp < count; warp += 32) moved |= release(warp, warp + 32, kWarp);
+    moved |= release(0, count, kBlock);
+    if (!moved) std::abort();  // a deadlock
+  }
+}
+
+template <class Call>
+void launch(dim3 grid, dim3 block, const Call& call) {
+  body = call;
+  blockDim = block;
+  fibers.resize(block.x);
+  for (Fiber& fiber : fibers) fiber.stack.resize(65536);
+  for (blockIdx.y = 0; blockIdx.y < grid.y; ++blockIdx.y) {
+    for (blockIdx.x = 0; blockIdx.x < grid.x; ++blockIdx.x) run_block();
+  }
+}
+
+inline int64_t given_by(unsigned thread, int slot) { return fibers[thread].given[slot]; }
+
+}  // namespace emulate
+
+#define LC_LAUNCH(kernel, grid, block, stream) \
+  [&](const auto&... arguments) { emulate::launch(grid, block, [&] { kernel(arguments...); }); }
+
+inline void __syncthreads() { emulate::meet(emulate::kBlock, 0); }
+inline bool __syncthreads_or(bool value) {
+  const int slot = emulate::meet(emulate::kBlock, value);
+  bool any = false;
+  for (unsigned i = 0; i < blockDim.x; ++i) any |= emulate::given_by(i, slot) != 0;
+  return any;
+}
+template <class T>
+T __shfl_xor_sync(unsigned, T value, int lanes) {
+  const int slot = emulate::meet(emulate::kWarp, value);
+  return static_cast<T>(emulate::given_by(threadIdx.x ^ static_cast<unsigned>(lanes), slot));
+}
+template <class T>
+T __shfl_up_sync(unsigned, T value, unsigned lanes) {
+  const int slot = emulate::meet(emulate::kWarp, value);
+  return threadIdx.x % 32 < lanes ? value : static_cast<T>(emulate::given_by(threadIdx.x - lanes, slot));
+}
+inline uint32_t __reduce_add_sync(unsigned, uint32_t value) {
+  const int slot = emulate::meet(emulate::kWarp, value);
+  uint32_t sum = 0;
+  for (unsigned i = 0; i < 32; ++i) sum += static_cast<uint32_t>(emulate::given_by(threadIdx.x / 32 * 32 + i, slot));
+  return sum;
+}
+
+template <class T>
+T atomicAdd(T* place, T value) {
+  const T before = *place;
+  *place += value;
+  return before;
+}
+template <class T>
+T atomicExch(T* place, T value) {
+  return std::exchange(*place, value);
+}
+template <class T>
+T __ldcs(const T* place) {
+  return *place;
+}
+template <class T>
+T __ldca(const T* place) {
+  return *place;
+}
+template <class T>
+void __stwb(T* place, T value) {
+  *place = value;
+}
+inline int __popc(uint32_t bits) { return __builtin_popcount(bits); }
+inline int __ffs(int bits) { return __builtin_ffs(bits); }
+using std::max;
+using std::min;
+
+using cudaError_t = int;
+constexpr int cudaSuccess = 0;
+inline int cudaGetLastError() { return cudaSuccess; }
+inline int cudaGetDeviceCount(int* count) {
+  *count = 1;
+  return cudaSuccess;
+}
+inline const char* cudaGetErrorString(int) { return "none"; }

@@ -1,0 +1,128 @@
+"""Both ops in CUDA C++: the launches, by ctypes, of the library that setup.py makes of csrc/cuda when it finds nvcc."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Sequence
+from ctypes import c_int64, c_void_p
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+from layercollapse.kernels.bits import FLOAT_TYPES, VECTOR, upper_bits
+from layercollapse.kernels.launch import on_device_of, program_count
+from layercollapse.kernels.sign_layout import (
+    Columns,
+    Part,
+    Runs,
+    columns_grid,
+    plan,
+    runs_grid,
+    strided_grid,
+)
+from layercollapse.kernels.topk_call import Scratch, masked_topk_with
+from layercollapse.kernels.topk_plan import WIDE, Plan
+from torch import Tensor
+
+# A library that runs the same kernels on the CPU, made by tests/test_cuda.py.
+EMULATED = "LAYERCOLLAPSE_CUDA_EMULATED"
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    """Load the library; OSError if it was not built."""
+    path = os.environ.get(EMULATED)
+    if path is None:
+        spec = find_spec("layercollapse_core._cuda")
+        if spec is None or spec.origin is None:
+            raise OSError("install with nvcc on the path, or CUDA_HOME set")
+        path = spec.origin
+    library = ctypes.CDLL(path)
+    library.lc_error.restype = ctypes.c_char_p
+    return library
+
+
+@cache
+def status() -> tuple[bool, str]:
+    """Whether the CUDA kernels can be used, and on what, or why not."""
+    try:
+        library = _library()
+    except OSError as error:
+        return False, f"the CUDA part is not built: {error}"
+    if emulated():
+        return True, "CUDA C++ on the CPU: for tests"
+    count = ctypes.c_int(0)
+    error = library.lc_device_count(ctypes.byref(count))
+    if error or not count.value or not torch.cuda.is_available():
+        reason = library.lc_error(error).decode() if error else "torch sees none"
+        return False, f"no CUDA device ({reason})"
+    return True, f"CUDA C++, {torch.cuda.get_device_name()}"
+
+
+def emulated() -> bool:
+    """Whether the kernels run on the CPU, on tensors of the CPU."""
+    return EMULATED in os.environ
+
+
+def sign_histogram_(x: Tensor, channel_dim: int, upper: float | None, out: Tensor) -> None:
+    """See ``reference.sign_histogram_``: one read of x, any strides."""
+    kind = FLOAT_TYPES[x.dtype]
+    layout = plan(x.shape, x.stride(), channel_dim % x.dim(), kind.width, x.data_ptr())
+    bits = 0 if upper is None else upper_bits(upper, x.dtype)
+    channels, columns = out.shape
+    signs = _struct(x.data_ptr(), out.data_ptr(), kind.width, columns, kind.infinity, bits, channels, layout.repeat)
+    with on_device_of(x):
+        for part in layout.parts:
+            _count(part, signs, channels, VECTOR // kind.width, x)
+
+
+def _count(part: Part, signs: ctypes.Array[c_int64], channels: int, vector: int, x: Tensor) -> None:
+    target = program_count(x)
+    if isinstance(part, Columns):
+        grid = columns_grid(part, vector, target)
+        strides = (part.width // vector, part.outer.stride // vector, part.inner.stride // vector)
+        shape = (grid.rows, grid.each, *strides, part.inner.size, part.run)
+        _call("lc_count_columns", x, signs, _struct(*shape, grid.cols // 4, grid.strips, grid.splits))
+    elif isinstance(part, Runs):
+        cut = runs_grid(part, channels, vector, target)
+        strides = (part.length // vector, part.channel_stride // vector, part.outer.stride // vector)
+        _call("lc_count_runs", x, signs, _struct(cut.pieces, cut.each, cut.parts, *strides))
+    else:
+        sizes, steps = zip(*part.dims, strict=True)
+        tiles = strided_grid(part, channels, target)
+        shape = (part.start, part.channel_stride, tiles.samples, tiles.each, *sizes, *steps)
+        _call("lc_count_strided", x, signs, _struct(*shape, tiles.cols, tiles.strips, tiles.splits))
+
+
+def masked_topk_(weights: Sequence[Tensor], masks: Sequence[Tensor], k: Sequence[int], scope: str) -> Tensor:
+    """See ``reference.masked_topk_`` and, for errors and CUDA graphs, `topk_call.masked_topk_with`."""
+    return masked_topk_with(_launch, weights, masks, k, scope)
+
+
+def _launch(plan: Plan, scratch: Scratch) -> None:
+    gate, state, result, thresholds, bins, sums, sample = scratch
+    tensors = (*plan.tables, gate, state, result, sums, bins, sample, thresholds)
+    topk = _struct(*(tensor.data_ptr() for tensor in tensors), plan.groups)
+    classes = [_struct(4 if kind == WIDE else 2, strided, first, count) for kind, strided, first, count in plan.classes]
+    if plan.rounds:
+        _call("lc_topk_bracket", gate, topk)
+    for number in range(max(1, plan.rounds)):  # with nothing to clear, one pass looks for NaN
+        for members in classes:
+            _call("lc_topk_count", gate, topk, members)
+        if number < plan.rounds:
+            _call("lc_topk_select", gate, topk)
+    for members in classes:
+        _call("lc_topk_apply", gate, topk, members)
+
+
+def _struct(*values: int) -> ctypes.Array[c_int64]:
+    """Return a structure of csrc/cuda/launch.h: all of its fields have 8 bytes."""
+    return (c_int64 * len(values))(*values)
+
+
+def _call(name: str, on: Tensor, *structs: ctypes.Array[c_int64]) -> None:
+    stream = torch.cuda.current_stream(on.device).cuda_stream if on.is_cuda else 0
+    error = getattr(_library(), name)(*map(ctypes.byref, structs), c_void_p(stream))
+    if error:
+        raise RuntimeError(f"{name}: {_library().lc_error(error).decode()}")
