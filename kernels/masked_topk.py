@@ -21,6 +21,7 @@ from collections.abc import Sequence
 
 import triton
 import triton.language as tl
+from layercollapse.kernels.topk_call import KEPT_IN_GROUP, NAN, Scratch, masked_topk_with
 from layercollapse.kernels.topk_plan import BINS, FIELDS, SAMPLE, Plan
 from torch import Tensor
 

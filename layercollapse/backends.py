@@ -1,7 +1,7 @@
 """Which implementation runs an op: the one place where backends are registered, chosen and forced.
 
 A new backend is one `Backend` and one call of `register`. Order matters: of those that can run on the given
-tensors, the one registered last is taken.
+tensors, the one registered last is taken; on a GPU, the one that was faster there (`layercollapse.kernels.race`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from torch import Tensor
 
 from layercollapse import cpu, reference
 from layercollapse.errors import LayerCollapseError
+from layercollapse.kernels import cuda, triton_backend
+from layercollapse.kernels.bits import FLOAT_TYPES
+from layercollapse.kernels.race import faster
 
 
 class BackendStatus(NamedTuple):
@@ -78,18 +81,18 @@ def backends() -> dict[str, BackendStatus]:
     return {name: backend.status() for name, backend in _registry.items()}
 
 
-def choose(tensors: Sequence[Tensor]) -> Backend:
-    """Return the backend for these tensors: the forced one, or the preferred one of those that can run."""
+def choose(tensors: Sequence[Tensor], op: str, channel_dim: int = 1) -> Backend:
+    """Return the backend of an op for these tensors: the forced one, or the preferred one of those that can run."""
     if _forced is not None:
         backend = _registry[_forced]
         obstacle = backend.obstacle(tensors)
         if obstacle is not None:
             raise LayerCollapseError(f"use_backend: {_forced!r} was forced and cannot run: {obstacle}")
         return backend
-    for backend in reversed(_registry.values()):
-        if backend.obstacle(tensors) is None:
-            return backend
-    raise AssertionError("the reference runs everywhere")
+    able = (backend for backend in reversed(_registry.values()) if backend.obstacle(tensors) is None)
+    if not tensors[0].is_cuda:
+        return next(able)
+    return faster([*able][:-1] or [_registry["reference"]], op, tensors, channel_dim)
 
 
 class use_backend(AbstractContextManager[None]):  # noqa: N801 - reads as the function that it is to its users
@@ -137,6 +140,26 @@ register(
         status=lambda: BackendStatus(True, "plain torch, any device"),
         sign_histogram_=reference.sign_histogram_,
         masked_topk_=reference.masked_topk_,
+    )
+)
+register(
+    Backend(
+        name="triton",
+        devices=frozenset({"cuda", "cpu"} if triton_backend.interpreted() else {"cuda"}),
+        dtypes=frozenset(FLOAT_TYPES),
+        status=lambda: BackendStatus(*triton_backend.status()),
+        sign_histogram_=triton_backend.sign_histogram_,
+        masked_topk_=triton_backend.masked_topk_,
+    )
+)
+register(
+    Backend(
+        name="cuda",
+        devices=frozenset({"cuda", "cpu"} if cuda.emulated() else {"cuda"}),
+        dtypes=frozenset(FLOAT_TYPES),
+        status=lambda: BackendStatus(*cuda.status()),
+        sign_histogram_=cuda.sign_histogram_,
+        masked_topk_=cuda.masked_topk_,
     )
 )
 register(
