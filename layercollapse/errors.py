@@ -20,12 +20,13 @@ def require(module: str, extra: str) -> ModuleType:
     Raises:
         LayerCollapseError: the module is not installed; the message gives the command that installs it.
     """
+    package = module.partition(".")[0]
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name is None or module.split(".")[0] != error.name.split(".")[0]:
+        if error.name is None or package != error.name.partition(".")[0]:
             raise
         raise LayerCollapseError(
-            f"this needs the package {module.split('.')[0]!r}, which is not installed: "
+            f"this needs the package {package!r}, which is not installed: "
             f"pip install 'layercollapse[{extra}]'"
         ) from error
