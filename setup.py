@@ -1,14 +1,22 @@
-"""Build script: the packages, whose three roots pyproject cannot map, and the C++ core.
+"""Build script: the packages, whose three roots pyproject cannot map, the C++ core, and the CUDA library.
 
 The C++ core is optional: without GCC or Clang the package installs and runs on the reference, and
 ``layercollapse.ops.backends()`` says so. Portable: newer instruction sets are chosen at run time.
+
+The CUDA library is built where nvcc is found, for every architecture below and, as PTX, for later ones; it needs no
+torch, no driver and no GPU. LAYERCOLLAPSE_CUDA=0 leaves it out, =1 makes it an error if it cannot be built.
 """
 
+import os
+import shutil
+import subprocess
 import sys
 from glob import glob
+from pathlib import Path
 
-from pybind11.setup_helpers import Pybind11Extension
-from setuptools import setup
+from pybind11.setup_helpers import Pybind11Extension, build_ext
+from setuptools import Extension, setup
+from setuptools.errors import CompileError
 
 # Apple's compiler has no OpenMP: one thread there.
 openmp = [] if sys.platform == "darwin" else ["-fopenmp"]
@@ -23,6 +31,48 @@ core = Pybind11Extension(
     optional=True,
 )
 
+ARCHITECTURES = (80, 90, 100)
+wanted = os.environ.get("LAYERCOLLAPSE_CUDA", "auto")
+if wanted not in ("auto", "0", "1"):
+    sys.exit(f"LAYERCOLLAPSE_CUDA: expected auto, 0 or 1, got {wanted!r}")
+
+# A plain shared library, which layercollapse.kernels.cuda loads by ctypes.
+cuda = Extension(
+    "layercollapse_core._cuda",
+    sorted(glob("csrc/cuda/*.cu")),
+    depends=sorted(glob("csrc/cuda/*.cuh") + glob("csrc/cuda/*.h")),
+    optional=wanted == "auto",
+)
+
+
+def find_nvcc():
+    """Path of nvcc: under CUDA_HOME, on the path, or where NVIDIA installs it; None if there is none."""
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    places = [f"{home}/bin"] if home else [os.environ.get("PATH", ""), "/usr/local/cuda/bin"]
+    return next(filter(None, (shutil.which("nvcc", path=place) for place in places)), None)
+
+
+class BuildExt(build_ext):
+    """Compile .cu sources with nvcc, everything else as usual."""
+
+    def build_extension(self, ext):
+        if ext is not cuda:
+            super().build_extension(ext)
+            return
+        nvcc = find_nvcc()
+        if nvcc is None:
+            raise CompileError("nvcc: expected it under CUDA_HOME, on the path or in /usr/local/cuda/bin, got none")
+        codes = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in ARCHITECTURES]
+        codes.append(f"-gencode=arch=compute_{ARCHITECTURES[-1]},code=compute_{ARCHITECTURES[-1]}")
+        target = Path(self.get_ext_fullpath(ext.name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        command = [nvcc, "-std=c++17", "-O3", "-Werror", "all-warnings", "-Xptxas", "-v", "--threads", "2"]
+        command += ["--cudart", "static", "-Xcompiler", "-fPIC", "-shared", *codes, "-o", str(target), *ext.sources]
+        print(" ".join(command), flush=True)
+        if subprocess.run(command, check=False).returncode:
+            raise CompileError(f"{nvcc} failed")
+
+
 setup(
     packages=[
         "layercollapse",
@@ -34,5 +84,6 @@ setup(
     ],
     package_dir={"layercollapse.kernels": "kernels", "layercollapse_core": "csrc/python"},
     package_data={"layercollapse_core": ["_core.pyi"]},
-    ext_modules=[core],
+    ext_modules=[core] + ([cuda] if wanted == "1" or (wanted == "auto" and find_nvcc()) else []),
+    cmdclass={"build_ext": BuildExt},
 )
