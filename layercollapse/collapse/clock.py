@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 
 from layercollapse.collapse.emit import build
-from layercollapse.collapse.ir import Affine, Window
+from layercollapse.collapse.ir import Affine, Field
 
 _ROUNDS = 15
 
@@ -29,13 +29,14 @@ class Clock:
         """Time of ``op`` on an input (N, I, *spatial) or (N, *, I), in ms."""
         channels = list(inputs)
         channels[op.channel_dim] = op.inputs  # channels may have gone since the shape was noted
-        key: tuple[tuple[int, ...], Window, int, tuple[int, ...], torch.dtype]
-        key = (tuple(op.weight.shape), op.window, op.groups, tuple(channels), op.dtype)
+        key = (tuple(op.weight.shape), op.window, op.groups, op.plane is None, tuple(channels), op.dtype)
         if key not in self._times:
-            layer = build(op, self._device).eval()
+            parts = [build(op, self._device).eval()]
+            if op.plane is not None:
+                parts.append(build(Field(op.plane, op.bias, op.window, (), op.dtype), self._device).eval())
             x = torch.randn(channels, dtype=op.dtype, device=self._device)
             with torch.inference_mode():
-                self._times[key] = _median(lambda: layer(x), self._device)
+                self._times[key] = _median(lambda: sum(part(x) for part in parts), self._device)
         return self._times[key]
 
 

@@ -12,7 +12,7 @@ from torch import fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from layercollapse.collapse.ir import Affine, Field, Net
-from layercollapse.graph import Capture, call_arguments, evaluating
+from layercollapse.graph import Capture, call_arguments, copied, evaluating
 from layercollapse.nodes import SHAPE_ONLY, packet, weight_of
 
 
@@ -32,9 +32,13 @@ class Summary:
 
 
 def macs(op: Affine, shape: tuple[int, ...]) -> int:
-    """Multiply-accumulates of a layer for one output of a shape (N, O, *spatial) or (N, *, O), per sample."""
+    """Multiply-accumulates of a layer for one output of a shape (N, O, *spatial) or (N, *, O), per sample.
+
+    A plane counts as one more input channel and its addition: that is how it is emitted.
+    """
     positions = math.prod(shape[2:]) if op.window.kernel else math.prod(shape[1:-1])
-    return op.weight.numel() * positions
+    plane = 0 if op.plane is None else op.plane.numel() + op.outputs
+    return (op.weight.numel() + plane) * positions
 
 
 def summarize(model: nn.Module, example_inputs: Any, depth: int) -> Summary:
@@ -47,7 +51,7 @@ def summarize(model: nn.Module, example_inputs: Any, depth: int) -> Summary:
     counter = FlopCounterMode(display=False)
     # With gradients: the counter follows modules by them, and stops at a parameter that only changes shape without.
     with evaluating(model), torch.enable_grad(), counter:
-        model(*args, **kwargs)
+        model(*copied(args), **copied(kwargs))
     return Summary(depth, sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2)
 
 
