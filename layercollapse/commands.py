@@ -137,6 +137,7 @@ def run(
                 steps=steps,
                 max_drop=max_drop,
                 rule=rule,
+                box=job.images.box,
                 seed=seed,
                 out=folder,
                 resume=resume,
@@ -201,6 +202,7 @@ def collapse(folder: Path, mode: str, tolerance: float, explain: bool) -> None:
         folder=writable_folder(folder, "run"),
         mode=mode,
         tolerance=tolerance,
+        box=job.images.box,
     )
     report.write_html(record, folder)
     console = Console()

@@ -27,6 +27,5 @@ def require(module: str, extra: str) -> ModuleType:
         if error.name is None or package != error.name.partition(".")[0]:
             raise
         raise LayerCollapseError(
-            f"this needs the package {package!r}, which is not installed: "
-            f"pip install 'layercollapse[{extra}]'"
+            f"this needs the package {package!r}, which is not installed: pip install 'layercollapse[{extra}]'"
         ) from error

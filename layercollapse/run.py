@@ -55,6 +55,7 @@ def run(
     max_drop: float = 0.5,
     rule: Any = "nepenthe",
     ignore: Sequence[str] = (),
+    box: Any = None,
     seed: int = 0,
     out: str | Path | None = None,
     resume: bool = False,
@@ -82,6 +83,7 @@ def run(
         max_drop: accuracy budget, in percentage points below the dense network on the scale of `evaluate`.
         rule: name of a budget rule or a function (see `layercollapse.budget`).
         ignore: layers never pruned, as for `Pruner`.
+        box: the range of the inputs, as for `collapse`: sites that are linear for every input in it are certified.
         seed: torch is seeded with seed + step before each training.
         out: folder for the results; must not hold another run unless `resume`. By default the first of `runs/run`,
             `runs/run-2`, ... that is not there yet.
@@ -127,6 +129,7 @@ def run(
         rule=rule,
         folder=folder,
         record=record,
+        box=box,
         progress=progress or (lambda event: None),
     )
     if resume and (folder / FILE).exists():

@@ -85,6 +85,7 @@ class Schedule:
     folder: Path
     record: Record
     progress: Callable[[Event], object]
+    box: Any = None
 
     def resume(self) -> None:
         """Take over the steps and the last weights of the run in the folder."""
@@ -193,6 +194,7 @@ class Schedule:
                 test=self.test,
                 record=record,
                 folder=self.folder,
+                box=self.box,
             )
         finally:  # also of a collapse that fails: the steps were expensive
             record.save(self.folder)

@@ -164,3 +164,11 @@ def test_missing_folder_says_how_to_get_the_data(tmp_path):
 def test_bad_arguments(name, data_dir, message):
     with pytest.raises(LayerCollapseError, match=message):
         data.load(name, data_dir)
+
+
+def test_box_holds_every_image_of_the_digits():
+    digits = data.load("digits")
+    low, high = digits.box
+    for split in (digits.train, digits.validation, digits.test):  # the training split has both ends of the scale
+        assert low <= float(split.images.min())
+        assert float(split.images.max()) <= high

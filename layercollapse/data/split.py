@@ -88,6 +88,12 @@ class DataSet:
         """Side of the square images in pixels."""
         return self.train.images.shape[-1]
 
+    @property
+    def box(self) -> tuple[float, float]:
+        """Black and white after the normalization: every pixel of the training split lies between."""
+        low, high = self.train.images.aminmax()
+        return float(low), float(high)
+
     def to(self, device: torch.device | str) -> DataSet:
         """The same data on another device."""
         return DataSet(self.name, self.train.to(device), self.validation.to(device), self.test.to(device))
