@@ -11,6 +11,7 @@ every call survives in the nodes' metadata, which is where the names of the site
 
 from __future__ import annotations
 
+import inspect
 import operator
 import os
 import traceback
@@ -41,6 +42,9 @@ from layercollapse.nodes import (
     rectifier_of,
     weight_of,
 )
+from layercollapse.watch import unwrapped
+
+aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
@@ -138,9 +142,10 @@ def capture(model: nn.Module, example_inputs: Any) -> Capture:
             line or the operation that stops it.
     """
     args, kwargs = call_arguments(example_inputs)
+    model = unwrapped(model)
     with evaluating(model), torch.no_grad():
         try:
-            model(*args, **kwargs)
+            model(*copied(args), **copied(kwargs))
         except Exception as error:
             raise LayerCollapseError(
                 f"example_inputs: the model must run on them; {describe(args, kwargs)} came, and it stopped with "
@@ -152,8 +157,17 @@ def capture(model: nn.Module, example_inputs: Any) -> Capture:
             raise LayerCollapseError(
                 f"model: torch.export must be able to capture {type(model).__name__}; it stopped at {_reason(error)}"
             ) from error
+        _drop_dropouts(exported.graph)
         if not _functionalize(exported.graph):
+            exported.graph_module.recompile()
             exported = exported.run_decompositions({})
+    inner = next((n for n in exported.graph.nodes if n.op == "get_attr"), None)
+    if inner is not None:
+        user = next(iter(inner.users), inner)
+        raise LayerCollapseError(
+            f"model: expected a forward pass that is one graph, got a part of its own for {user.target} (an autocast, "
+            "a change of the gradient mode or control flow inside forward)"
+        )
     signature = exported.graph_signature
     constants = dict(exported.constants)
     tensors: dict[str, str] = {}
@@ -189,6 +203,11 @@ def call_arguments(example_inputs: Any) -> tuple[tuple, dict[str, Any]]:
         "example_inputs: expected a tensor, a tuple of arguments or a dict of keyword arguments, got "
         f"{type(example_inputs).__name__}"
     )
+
+
+def copied(values: Any) -> Any:
+    """Nested values with copies of the tensors, for a model that may work in place on what it is given."""
+    return pytree.tree_map_only(Tensor, torch.clone, values)
 
 
 def describe(*values: Any) -> str:
@@ -230,12 +249,11 @@ def export(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> torch.expor
 
 def _by_name(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
     """Dynamic shapes in the form that torch.export wants: positional ones as a tuple, else by argument name."""
-    if not kwargs:
+    parameters = inspect.signature(model.forward).parameters.values()
+    if not kwargs and all(p.kind is not inspect.Parameter.VAR_POSITIONAL for p in parameters):
         return args
     if not args:
         return kwargs
-    import inspect
-
     return dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
 
 
@@ -279,15 +297,31 @@ def _functionalize(graph: fx.Graph) -> bool:
 def _family(node: fx.Node) -> tuple[fx.Node, set[fx.Node]]:
     """The tensor whose memory a node's tensor is, and all nodes that are views of it, that one included."""
     root = node
-    while packet(root) in VIEWS and isinstance(root.args[0], fx.Node):
+    while _shares_memory(root) and isinstance(root.args[0], fx.Node):
         root = root.args[0]
     family, stack = {root}, [root]
     while stack:
         for user in stack.pop().users:
-            if packet(user) in VIEWS and user not in family:
+            if _shares_memory(user) and user not in family:
                 family.add(user)
                 stack.append(user)
     return root, family
+
+
+def _shares_memory(node: fx.Node) -> bool:
+    """Whether a node's tensor may be a view of its first argument, or an item of a list of such views."""
+    if packet(node) in VIEWS or node.target is operator.getitem:
+        return True
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and not schema.is_mutable and any(a.alias_info is not None for a in schema.arguments)
+
+
+def _drop_dropouts(graph: fx.Graph) -> None:
+    """Remove dropouts that do nothing: they return their argument itself, which `run_decompositions` forgets."""
+    for node in list(graph.nodes):
+        if packet(node) in (aten.dropout, aten.feature_dropout) and len(node.args) > 2 and not node.args[2]:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
 
 
 def _drop_mutations(graph: fx.Graph, count: int) -> None:

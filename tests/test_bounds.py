@@ -101,6 +101,11 @@ def test_errors() -> None:
         ((1.0, 0.0), "low not above high"),
         ((torch.zeros(3), torch.ones(3)), r"tensors \(2,\)"),
         (3.0, "got 3.0"),
+        ((None, 1.0), "expected low and high"),
+        (("a", "b"), "expected low and high"),
+        ((float("nan"), 1.0), "low not above high"),
+        ({"input": (0.0, 1.0, 2.0)}, "expected low and high"),
+        ({"input": 3.0}, "expected low and high"),
     ):
         with pytest.raises(lc.LayerCollapseError, match=message):
             lc.collapse(model, x, None, box=box)

@@ -257,3 +257,149 @@ def test_errors() -> None:
     model[0].weight.data[0, 0] = float("nan")
     with pytest.raises(lc.LayerCollapseError, match=r"NaN or infinity in '0.weight'"):
         lc.collapse(model, x, report)
+
+
+class Model(nn.Module):
+    """A function as a model, with its layers."""
+
+    def __init__(self, function, **layers: nn.Module) -> None:
+        super().__init__()
+        self.function = function
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def forward(self, *inputs):
+        return self.function(self, *inputs)
+
+
+def agrees(model: nn.Module, *x: torch.Tensor, tolerance: float = 1e-5) -> lc.CollapseResult:
+    """Collapse by what the probe sees on these inputs, and compare there."""
+    model.eval()
+    with torch.no_grad(), lc.EntropyProbe(model) as probe:
+        expected = model(*(t.clone() for t in x))
+    result = lc.collapse(model, x, probe.report(), tolerance=tolerance, cost="macs")
+    torch.testing.assert_close(result.model(*x), expected, atol=tolerance, rtol=tolerance)
+    return result
+
+
+@pytest.mark.parametrize(("length", "features"), [(8, 8), (7, 5)])
+def test_a_batch_norm_over_positions_stays_apart_from_a_linear_layer(length: int, features: int) -> None:
+    torch.manual_seed(0)
+    norm = nn.BatchNorm1d(length)
+    norm.running_mean.normal_()
+    norm.running_var.uniform_(0.5, 2)
+    agrees(nn.Sequential(nn.Linear(4, features), norm, nn.ReLU(), nn.Linear(features, 3)), torch.randn(3, length, 4))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_a_rectifier_that_becomes_a_scale_keeps_the_dtype(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = Model(
+        lambda m, x: m.out(m.two(F.leaky_relu(m.one(x) - 9, 0.3))),
+        one=nn.GroupNorm(2, 4),
+        two=nn.GroupNorm(2, 4),
+        out=nn.Conv2d(4, 2, 1),
+    )
+    result = agrees(model.to(dtype), torch.randn(2, 4, 5, 5, dtype=dtype), tolerance=0.1)
+    assert result.collapsed == ("forward",)
+    assert {p.dtype for p in result.model.parameters()} == {dtype}
+
+
+def test_several_inputs_without_data() -> None:
+    model = Model(lambda m, x, y: m.b(torch.relu(m.a(x) + y)), a=nn.Linear(4, 3), b=nn.Linear(3, 2))
+    assert agrees(model, torch.randn(5, 4), torch.randn(5, 3)).samples == 5
+
+
+def test_a_model_that_works_in_place_on_its_input() -> None:
+    model = Model(lambda m, x: m.a(x.add_(1)), a=nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 2)))
+    x = torch.randn(5, 4)
+    before = x.clone()
+    agrees(model, x)
+    assert torch.equal(x, before)
+
+
+class Names(nn.Module):
+    """Names that a ModuleDict or a module may have, and a GraphModule may not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.code, self.graph, self.meta = nn.Linear(4, 4), nn.ReLU(), nn.Parameter(torch.ones(4))
+        self.parts = nn.ModuleDict({"in": nn.Linear(4, 4), "class": nn.ReLU()})
+
+    def forward(self, x):
+        return self.parts["class"](self.parts["in"](self.graph(self.code(x * self.meta))))
+
+
+def test_names_that_python_or_torch_reserve(tmp_path: Path) -> None:
+    x = torch.randn(3, 4)
+    result = agrees(Names(), x)
+    result.save(tmp_path)
+    assert torch.equal(lc.load(tmp_path)(x), result.model(x))
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.mid, self.head = nn.Embedding(9, 4), nn.Linear(4, 4), nn.Linear(4, 9, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, x):
+        return self.head(torch.relu(self.mid(self.embed(x))))
+
+
+@pytest.mark.parametrize("shift", [0.0, 40.0])
+def test_a_head_tied_to_an_embedding(shift: float) -> None:
+    torch.manual_seed(0)
+    model, x = Tied(), torch.randint(0, 9, (5, 6))
+    model.mid.bias.data += shift
+    result = agrees(model, x, tolerance=1e-4)
+    assert result.collapsed == (("forward",) if shift else ())
+    if not shift:  # the head has not changed, so it is still the embedding's
+        assert result.after.parameters == result.before.parameters
+
+
+class SharedNorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        norm = nn.BatchNorm1d(4)
+        self.a = nn.Sequential(nn.Linear(4, 4), norm, nn.ReLU())
+        self.b = nn.Sequential(nn.Linear(4, 4), norm, nn.ReLU())
+
+    def forward(self, x):
+        return self.b(self.a(x))
+
+
+def test_a_batch_norm_under_two_names() -> None:
+    agrees(SharedNorm(), torch.randn(6, 4))
+
+
+def test_outputs_without_a_float_and_empty_batches() -> None:
+    model = Model(lambda m, x: m.a(x).argmax(-1), a=nn.Sequential(nn.Linear(4, 3), nn.ReLU()))
+    x = torch.randn(5, 4)
+    assert agrees(model, x).same_predictions == 5
+    logits = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
+    assert lc.collapse(logits, x, None, data=[x, x[:0]]).samples == 5
+
+
+def test_rectifiers_of_one_value_per_sample() -> None:
+    model = Model(lambda m, x: torch.relu(m.a(x).squeeze(-1)), a=nn.Linear(4, 1))
+    model.a.bias.data += 20
+    x = torch.randn(5, 4)
+    assert "forward" not in agrees(model, x).collapsed
+    assert lc.collapse(model, x, None, box=(-1.0, 1.0)).model(x[:2]).shape == (2,)
+
+
+def test_wrapped_models_collapse_by_their_own_names() -> None:
+    model, x = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), torch.randn(5, 4)
+    model[0].bias.data += 20
+    for wrapped in (nn.DataParallel(model), torch.compile(model, backend="eager")):
+        assert lc.collapse(wrapped, x, report_on(model, x)).collapsed == ("1",)
+
+
+def test_inputs_that_do_not_fit() -> None:
+    nested = Model(lambda m, d: m.a(d["x"] + d["y"]), a=nn.Linear(4, 3))
+    with pytest.raises(lc.LayerCollapseError, match="2 values nested in 1 arguments"):
+        lc.collapse(nested, ({"x": torch.randn(2, 4), "y": torch.randn(2, 4)},), None)
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
+    with pytest.raises(lc.LayerCollapseError, match=r"data: the model must run on every batch; \(2, 5\)"):
+        lc.collapse(model, torch.randn(2, 4), None, data=[torch.randn(2, 5)])

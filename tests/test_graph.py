@@ -105,6 +105,41 @@ class ViewThenInPlace(nn.Module):
         return self.b(x)
 
 
+class AliasThenInPlace(nn.Module):
+    """The change shows in the tensor that the alias came from."""
+
+    def __init__(self, alias) -> None:
+        super().__init__()
+        self.a, self.b, self.alias = nn.Conv2d(2, 4, 1), nn.Conv2d(4, 4, 1), alias
+
+    def forward(self, x):
+        x = self.a(x)
+        self.alias(x).relu_()
+        return self.b(x)
+
+
+ALIASES = (
+    lambda h: h.movedim(1, 2),
+    lambda h: h.mT,
+    lambda h: h.view_as(h),
+    lambda h: torch.swapaxes(h, 1, 3),
+    lambda h: h.unfold(2, 2, 2),
+    lambda h: h.diagonal(dim1=2, dim2=3),
+    lambda h: h.as_strided((2, 2), (1, 1)),
+    lambda h: torch.tensor_split(h, 2, 1)[1],
+    lambda h: torch.hsplit(h, 2)[0],
+    lambda h: F.dropout(h, 0.5, training=False),
+)
+
+
+@pytest.mark.parametrize("alias", ALIASES)
+def test_in_place_on_an_alias(alias) -> None:
+    x = torch.randn(3, 2, 4, 4)
+    result = lc.collapse(AliasThenInPlace(alias).eval(), x, None, data=[x], cost="macs")
+    assert result.max_abs_error < 1e-6
+    assert [site.kind for site in result.sites] == ["relu"]
+
+
 @pytest.mark.parametrize("model", [PreActivation(), ViewThenInPlace()], ids=lambda m: type(m).__name__)
 def test_in_place_on_a_shared_tensor(model: nn.Module) -> None:
     x = torch.randn(6, 4)
@@ -133,6 +168,25 @@ def test_the_model_keeps_its_modes_and_values() -> None:
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
+def test_the_batch_stays_dynamic_behind_a_starred_argument() -> None:
+    class Starred(nn.Module):
+        def forward(self, *inputs):
+            return inputs[0].view(inputs[0].shape[0], -1) + inputs[1]
+
+    captured = lc.capture(Starred(), (torch.zeros(3, 2, 2), torch.zeros(4)))
+    assert any("sym_size" in str(node.target) for node in captured.graph.nodes)
+
+
+class Autocast(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return torch.relu(self.linear(x))
+
+
 class DataDependent(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -147,6 +201,8 @@ class DataDependent(nn.Module):
 def test_errors_say_what_stopped() -> None:
     with pytest.raises(lc.LayerCollapseError, match=r"if x.sum\(\) > 0"):
         lc.capture(DataDependent(), torch.randn(2, 4))
+    with pytest.raises(lc.LayerCollapseError, match="one graph, got a part of its own for wrap_with_autocast"):
+        lc.capture(Autocast(), torch.randn(2, 4))
     with pytest.raises(lc.LayerCollapseError, match=r"example_inputs.*\(2, 5\)"):
         lc.capture(nn.Linear(4, 4), torch.randn(2, 5))
     with pytest.raises(lc.LayerCollapseError, match=r"example_inputs.*got int"):

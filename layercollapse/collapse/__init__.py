@@ -31,7 +31,8 @@ from layercollapse.collapse.store import load, save
 from layercollapse.collapse.verify import Agreement, compare
 from layercollapse.counts import EntropyReport
 from layercollapse.errors import LayerCollapseError
-from layercollapse.graph import Capture, capture
+from layercollapse.graph import Capture, call_arguments, capture
+from layercollapse.watch import unwrapped
 
 __all__ = ["Agreement", "CollapseResult", "SiteResult", "Summary", "collapse", "compare", "load", "save"]
 
@@ -83,12 +84,19 @@ def collapse(
         raise LayerCollapseError(f"cost: expected 'latency' or 'macs', got {cost!r}")
     if not isinstance(tolerance, int | float) or not tolerance >= 0:
         raise LayerCollapseError(f"tolerance: expected a number not below 0, got {tolerance!r}")
+    model = unwrapped(model)
     for name, value in model.named_parameters():
         if value.is_floating_point() and not bool(value.isfinite().all()):
             raise LayerCollapseError(f"model: expected finite parameters, got NaN or infinity in {name!r}")
     captured = capture(model, example_inputs)
+    args, kwargs = call_arguments(example_inputs)
+    if len(captured.inputs) != len(args) + len(kwargs):
+        raise LayerCollapseError(
+            f"example_inputs: expected every input of the model as an argument of its own, got {len(captured.inputs)} "
+            f"values nested in {len(args) + len(kwargs)} arguments; wrap the model in one that takes them apart"
+        )
     layers = entropies(captured, report)
-    batches = [example_inputs] if data is None else data
+    batches = [(example_inputs,)] if data is None else data
     if not isinstance(batches, Tensor) and iter(batches) is batches:
         batches = list(batches)  # an iterator would be empty at the second comparison
     found = candidates(captured, lower(captured, model), report, box)

@@ -93,13 +93,17 @@ def _input(node: fx.Node, box: Box) -> Interval | None:
     size = node.meta.get("shape")
     if str(node.target) not in box or size is None or len(size) < 2:
         return None
-    ends = [torch.as_tensor(end, dtype=torch.float64).flatten() for end in box[str(node.target)]]
-    if any(len(end) not in (1, size[1]) for end in ends) or bool((ends[0] > ends[1]).any()):
+    came = box[str(node.target)]
+    try:
+        low, high = (torch.as_tensor(end, dtype=torch.float64, device="cpu").flatten() for end in came)
+    except (TypeError, ValueError, RuntimeError):
+        low, high = torch.ones(1), torch.zeros(1)
+    if any(len(end) not in (1, size[1]) for end in (low, high)) or not bool((low <= high).all()):
         raise LayerCollapseError(
             f"box: expected low and high for {node.target!r} as numbers or tensors ({size[1]},), low not above high, "
-            f"got {[tuple(end.shape) for end in ends]}"
+            f"got {came!r}"
         )
-    return Interval(-1 if len(size) == 2 else 1, *(end.expand(size[1]).clone() for end in ends))
+    return Interval(-1 if len(size) == 2 else 1, low.expand(size[1]).clone(), high.expand(size[1]).clone())
 
 
 def _of(net: Net, node: fx.Node, known: Mapping[fx.Node, Interval]) -> Interval | None:

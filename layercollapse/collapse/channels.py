@@ -118,9 +118,10 @@ def _carried(node: fx.Node, dims: dict[fx.Node, int]) -> tuple[int, int] | None:
         return None
     if any(other.meta.get("shape") is not None for other in node.all_input_nodes[1:]):
         return None
-    if packet(node) in VIEWS and not isinstance(node.args[1][-1], int):  # type: ignore[index]
+    place = carry(node, dims[first])
+    if place is not None and packet(node) in VIEWS and not isinstance(node.args[1][-1], int):  # type: ignore[index]
         return None
-    return carry(node, dims[first])
+    return place
 
 
 def _drop(net: Net, group: _Class, keep: Tensor) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from layercollapse.collapse.ir import Affine, Field, Net, Op, Rectify, Scale, Window, source
+from layercollapse.collapse.lower import identifier
 from layercollapse.collapse.modules import ChannelAffine, ConstantMap
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -48,16 +49,22 @@ def emit(net: Net, device: torch.device | None = None) -> fx.GraphModule:
             if isinstance(op, Affine) and op.source is not None:
                 for attribute, name in zip(("weight", "bias"), op.source, strict=True):
                     if name is not None:
-                        setattr(
-                            modules[target], attribute, shared.setdefault(name, getattr(modules[target], attribute))
-                        )
-        elif node.op == "get_attr":
-            name = str(node.target)
-            value = net.tensors[name].detach().clone()
-            grad = value.is_floating_point() or value.is_complex()
-            modules[name] = nn.Parameter(value, requires_grad=grad) if name in net.parameters else value
+                        own = getattr(modules[target], attribute)
+                        setattr(modules[target], attribute, shared.setdefault(identifier(name), own))
         elif node.op == "output":
             node.args = (pack(net.out_spec, list(node.args[0])),)
+    for node in [node for node in net.graph.nodes if node.op == "get_attr"]:
+        name = str(node.target)
+        value: Any = net.tensors[name].detach().clone()
+        if name in net.parameters:
+            grad = value.is_floating_point() or value.is_complex()
+            value = shared.setdefault(name, nn.Parameter(value, requires_grad=grad))
+        # The weight of a layer that has changed may also be used as it was, by an embedding that is tied to it.
+        parent, _, attribute = name.rpartition(".")
+        while parent in net.ops and getattr(modules[parent], attribute, value) is not value:
+            attribute += "_"
+        node.target = f"{parent}.{attribute}" if parent else attribute
+        modules[node.target] = value
     # GraphModule registers plain tensors as buffers and keeps modules and parameters as they are.
     return fx.GraphModule(modules, net.graph, class_name="Collapsed").eval()
 

@@ -39,7 +39,9 @@ def fold_scales_up(net: Net) -> bool:
 
 
 def _after(op: object, scale: Scale) -> Affine | Field | Scale | None:
-    """The record of ``scale(op(x))``."""
+    """The record of ``scale(op(x))``, or None where they differ on what a channel is (a batch norm of (N, L, C))."""
+    if not isinstance(op, Affine | Field | Scale) or op.channel_dim != scale.channel_dim:
+        return None
     if isinstance(op, Affine):
         s = scale.scale
         plane = None if op.plane is None else op.plane * _rows(s, op.plane)
@@ -53,9 +55,7 @@ def _after(op: object, scale: Scale) -> Affine | Field | Scale | None:
     if isinstance(op, Field):
         plane = None if op.plane is None else op.plane * _rows(scale.scale, op.plane)
         return replace(op, bias=op.bias * scale.scale + scale.shift, plane=plane)
-    if isinstance(op, Scale) and op.channel_dim == scale.channel_dim:
-        return replace(op, scale=op.scale * scale.scale, shift=op.shift * scale.scale + scale.shift)
-    return None
+    return replace(op, scale=op.scale * scale.scale, shift=op.shift * scale.scale + scale.shift)
 
 
 def fold_scales_down(net: Net) -> bool:
@@ -122,8 +122,11 @@ def lift_through_sums(net: Net) -> bool:
         pair = operands(total)
         if pair is None or pair[0] is pair[1] or sole_user(total) is not node:
             continue
-        takers = [x for x in pair if sole_user(x) is total and isinstance(net.op(x), Affine | Field)]
-        takers.sort(key=lambda x: isinstance(net.op(x), Field))
+        takers = []
+        for x in sorted(pair, key=lambda x: isinstance(net.op(x), Field)):
+            made = net.op(x)
+            if sole_user(x) is total and isinstance(made, Affine | Field) and made.channel_dim == op.channel_dim:
+                takers.append(x)
         if op.shifts_only and takers:
             takers = takers[:1]
         elif len(takers) < 2:

@@ -6,6 +6,7 @@ its aten operation.
 
 from __future__ import annotations
 
+import keyword
 import operator
 import re
 
@@ -21,6 +22,9 @@ aten = torch.ops.aten
 
 # In evaluation mode these return what they get.
 _NOTHING = {aten.dropout, aten.feature_dropout, aten.detach, aten.alias}
+
+# What a GraphModule has and an ordinary module has not.
+_TAKEN = set(dir(fx.GraphModule(nn.Module(), fx.Graph()))) - set(dir(nn.Module()))
 
 
 def lower(capture: Capture, model: nn.Module) -> Net:
@@ -39,7 +43,7 @@ def lower(capture: Capture, model: nn.Module) -> Net:
 class _Lowering:
     def __init__(self, capture: Capture, model: nn.Module) -> None:
         parameters = dict(model.named_parameters(remove_duplicate=False))
-        state = {**dict(model.named_buffers()), **parameters, **capture.constants}
+        state = {**dict(model.named_buffers(remove_duplicate=False)), **parameters, **capture.constants}
         self.capture, self.model = capture, model
         self.parameters = set(parameters)
         self.context = Model(
@@ -74,7 +78,7 @@ class _Lowering:
             self._put(node, self.net.graph.call_function(node.target, arguments, keywords))  # type: ignore[arg-type]
             return
         op, source = reading
-        target = _free(self.net, _identifier(_path(node, op, self.model)))
+        target = _free(self.net, identifier(_path(node, op, self.model)))
         self.net.ops[target] = op
         self._put(node, self.net.graph.call_module(target, (self._mapped(source),)))
         if packet(node) is aten._native_batch_norm_legit_no_training:
@@ -91,7 +95,7 @@ class _Lowering:
     def _mapped(self, node: fx.Node) -> fx.Node:
         """The new node for an old one; a tensor of the model becomes an attribute where it is first used."""
         if node not in self.new:
-            name = _identifier(self.capture.tensors[node.name])
+            name = identifier(self.capture.tensors[node.name])
             self.net.tensors[name] = self.context.values[node.name]
             if self.capture.tensors[node.name] in self.parameters:
                 self.net.parameters.add(name)
@@ -128,9 +132,12 @@ def _shape(node: fx.Node) -> tuple[int, ...] | None:
     return tuple(int(s) if isinstance(s, int) else int(s.node.hint) for s in value.shape)
 
 
-def _identifier(path: str) -> str:
-    """A dotted path whose parts may be attributes of a module (`#` and the like become `_`)."""
-    return re.sub(r"[^\w.]", "_", path)
+def identifier(path: str) -> str:
+    """A dotted path whose parts may be attributes of a `GraphModule`: not `a#2`, not the `in` of a ModuleDict, not
+    `code` or `graph`, which it has itself.
+    """
+    parts = re.sub(r"[^\w.]", "_", path).split(".")
+    return ".".join(part + "_" if keyword.iskeyword(part) or part in _TAKEN else part for part in parts)
 
 
 def _free(net: Net, path: str) -> str:

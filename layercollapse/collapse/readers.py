@@ -146,7 +146,8 @@ def _batch_norm(node: fx.Node, model: Model) -> Reading | None:
     shift = -_float64(mu) * scale
     if b is not None:
         shift = shift + _float64(b)
-    return Scale(scale, shift, -1 if rank(source) == 2 else 1, (mu if g is None else g).dtype), source
+    # In a model of half precision a batch norm may keep float32 parameters, and still gives what it gets.
+    return Scale(scale, shift, -1 if rank(source) == 2 else 1, source.meta["val"].dtype), source
 
 
 def _elementwise(node: fx.Node, model: Model) -> Reading | None:
@@ -159,6 +160,8 @@ def _elementwise(node: fx.Node, model: Model) -> Reading | None:
     source, value = (b, model.tensor(a)) if swapped else (a, model.tensor(b))
     if value is None or not value.is_floating_point() or source not in model.dims or rank(source) != rank(node):
         return None
+    if source.meta["val"].dtype != node.meta["val"].dtype:
+        return None  # the tensor also changes the dtype
     size = source.meta["val"].shape
     shape = (1,) * (len(size) - value.ndim) + tuple(value.shape)
     dim = 1 if model.dims[source] == 1 and len(size) > 2 else -1
@@ -182,8 +185,11 @@ def _elementwise(node: fx.Node, model: Model) -> Reading | None:
 
 def _rectifier(node: fx.Node, model: Model) -> Reading | None:
     site, source = model.sites[node.name], argument(node, 0)
+    if rank(source) < 2:
+        return None  # (N,): the one neuron has no dimension
     dim = -1 if rank(source) == 2 else site.channel_dim
-    slope, dtype = None, torch.float32
+    # A rectifier that becomes linear is emitted with parameters: they must not change the dtype of what flows.
+    slope, dtype = None, node.meta["val"].dtype
     arguments: dict[str, Any] = {}
     if site.kind == "leaky_relu":
         negative = float(argument(node, 1, 0.01))
@@ -192,7 +198,7 @@ def _rectifier(node: fx.Node, model: Model) -> Reading | None:
         value = model.tensor(argument(node, 1))
         if value is None or (value.numel() > 1 and dim != (-1 if rank(source) == 2 else 1)):
             return None  # its slopes lie along dimension 1, the neurons along the last
-        slope, dtype = _float64(value).flatten().expand(site.channels).clone(), value.dtype
+        slope = _float64(value).flatten().expand(site.channels).clone()
     elif site.kind == "hardtanh":
         arguments = {"min_val": site.lower, "max_val": site.upper}
     elif site.kind == "gelu":

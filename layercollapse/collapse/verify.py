@@ -12,7 +12,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from layercollapse.errors import LayerCollapseError
-from layercollapse.graph import call_arguments, evaluating
+from layercollapse.graph import call_arguments, copied, describe, evaluating
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,17 @@ def compare(reference: nn.Module, model: nn.Module, data: Iterable[Any]) -> Agre
     worst, same, samples = 0.0, 0, 0
     with evaluating(reference), evaluating(model), torch.no_grad():
         for args, kwargs in batches(data, reference):
-            expected = _tensors(reference(*args, **kwargs))
-            got = _tensors(model(*args, **kwargs))
+            try:
+                # A model may work in place on what it is given.
+                expected = _tensors(reference(*copied(args), **copied(kwargs)))
+            except (TypeError, ValueError, RuntimeError, IndexError) as error:
+                raise LayerCollapseError(
+                    f"data: the model must run on every batch; {describe(args, kwargs)} came, and it stopped with "
+                    f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+                ) from error
+            got = _tensors(model(*copied(args), **copied(kwargs)))
+            if not expected:
+                raise LayerCollapseError("model: expected outputs with a tensor, got none")
             if [t.shape for t in expected] != [t.shape for t in got]:
                 raise LayerCollapseError(
                     f"model: expected outputs of shapes {[tuple(t.shape) for t in expected]}, got "
@@ -61,8 +70,8 @@ def compare(reference: nn.Module, model: nn.Module, data: Iterable[Any]) -> Agre
             first, second = expected[0], got[0]
             samples += len(first) if first.ndim else 1
             if first.ndim > 1 and first.shape[-1] > 0:
-                agree = first.argmax(-1).eq(second.argmax(-1)).reshape(len(first), -1).all(1)
-                same += int(agree.sum())
+                agree = first.argmax(-1).eq(second.argmax(-1))
+                same += int(agree.flatten(1).all(1).sum() if agree.ndim > 1 else agree.sum())
             else:
                 same += len(first) if first.ndim else 1
     if not samples:
@@ -85,6 +94,7 @@ def batches(data: Iterable[Any], model: nn.Module) -> Iterator[tuple[tuple, dict
 
 
 def _tensors(output: Any) -> list[Tensor]:
-    """The floating-point tensors of an output, in order; a model output class counts as the dict it is."""
+    """The floating-point tensors of an output, in order, or all if none is; a model output class counts as a dict."""
     values = list(output.values()) if isinstance(output, Mapping) else pytree.tree_leaves(output)
-    return [t for t in pytree.tree_leaves(values) if isinstance(t, Tensor) and t.is_floating_point()]
+    tensors = [t for t in pytree.tree_leaves(values) if isinstance(t, Tensor)]
+    return [t for t in tensors if t.is_floating_point()] or tensors
