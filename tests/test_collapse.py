@@ -401,5 +401,13 @@ def test_inputs_that_do_not_fit() -> None:
     with pytest.raises(lc.LayerCollapseError, match="2 values nested in 1 arguments"):
         lc.collapse(nested, ({"x": torch.randn(2, 4), "y": torch.randn(2, 4)},), None)
     model = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
-    with pytest.raises(lc.LayerCollapseError, match=r"data: the model must run on every batch; \(2, 5\)"):
-        lc.collapse(model, torch.randn(2, 4), None, data=[torch.randn(2, 5)])
+    x = torch.randn(2, 4)
+    for data, message in (
+        ([torch.randn(2, 5)], r"data: the model must run on every batch; \(2, 5\)"),
+        ([()], "data: the model must run on every batch; no tensor came"),
+        (3, "data: expected batches, got int"),
+    ):
+        with pytest.raises(lc.LayerCollapseError, match=message):
+            lc.collapse(model, x, None, data=data)
+    assert lc.collapse(model, x, None, data={"input": x}).samples == 2
+    assert lc.collapse(model, x, None, data=iter([x, x])).samples == 4

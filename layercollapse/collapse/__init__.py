@@ -11,7 +11,7 @@ The steps, one module each: `lower` (graph to records), `decide` (which sites, b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,7 +97,7 @@ def collapse(
         )
     layers = entropies(captured, report)
     batches = [(example_inputs,)] if data is None else data
-    if not isinstance(batches, Tensor) and iter(batches) is batches:
+    if isinstance(batches, Iterator):
         batches = list(batches)  # an iterator would be empty at the second comparison
     found = candidates(captured, lower(captured, model), report, box)
 

@@ -83,8 +83,10 @@ def batches(data: Iterable[Any], model: nn.Module) -> Iterator[tuple[tuple, dict
     """Arguments of the model from each batch, on the model's device."""
     parameter = next(model.parameters(), None)
     names = set(inspect.signature(model.forward).parameters)
-    for batch in [data] if isinstance(data, Tensor) else data:
-        inputs = batch[0] if isinstance(batch, tuple | list) else batch
+    if not isinstance(data, Iterable):
+        raise LayerCollapseError(f"data: expected batches, got {type(data).__name__}")
+    for batch in [data] if isinstance(data, Tensor | Mapping) else data:
+        inputs = batch[0] if isinstance(batch, tuple | list) and batch else batch
         if isinstance(inputs, Mapping):
             inputs = {key: value for key, value in inputs.items() if key in names and key != "labels"}
         arguments = call_arguments(inputs)
