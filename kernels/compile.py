@@ -93,12 +93,12 @@ def main() -> int:
     """Compile and print; return the number of kernels that spill, at most 1."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", type=int, nargs="+", default=list(ARCHITECTURES), help="80 90 100")
-    parser.add_argument("--only", default="", help="kernels whose name has this in it")
+    parser.add_argument("--exactly", nargs="+", help="only the kernels of these names")
     arguments = parser.parse_args()
     spilled = 0
     print(f"Triton {triton.__version__}\n{'kernel':40} {'arch':>6} {'regs':>5} {'shared':>7} {'local':>6} {'code':>7}")
     for variant in variants():
-        if arguments.only not in variant.name:
+        if arguments.exactly and variant.name not in arguments.exactly:
             continue
         for arch in arguments.arch:
             compiled = compile_variant(variant, arch)

@@ -3,6 +3,7 @@
 // counts and missing barriers that deadlock, but no races: those are for compute-sanitizer on a GPU.
 #pragma once
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -35,15 +36,17 @@ namespace emulate {
 enum Wait { kNone, kWarp, kBlock, kEnded };
 
 struct Fiber {
-  ucontext_t context;
+  ucontext_t context;  // to start with
+  jmp_buf place;       // to go on at: unlike swapcontext, without a system call
   std::vector<char> stack;
   Wait wait = kNone;
   int64_t given[2] = {0, 0};  // to the operation of even and of odd number: none is two ahead of another
   int operations = 0;
+  bool started = false;
 };
 
 inline std::vector<Fiber> fibers;
-inline ucontext_t scheduler;
+inline jmp_buf scheduler;
 inline std::function<void()> body;
 
 inline Fiber& self() { return fibers[threadIdx.x]; }
@@ -51,7 +54,7 @@ inline Fiber& self() { return fibers[threadIdx.x]; }
 inline void enter() {
   body();
   self().wait = kEnded;
-  swapcontext(&self().context, &scheduler);
+  _longjmp(scheduler, 1);
 }
 
 // Waits for all threads that `wait` means to have given a value; returns the number of the operation.
@@ -60,7 +63,7 @@ inline int meet(Wait wait, int64_t value) {
   const int slot = self().operations++ % 2;
   fibers[index].given[slot] = value;
   fibers[index].wait = wait;
-  swapcontext(&fibers[index].context, &scheduler);
+  if (_setjmp(fibers[index].place) == 0) _longjmp(scheduler, 1);
   return slot;
 }
 
@@ -77,11 +80,20 @@ inline bool release(unsigned begin, unsigned end, Wait wait) {
   return any;
 }
 
+inline void resume(Fiber& fiber) {
+  if (_setjmp(scheduler) != 0) return;
+  if (fiber.started) _longjmp(fiber.place, 1);
+  fiber.started = true;
+  setcontext(&fiber.context);
+}
+
 inline void run_block() {
   const unsigned count = blockDim.x;
-  for (Fiber& fiber : fibers) {
+  for (unsigned i = 0; i < count; ++i) {
+    Fiber& fiber = fibers[i];
     fiber.wait = kNone;
     fiber.operations = 0;
+    fiber.started = false;
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = fiber.stack.data();
     fiber.context.uc_stack.ss_size = fiber.stack.size();
@@ -93,7 +105,7 @@ inline void run_block() {
     for (unsigned i = 0; i < count; ++i) {
       if (fibers[i].wait == kNone) {
         threadIdx.x = i;
-        swapcontext(&scheduler, &fibers[i].context);
+        resume(fibers[i]);
         moved = true;
       }
       ended &= fibers[i].wait == kEnded;
@@ -109,8 +121,7 @@ template <class Call>
 void launch(dim3 grid, dim3 block, const Call& call) {
   body = call;
   blockDim = block;
-  fibers.resize(block.x);
-  for (Fiber& fiber : fibers) fiber.stack.resize(65536);
+  while (fibers.size() < block.x) fibers.emplace_back().stack.resize(65536);
   for (blockIdx.y = 0; blockIdx.y < grid.y; ++blockIdx.y) {
     for (blockIdx.x = 0; blockIdx.x < grid.x; ++blockIdx.x) run_block();
   }
@@ -121,7 +132,7 @@ inline int64_t given_by(unsigned thread, int slot) { return fibers[thread].given
 }  // namespace emulate
 
 #define LC_LAUNCH(kernel, grid, block, stream) \
-  [&](const auto&... arguments) { emulate::launch(grid, block, [&] { kernel(arguments...); }); }
+  static_cast<void>(stream), [&](const auto&... arguments) { emulate::launch(grid, block, [&] { kernel(arguments...); }); }
 
 inline void __syncthreads() { emulate::meet(emulate::kBlock, 0); }
 inline bool __syncthreads_or(bool value) {

@@ -1,0 +1,58 @@
+"""The tests of the GPU kernels without a GPU, and what can be said of their machine code without running it."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+SOURCES = ROOT / "csrc" / "cuda"
+
+
+def run(*command, **environment):
+    done = subprocess.run(
+        command, check=False, capture_output=True, text=True, timeout=600, env={**os.environ, **environment}
+    )
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+    return done.stdout
+
+
+def pytest_of(*arguments, **environment):
+    return run(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments, **environment)
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    """The CUDA sources compiled for the CPU."""
+    compiler = shutil.which("g++")
+    if compiler is None or sys.platform != "linux":
+        pytest.skip("needs GCC on Linux")
+    target = tmp_path_factory.mktemp("cuda") / "emulated.so"
+    flags = ["-std=c++20", "-O2", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-shared", "-fPIC", "-U_FORTIFY_SOURCE"]
+    run(compiler, *flags, "-x", "c++", *map(str, sorted(SOURCES.glob("*.cu"))), "-o", str(target))
+    return target
+
+
+def test_cuda_kernels_on_the_cpu(library):
+    # test_ops too: errors that change nothing, torch.compile and opcheck, whichever backend runs
+    files = [str(ROOT / "tests" / name) for name in ("test_gpu.py", "test_ops.py")]
+    summary = pytest_of(*files, "-k", "cuda or not reference and not cpu", LAYERCOLLAPSE_CUDA_EMULATED=str(library))
+    assert "passed" in summary
+
+
+def test_triton_kernels_in_the_interpreter():
+    pytest.importorskip("triton")
+    assert "passed" in pytest_of(str(ROOT / "tests" / "test_gpu.py"), TRITON_INTERPRET="1")
+
+
+@pytest.mark.skipif(torch.version.hip is not None, reason="for NVIDIA")
+def test_triton_kernels_compile_without_a_gpu(tmp_path):
+    pytest.importorskip("triton")
+    names = ["columns, channels last, 16-bit", "count, 16-bit", "apply, fp32"]
+    command = [sys.executable, "-m", "layercollapse.kernels.compile", "--arch", "90", "--exactly", *names]
+    table = run(*command, TRITON_CACHE_DIR=str(tmp_path))
+    assert table.count("sm_90") == len(names)
