@@ -34,7 +34,7 @@ struct Chunk {
   int64_t weight = 0, group = 0, begin = 0, size = 0;
   int64_t kept = 0, below = 0, inside = 0;  // `inside` magnitudes lie in the group's range
   int64_t ties = 0;                         // to clear
-  const char* found = nullptr;              // the magnitudes inside, in order, in the weight's own width
+  char* found = nullptr;                    // the magnitudes inside, in order, in the weight's own width
   bool nan = false, overflow = false;
 };
 
@@ -126,7 +126,8 @@ class Topk {
       if (group.k > group.kept) return {TopkResult::too_many, int64_t(g), group.kept};
       (group.last_chunk - group.first_chunk <= 1 ? small : large).push_back(int64_t(g));
     }
-    parallel_for(threads_, int64_t(small.size()), [&](int64_t i, int worker) { solve_small(groups_[small[i]], worker); });
+    parallel_for(threads_, int64_t(small.size()),
+                 [&](int64_t i, int worker) { solve_small(groups_[small[i]], worker); });
     bracket_all(large);
     std::vector<int64_t> missed;
     for (std::vector<int64_t> pending = large; !pending.empty();) {
@@ -177,7 +178,7 @@ class Topk {
     const U lo = U(from_common(dtype, range.lo)), hi = U(from_common(dtype, range.hi)), end = U(infinity(dtype));
     Worker& mine = workers_[worker];
     U* found = collect ? reinterpret_cast<U*>(mine.found.get() + mine.used) : nullptr;
-    chunk.found = reinterpret_cast<const char*>(found);
+    chunk.found = reinterpret_cast<char*>(found);
     Scan total;
     pieces<U>(chunk, worker, [&](U* x, const uint8_t* keep, int64_t n) {
       if (found != nullptr && mine.used + (total.inside + n + 64) * int64_t(sizeof(U)) > capacity_) found = nullptr;
@@ -265,14 +266,16 @@ class Topk {
       }
       for (int64_t i = 0; i < count; ++i) {
         const Weight& weight = weight_of(*from[i]);
-        const int64_t last = from[i]->begin + std::min(place[i] + kDraw, from[i]->size);
-        for (int64_t at = from[i]->begin + place[i]; at < last; ++at) {
-          if (!(weight.keep[at / 8] >> (at % 8) & 1)) continue;
-          const int64_t offset = weight.dims.empty() ? at : offset_of(weight.dims, at);
+        const int64_t at = from[i]->begin + place[i], last = std::min(kDraw, from[i]->size - place[i]);
+        if (last <= 0) continue;
+        unsigned kept = weight.keep[at / 8] >> (at % 8);  // all in one byte: kDraw divides 8 and `at`
+        for (int64_t j = 0; j < last; ++j, kept >>= 1) {
+          const int64_t offset = weight.dims.empty() ? at + j : offset_of(weight.dims, at + j);
           const uint32_t magnitude = weight.dtype == Dtype::float32
                                          ? static_cast<const uint32_t*>(weight.values)[offset] & 0x7fffffffu
                                          : static_cast<const uint16_t*>(weight.values)[offset] & 0x7fffu;
-          keys[size++] = to_common(weight.dtype, magnitude);
+          keys[size] = to_common(weight.dtype, magnitude);
+          size += kept & 1;  // without a branch: half of them would be mispredicted
         }
       }
     }
@@ -346,7 +349,7 @@ class Topk {
     if (rank < 1 || rank > equal) return false;
     Range range = group.range;
     const bool counted = range.single();
-    while (!range.single() && equal > kChunk) {
+    while (!range.single() && equal > kFewBins) {
       const Bins bins(range, kFewBins);
       int64_t counts[kFewBins] = {};
       for (int64_t c = group.first_chunk; c < group.last_chunk; ++c) {
@@ -362,12 +365,18 @@ class Topk {
     }
     uint32_t* keys = workers_[worker].keys.get();
     int64_t size = 0;
-    const Bins bin(range, 1);
-    for (int64_t c = group.first_chunk; c < group.last_chunk; ++c) {
-      found(chunks_[c], [&](uint32_t key) {
-        keys[size] = key;  // without a branch: half of these may miss
-        size += bin.holds(key);
-      });
+    const Chunk& only = chunks_[group.first_chunk];
+    if (group.last_chunk - group.first_chunk == 1 && equal == only.inside && weight_of(only).dtype == Dtype::float32) {
+      keys = reinterpret_cast<uint32_t*>(only.found);  // nobody reads it again
+      size = equal;
+    } else {
+      const Bins bin(range, 1);
+      for (int64_t c = group.first_chunk; c < group.last_chunk; ++c) {
+        found(chunks_[c], [&](uint32_t key) {
+          keys[size] = key;  // without a branch: half of these may miss
+          size += bin.holds(key);
+        });
+      }
     }
     const Selected selected = select_key(keys, size, range, rank);
     settle(group, selected.key, selected.rank, selected.equal, false);
@@ -417,6 +426,10 @@ class Topk {
   // ties are all that it has inside; else they are among what it found.
   void settle(Group& group, uint32_t threshold, int64_t rank, int64_t equal, bool counted) {
     group.threshold = threshold;
+    if (group.last_chunk - group.first_chunk == 1) {
+      chunks_[group.first_chunk].ties = rank;
+      return;
+    }
     for (int64_t c = group.first_chunk; c < group.last_chunk; ++c) {
       Chunk& chunk = chunks_[c];
       if (rank == equal) {

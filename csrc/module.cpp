@@ -1,5 +1,5 @@
 // layercollapse._core: the ops on raw memory. Addresses, sizes and strides (in entries) come from the caller, who has
-// checked them; no torch header, so one build serves every torch, and NumPy (layercollapse/core_numpy.py).
+// checked them; no torch header, so one build serves every torch, and NumPy (csrc/python).
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -76,7 +76,7 @@ std::tuple<int, int64_t, int64_t> masked_topk(const std::vector<std::uintptr_t>&
 }  // namespace
 
 PYBIND11_MODULE(_core, m) {
-  m.doc() = "The ops on raw memory; use layercollapse.ops, or layercollapse.core_numpy without torch.";
+  m.doc() = "The ops on raw memory; use layercollapse.ops, or layercollapse_core without torch.";
   m.def("isa", [] { return lc::kernels().name; }, "Name of the instruction set in use.");
   m.def("use_isa", &lc::choose_kernels, py::arg("name"), "Use 'auto', 'portable', 'avx2' or 'avx512' from now on.");
   m.attr("openmp") =

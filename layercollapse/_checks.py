@@ -48,27 +48,28 @@ def check_masked_topk(weights: Sequence[Tensor], masks: Sequence[Tensor], k: Seq
         raise LayerCollapseError(f"k: expected {expected} numbers for scope={scope!r}, got {len(k)}")
     if k and min(k) < 0:
         raise LayerCollapseError(f"k: expected numbers of at least 0, got {min(k)}")
-    spans = []
     device = weights[0].device if weights else None
+    begins: list[int] = []  # weights and masks in turn
+    lengths: list[int] = []
     for index, (weight, mask) in enumerate(zip(weights, masks, strict=True)):
         if weight.dtype not in DTYPES or weight.layout != torch.strided or weight.device != device:
             raise LayerCollapseError(
                 f"weights[{index}]: expected a dense {_names(DTYPES)} tensor on {device}, got {describe(weight)}"
             )
-        length = (weight.numel() + 7) // 8
-        if mask.dtype != torch.uint8 or mask.shape != (length,) or not mask.is_contiguous() or mask.device != device:
+        numel = weight.numel()
+        length = (numel + 7) // 8
+        dense = mask.dtype == torch.uint8 and mask.dim() == 1 and mask.numel() == length and mask.is_contiguous()
+        if not dense or mask.device != device:
             raise LayerCollapseError(
                 f"masks[{index}]: expected a contiguous uint8 tensor of shape ({length},) on {device}, "
-                f"for a weight of {weight.numel()} entries, got {describe(mask)}"
+                f"for a weight of {numel} entries, got {describe(mask)}"
             )
-        if length:
-            spans.append((weight.data_ptr(), _bytes_of(weight, index), ("weights", index)))
-            spans.append((mask.data_ptr(), length, ("masks", index)))
-    if shared := overlap(spans):
-        (name, index), (other, other_index) = shared
+        begins += (weight.data_ptr(), mask.data_ptr())
+        lengths += (_bytes_of(weight, index) if numel else 0, length)
+    if shared := overlap(begins, lengths):
+        one, other = (f"{('weights', 'masks')[block % 2]}[{block // 2}]" for block in shared)
         raise LayerCollapseError(
-            f"{other}[{other_index}]: expected memory of its own, got some that {name}[{index}] covers too; "
-            "give a shared weight once"
+            f"{other}: expected memory of its own, got some that {one} covers too; give a shared weight once"
         )
 
 

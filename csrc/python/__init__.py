@@ -98,7 +98,8 @@ def masked_topk_(
         raise _error(f"k: expected numbers of at least 0, got {min(k)}")
     if len(masks) != len(weights):
         raise _error(f"masks: expected one for each of {len(weights)} weights, got {len(masks)}")
-    spans = []
+    begins: list[int] = []  # weights and masks in turn
+    lengths: list[int] = []
     for index, (weight, mask) in enumerate(zip(weights, masks, strict=True)):
         _check_floats(f"weights[{index}]", weight)
         length = (weight.size + 7) // 8
@@ -108,15 +109,14 @@ def masked_topk_(
             )
         if not weight.flags.writeable or not mask.flags.writeable:
             raise _error(f"weights[{index}]: expected writeable arrays, got a read-only one")
-        if length:
-            entries = reach(weight.shape, _strides(weight))
-            if entries is None:
-                raise _error(f"weights[{index}]: expected a place for every entry, got {_describe(weight)}")
-            spans.append((weight.ctypes.data, entries * weight.itemsize, ("weights", index)))
-            spans.append((mask.ctypes.data, length, ("masks", index)))
-    if shared := overlap(spans):
-        (name, index), (other, other_index) = shared
-        raise _error(f"{other}[{other_index}]: expected memory of its own, got some that {name}[{index}] covers too")
+        entries = reach(weight.shape, _strides(weight)) if length else 0
+        if entries is None:
+            raise _error(f"weights[{index}]: expected a place for every entry, got {_describe(weight)}")
+        begins += (weight.ctypes.data, mask.ctypes.data)
+        lengths += (entries * weight.itemsize, length)
+    if shared := overlap(begins, lengths):
+        one, other = (f"{('weights', 'masks')[block % 2]}[{block // 2}]" for block in shared)
+        raise _error(f"{other}: expected memory of its own, got some that {one} covers too")
     thresholds = np.empty(len(k), dtype=np.float32)
     code, index, kept = _compiled().masked_topk(
         [weight.ctypes.data for weight in weights],
