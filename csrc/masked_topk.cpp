@@ -60,22 +60,38 @@ uint64_t random(uint64_t i) {  // splitmix64: fixed, so that equal input takes e
   return i ^ (i >> 31);
 }
 
-// Copies entries between row-major order and a strided weight.
+// Copies entries between row-major order and a strided weight. Of a channels-last weight, neighbouring channels lie
+// next to each other and their few places far apart: so rows of one block are copied place by place, which reads
+// memory in order (and spares a step of the walker per row: 9 entries for a 3 x 3 filter).
 template <bool kGather, class U>
 void transfer(const Weight& weight, int64_t begin, int64_t count, U* piece) {
-  const Dim inner = weight.dims.back();
-  Walker walker(weight.outer, begin / inner.size);
-  for (int64_t at = begin % inner.size; count > 0; at = 0, walker.next()) {
-    const int64_t n = std::min(count, inner.size - at);
-    U* values = static_cast<U*>(weight.values) + walker.offset() + at * inner.stride;
-    for (int64_t i = 0; i < n; ++i) {
-      if constexpr (kGather) {
-        piece[i] = values[i * inner.stride];
-      } else {
-        values[i * inner.stride] = piece[i];
+  const Dim inner = weight.dims.back(), rows = weight.outer.empty() ? Dim{1, 0} : weight.outer.back();
+  const auto copy = [](U* value, U* entry) {
+    if constexpr (kGather) {
+      *entry = *value;
+    } else {
+      *value = *entry;
+    }
+  };
+  while (count > 0) {
+    const int64_t row = begin / inner.size, at = begin % inner.size;
+    U* values = static_cast<U*>(weight.values) + offset_of(weight.outer, row) + at * inner.stride;
+    const int64_t whole = at == 0 ? std::min(count / inner.size, rows.size - row % rows.size) : 0;
+    const int64_t n = whole > 0 ? whole * inner.size : std::min(count, inner.size - at);
+    if (whole > 1 && rows.stride < inner.stride) {
+      for (int64_t i = 0; i < inner.size; ++i) {
+        U* from = values + i * inner.stride;
+        for (int64_t r = 0; r < whole; ++r) copy(from + r * rows.stride, piece + r * inner.size + i);
+      }
+    } else {
+      for (int64_t r = 0; r < std::max<int64_t>(whole, 1); ++r) {
+        U* from = values + r * rows.stride;
+        const int64_t length = whole > 0 ? inner.size : n;
+        for (int64_t i = 0; i < length; ++i) copy(from + i * inner.stride, piece + r * inner.size + i);
       }
     }
     piece += n;
+    begin += n;
     count -= n;
   }
 }

@@ -150,7 +150,10 @@ void count_rows(const U* x, const Task& task, const Rows& rows, U infinity, U up
   std::vector<SignCounts> table(static_cast<std::size_t>(joined ? channels * workers : workers));
 
   parallel_for(task.threads, boxes, [&](int64_t box, int worker) {
-    const int64_t begin = share(extent, boxes, box), end = share(extent, boxes, box + 1);
+    // Whole groups of rows: a row by itself costs three times its share.
+    const int64_t unit = by_column ? 1 : kRowGroup, units = (extent + unit - 1) / unit;
+    const int64_t begin = std::min(extent, share(units, boxes, box) * unit);
+    const int64_t end = std::min(extent, share(units, boxes, box + 1) * unit);
     const int64_t first = by_column ? begin : 0, width = by_column ? end - begin : rows.width;
     const int64_t row_begin = by_column ? 0 : begin, row_end = by_column ? total : end;
     U* zero = counters.data() + worker * most * kinds;
