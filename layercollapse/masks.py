@@ -7,7 +7,7 @@ with its model, and wrappers that replace parameters.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -66,8 +66,11 @@ class WeightMasks:
             raise LayerCollapseError(f"weights: expected finite numbers, got NaN or infinity in {', '.join(bad)}")
         return {name: kept for name, (kept, _) in zip(self._packed, table, strict=True)}
 
-    def clear(self, counts: Mapping[str, int]) -> None:
+    def clear(self, counts: Mapping[str, int]) -> Callable[[], None]:
         """Prune the given number of smallest weights of each tensor, and zero every pruned weight.
+
+        Returns:
+            A function that takes it back; it holds copies of the tensors that lose weights.
 
         Raises:
             LayerCollapseError: a count is above what is kept, or a weight is NaN; nothing has changed.
@@ -75,9 +78,19 @@ class WeightMasks:
         for name, count in counts.items():
             if not 0 <= count <= self.kept[name]:
                 raise LayerCollapseError(f"count of {name!r}: expected 0 to {self.kept[name]}, got {count}")
+        before = {name: [tensor.clone() for tensor in self._pair(name)] for name, count in counts.items() if count}
+        kept = dict(self.kept)
         self._topk(counts)
         for name, count in counts.items():
             self.kept[name] -= count
+
+        def restore() -> None:
+            for name, copies in before.items():
+                for tensor, copy in zip(self._pair(name), copies, strict=True):
+                    tensor.copy_(copy)
+            self.kept = kept
+
+        return restore
 
     def apply(self) -> None:
         """Set every pruned weight to zero again."""

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from layercollapse.budget import GLOBAL, LayerState, Rule, allocate, budget
+from layercollapse.collapse.facts import depends
+from layercollapse.collapse.lower import lower
 from layercollapse.entropy import EntropyReport
 from layercollapse.errors import LayerCollapseError
 from layercollapse.graph import capture
@@ -116,10 +118,22 @@ class Pruner:
                 layer has not, or the output would become constant. Nothing has changed.
         """
         states = self._states(report)
+        own, guard = {state.name: state.floor for state in states}, _GUARD_DENSITY
         with torch.no_grad():
-            removed, by_weight, raised = self._guarded(states, amount, rule)
-            self._masks.clear(by_weight)
-        return StepResult(removed, by_weight, raised, self.density)
+            while True:
+                removed, by_weight, raised = self._guarded(states, amount, rule)
+                restore = self._masks.clear(by_weight)
+                if depends(lower(self.capture, self.model)):
+                    raised |= {state.name: state.floor for state in states if state.floor > own[state.name]}
+                    return StepResult(removed, by_weight, raised, self.density)
+                # Every layer has weights left, and yet no path of them leads from the input to the output.
+                restore()
+                if not isinstance(rule, str) or guard >= 1:
+                    raise LayerCollapseError(
+                        "amount: expected a step after which the output still depends on the input, got one after "
+                        f"which no path of weights leads from one to the other, with {_taken(removed)} removed"
+                    )
+                states, guard = self._thicker(states, guard), 2 * guard
 
     def apply(self) -> None:
         """Set the pruned weights to zero again, as after an optimizer step; `attach` does it by itself."""
@@ -240,8 +254,21 @@ class Pruner:
                 fatal.append(state.name)
         return fatal
 
+    def _thicker(self, states: Sequence[LayerState], density: float) -> list[LayerState]:
+        """The states with floors of a share of the weights for the sites that the output cannot do without."""
+        thicker = []
+        for state in states:
+            needed = self._floor.get(state.name) != 0 and not self._depends(set(self.layers[state.name]))
+            floor = min(state.kept, math.ceil(density * state.numel)) if needed else 0
+            thicker.append(replace(state, floor=max(state.floor, floor)))
+        return thicker
+
     def _depends(self, dead: set[str]) -> bool:
         return self.capture.depends({alias for name in dead for alias in self._aliases[name]})
+
+
+def _taken(removed: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} weights of {site}" for site, count in removed.items() if count)
 
 
 def _checked_floor(floor: int | Mapping[str, int] | None, layers: Mapping[str, Any]) -> dict[str, int]:

@@ -411,3 +411,35 @@ def test_inputs_that_do_not_fit() -> None:
             lc.collapse(model, x, None, data=data)
     assert lc.collapse(model, x, None, data={"input": x}).samples == 2
     assert lc.collapse(model, x, None, data=iter([x, x])).samples == 4
+
+
+def test_a_site_before_a_dead_layer_is_gone_and_said_to_be() -> None:
+    torch.manual_seed(0)
+    first = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    first[2].weight.data.zero_()
+    x = torch.randn(32, 3)
+    report = report_on(first, x)
+    assert report["1"].mixed
+    result = lc.collapse(first, x, report)
+    assert [(site.status, site.guarantee) for site in result.sites] == [("collapsed", "exact")] * 2
+    assert "nothing that the outputs need reads it" in result.sites[0].reason
+
+
+class Pooled(nn.Module):
+    """A constant map plus a pooled one: what looks alike for one pixel differs for more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv2d(3, 3, 1) for _ in range(3))
+        self.b.weight.data.zero_()
+
+    def forward(self, x):
+        h = torch.relu(self.a(x))
+        return self.c(torch.relu(self.b(h) + F.adaptive_avg_pool2d(h, 1)))
+
+
+def test_an_example_of_one_pixel_does_not_hide_a_broadcast() -> None:
+    model = Pooled()
+    result = lc.collapse(model, torch.randn(2, 3, 1, 1), None)
+    x = torch.randn(2, 3, 4, 5)
+    torch.testing.assert_close(result.model(x), model(x))

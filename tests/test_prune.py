@@ -182,8 +182,12 @@ def test_a_shared_weight_is_pruned_once_and_an_output_layer_never():
     pruner = Pruner(model, x)
     assert pruner.layers == {"forward": ("a.weight",)}
     result = pruner.step(measure(model, x), 1.0)
-    assert result.floors == {"forward": 1}
-    assert result.removed == {"forward": 15}
+    # One weight would do for a layer, but not for the same one twice: it must lead back to where it came from.
+    floor = result.floors["forward"]
+    assert result.removed == {"forward": 16 - floor}
+    kept = model.a.weight != 0
+    assert bool((kept.float() @ kept.float()).any())
+    assert floor <= 6
 
 
 # --- staying at zero --------------------------------------------------------------------------------------
@@ -454,3 +458,35 @@ def test_nothing_to_attach_to_and_nothing_to_prune():
         residual()[1].attach([])
     with pytest.raises(LayerCollapseError, match="expected weights that feed a rectifier"):
         Pruner(nn.Sequential(nn.ReLU(), nn.Linear(3, 3)), torch.randn(2, 3))
+
+
+def crossed() -> nn.Module:
+    """Half of the weights can go so that every layer keeps some and no path is left."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
+    model[0].weight.data = torch.tensor([[5.0, 5.0], [0.1, 0.1]])
+    model[2].weight.data = torch.tensor([[0.1, 5.0], [0.1, 5.0]])
+    for layer in (model[0], model[2]):
+        layer.bias.data.fill_(0.5)
+    return model
+
+
+def test_a_step_that_leaves_no_path_is_taken_back():
+    model, x = crossed(), torch.randn(64, 2)
+    with torch.no_grad(), EntropyProbe(model) as probe:
+        model(x)
+    pruner = Pruner(model, x)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    masks = pruner.state_dict()
+
+    def half(layers, amount):
+        return {layer.name: 2 for layer in layers}
+
+    with pytest.raises(LayerCollapseError, match=r"no path of weights leads.* 2 weights of 1, 2 weights of 3"):
+        pruner.step(probe.report(), amount=0.5, rule=half)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(torch.equal(value, masks[name]) for name, value in pruner.state_dict().items())
+    assert pruner.density == 1.0
+    result = pruner.step(probe.report(), amount=0.5, rule="uniform")  # our own rules keep more instead
+    assert set(result.floors) == {"1", "3"}
+    with torch.no_grad():
+        assert float(model(10 * x).std()) > 0

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from layercollapse.collapse.bounds import Box
 from layercollapse.collapse.clock import Clock
 from layercollapse.collapse.cost import Summary, captured_depth, net_depth, summarize
-from layercollapse.collapse.decide import Candidate, candidates, entropies, why_kept
+from layercollapse.collapse.decide import GUARANTEES, Candidate, candidates, entropies, why_kept
 from layercollapse.collapse.emit import emit
-from layercollapse.collapse.linearize import linearize
+from layercollapse.collapse.linearize import bending_sites, linearize
 from layercollapse.collapse.lower import lower
 from layercollapse.collapse.result import CollapseResult, SiteResult
 from layercollapse.collapse.rules import simplify
@@ -99,7 +99,9 @@ def collapse(
     batches = [(example_inputs,)] if data is None else data
     if isinstance(batches, Iterator):
         batches = list(batches)  # an iterator would be empty at the second comparison
-    found = candidates(captured, lower(captured, model), report, box)
+    net = lower(captured, model)
+    read = bending_sites(net)
+    found = candidates(captured, net, report, box)
 
     parameter = next(model.parameters(), None)
     clock = Clock(torch.device("cpu") if parameter is None else parameter.device) if cost == "latency" else None
@@ -118,6 +120,11 @@ def collapse(
         if site.name in found and site.name not in missed:
             one = found[site.name]
             sites.append(SiteResult(site.name, site.kind, "collapsed", one.guarantee, one.reason))
+        elif site.name in read and site.name not in best.bending:
+            reason = "nothing that the outputs need reads it once other sites have collapsed"
+            used = [found[name].guarantee for name in found if name not in missed]
+            weakest = max(used, key=GUARANTEES.index, default="exact")
+            sites.append(SiteResult(site.name, site.kind, "collapsed", weakest, reason))
         else:
             reason = why_kept(site, layers.get(site.name), missed.get(site.name))
             sites.append(SiteResult(site.name, site.kind, "kept", "", reason))
@@ -141,6 +148,7 @@ class _Attempt:
     agreement: Agreement
     model: nn.Module
     depth: int
+    bending: set[str]
     kept: Mapping[tuple[str, str], str]
 
 
@@ -155,10 +163,10 @@ def _attempt(
     net.clock = clock
     linearize(net, states)
     simplify(net)
-    depth = net_depth(net)
+    depth, bending = net_depth(net), bending_sites(net)
     parameter = next(model.parameters(), None)
     emitted = emit(net, torch.device("cpu") if parameter is None else parameter.device)
-    return _Attempt(compare(model, emitted, data), emitted, depth, net.kept)
+    return _Attempt(compare(model, emitted, data), emitted, depth, bending, net.kept)
 
 
 def _within(

@@ -6,7 +6,8 @@ alone: a rectifier gives nothing below its lower bend, a sum of non-negative ter
 
 Sound in floating point: the network computes every sum of n products as Σ tᵢ(1 + δᵢ) with |δᵢ| ≤ γ = nu / (1 − nu), u
 the unit roundoff of the layer's dtype, in whatever order it adds; each endpoint is moved outward by γ Σ |tᵢ|, tᵢ the
-terms of that endpoint. This holds for batch norms as one scale and one shift, which is how the net evaluates them.
+terms of that endpoint (sums without a layer, and averages, as float32). This holds for batch norms as one scale and one
+shift, which is how the net evaluates them, and not for arithmetic of less precision than the dtype's, such as TF32.
 """
 
 from __future__ import annotations

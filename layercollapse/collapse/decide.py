@@ -16,6 +16,8 @@ from layercollapse.counts import EntropyReport, LayerEntropy
 from layercollapse.errors import LayerCollapseError
 from layercollapse.graph import Capture, Site
 
+GUARANTEES = ("exact", "certified", "empirical", "approximate")  # the strongest first
+
 
 @dataclass(frozen=True)
 class Candidate:

@@ -13,6 +13,7 @@ from torch import Tensor, fx
 
 from layercollapse.collapse.carry import carry
 from layercollapse.collapse.ir import Affine, Field, Net, Op, Rectify, Scale, operands, source
+from layercollapse.nodes import SHAPE_ONLY, packet
 
 aten = torch.ops.aten
 
@@ -83,6 +84,49 @@ def _affine(op: Affine, value: Tensor | None) -> Tensor | None:
     if value is not None:
         out += weight.sum(2) @ value.nan_to_num(0.0)
     return out.masked_fill(unknown, torch.nan)
+
+
+def depends(net: Net) -> bool:
+    """Whether any output depends on an input, followed channel by channel through the weights that are not zero."""
+    reached: dict[fx.Node, Tensor | bool] = {}  # bool (C,) for a record and what carries its channels on
+    dims: dict[fx.Node, int] = {}
+    for node in net.graph.nodes:
+        op, pair = net.op(node), operands(node)
+        first = node.args[0] if node.args else None
+        if node.op == "output":
+            return any(_any(reached[x]) for x in node.all_input_nodes)
+        if op is not None:
+            dims[node] = op.channel_dim
+            value = reached[source(node)]
+            same = isinstance(value, Tensor) and dims.get(source(node)) == op.channel_dim
+            reached[node] = _through(op, value if same else _any(value))
+        elif pair is not None and all(isinstance(reached[x], Tensor) for x in pair) and dims[pair[0]] == dims[pair[1]]:
+            reached[node], dims[node] = reached[pair[0]] | reached[pair[1]], dims[pair[0]]
+        elif isinstance(first, fx.Node) and first in dims and (place := carry(node, dims[first])) is not None:
+            value = reached[first]
+            dims[node] = place[0]
+            reached[node] = value.repeat_interleave(place[1]) if isinstance(value, Tensor) else value
+        elif packet(node) in SHAPE_ONLY:
+            reached[node] = False
+        else:
+            reached[node] = node.op == "placeholder" or any(_any(reached[x]) for x in node.all_input_nodes)
+    raise AssertionError("a graph ends with its output")
+
+
+def _any(reached: Tensor | bool) -> bool:
+    return bool(reached.any()) if isinstance(reached, Tensor) else reached
+
+
+def _through(op: Op, reached: Tensor | bool) -> Tensor | bool:
+    """The channels of a record's output that depend on the inputs, given those of its input."""
+    if isinstance(op, Field):
+        return torch.zeros(len(op.bias), dtype=torch.bool)
+    if isinstance(op, Affine):
+        read = op.dense().flatten(2).ne(0).any(2) if op.window.kernel else op.dense().ne(0)  # (O, I)
+        return (read & reached).any(1)
+    if isinstance(op, Scale):
+        return op.scale.ne(0) & reached
+    return reached
 
 
 def rectified(op: Rectify, value: Tensor) -> Tensor:

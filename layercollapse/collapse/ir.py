@@ -14,10 +14,20 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch import Tensor, fx
 
-from layercollapse.errors import LayerCollapseError
 from layercollapse.nodes import packet
 
 aten = torch.ops.aten
+
+_ONE_PIXEL = {
+    aten.adaptive_avg_pool1d,
+    aten.adaptive_avg_pool2d,
+    aten.adaptive_avg_pool3d,
+    aten.adaptive_max_pool1d,
+    aten.adaptive_max_pool2d,
+    aten.adaptive_max_pool3d,
+    aten.mean,
+    aten.amax,
+}
 
 
 @dataclass(frozen=True)
@@ -276,16 +286,26 @@ def sole_user(node: fx.Node) -> fx.Node | None:
 
 
 def operands(node: Any) -> tuple[fx.Node, fx.Node] | None:
-    """The two tensors of an elementwise sum ``a + b``, or None."""
+    """The two tensors of an elementwise sum ``a + b`` of one shape, or None."""
     if packet(node) is not aten.add or node.kwargs.get("alpha", 1) != 1:
         return None
     a, b = node.args[:2]
     if not (isinstance(a, fx.Node) and isinstance(b, fx.Node)) or a.meta.get("shape") is None:
         return None
-    return (a, b) if b.meta.get("shape") == a.meta["shape"] == node.meta.get("shape") else None
+    if not b.meta.get("shape") == a.meta["shape"] == node.meta.get("shape"):
+        return None
+    # Example maps of one pixel have the shape of pooled ones, which larger inputs broadcast.
+    one_pixel = len(shape(a)) > 2 and set(shape(a)[2:]) == {1}
+    return None if one_pixel and _pooled(a) != _pooled(b) else (a, b)
 
 
-def check(condition: bool, message: str) -> None:
-    """Raise a LayerCollapseError unless the condition holds."""
-    if not condition:
-        raise LayerCollapseError(message)
+def _pooled(node: fx.Node) -> bool:
+    """Whether a node's map has one pixel for inputs of every size."""
+    while node.op != "placeholder":
+        if packet(node) in _ONE_PIXEL:
+            return True
+        reads = [source for source in node.all_input_nodes if source.op != "get_attr"]
+        if len(reads) != 1:
+            return False
+        node = reads[0]
+    return False
