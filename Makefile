@@ -6,6 +6,10 @@ VENV   ?= .venv
 TORCH  ?= torch==2.13.0
 ARGS   ?=
 
+# Whether to build the CUDA kernels: the CPU build of torch has no use for them, and nvcc takes a minute.
+CUDA   ?= $(if $(filter torch==2.13.0,$(TORCH)),0,auto)
+export LAYERCOLLAPSE_CUDA ?= $(CUDA)
+
 BIN := $(VENV)/bin
 # --no-compile: compiling all of torch to bytecode takes half a minute, and Python compiles what it imports by itself.
 INSTALL := $(BIN)/pip install --quiet --no-compile
@@ -45,7 +49,7 @@ clean:           ## remove the virtual environment and everything built
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-SOURCES := pyproject.toml setup.py $(wildcard csrc/*)
+SOURCES := pyproject.toml setup.py $(wildcard csrc/*.* csrc/cuda/* csrc/python/*.py)
 
 $(VENV)/.run: $(BIN)/python $(SOURCES)
 	$(INSTALL) "$(TORCH)" --editable '.[run]'
