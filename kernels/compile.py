@@ -3,7 +3,7 @@
     python -m layercollapse.kernels.compile --arch 80 90 100
 
 Columns: registers per thread, bytes of shared memory per program, bytes of local memory per thread (spills), bytes of
-code. The exit status is 1 if a kernel spills.
+code. The exit status is 1 if a kernel spills more than SPILLS_ALLOWED.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
-from layercollapse.kernels import masked_topk as topk
-from layercollapse.kernels import sign_histogram as signs
-from layercollapse.kernels import sign_layout
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from layercollapse.kernels import masked_topk as topk
+from layercollapse.kernels import sign_histogram as signs
+from layercollapse.kernels import sign_layout
+
 ARCHITECTURES = (80, 90, 100)
+SPILLS_ALLOWED = 8  # bytes: one value, which ptxas for sm_80 sometimes puts aside for the sake of occupancy
 
 
 class Variant(NamedTuple):
@@ -90,7 +92,7 @@ def resources(cubin: bytes) -> dict[str, int]:
 
 
 def main() -> int:
-    """Compile and print; return the number of kernels that spill, at most 1."""
+    """Compile and print; return whether a kernel spills too much."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", type=int, nargs="+", default=list(ARCHITECTURES), help="80 90 100")
     parser.add_argument("--exactly", nargs="+", help="only the kernels of these names")
@@ -104,7 +106,7 @@ def main() -> int:
             compiled = compile_variant(variant, arch)
             use = resources(compiled.asm["cubin"])
             spills = use["STACK"] + use["LOCAL"]
-            spilled |= spills > 0
+            spilled |= spills > SPILLS_ALLOWED
             print(
                 f"{variant.name:40} sm_{arch:<3} {use['REG']:5} {compiled.metadata.shared:7} {spills:6} "
                 f"{len(compiled.asm['cubin']):7}",

@@ -10,6 +10,8 @@ from functools import cache
 from importlib.util import find_spec
 
 import torch
+from torch import Tensor
+
 from layercollapse.kernels.bits import FLOAT_TYPES, VECTOR, upper_bits
 from layercollapse.kernels.launch import on_device_of, program_count
 from layercollapse.kernels.sign_layout import (
@@ -23,7 +25,6 @@ from layercollapse.kernels.sign_layout import (
 )
 from layercollapse.kernels.topk_call import Scratch, masked_topk_with
 from layercollapse.kernels.topk_plan import WIDE, Plan
-from torch import Tensor
 
 # A library that runs the same kernels on the CPU, made by tests/test_cuda.py.
 EMULATED = "LAYERCOLLAPSE_CUDA_EMULATED"

@@ -21,9 +21,10 @@ from collections.abc import Sequence
 
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from layercollapse.kernels.topk_call import KEPT_IN_GROUP, NAN, Scratch, masked_topk_with
 from layercollapse.kernels.topk_plan import BINS, FIELDS, SAMPLE, Plan
-from torch import Tensor
 
 TILE, TILE_STRIDED = 256, 64  # bytes of mask, of 8 entries each, that a program reads at once
 PART = 1024  # entries that a program draws

@@ -9,8 +9,9 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from layercollapse.kernels.launch import capturing
 from torch import Tensor
+
+from layercollapse.kernels.launch import capturing
 
 if TYPE_CHECKING:
     from layercollapse.backends import Backend

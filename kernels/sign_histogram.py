@@ -21,11 +21,12 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from layercollapse.kernels import sign_layout
 from layercollapse.kernels.bits import FLOAT_TYPES, VECTOR, upper_bits
 from layercollapse.kernels.launch import on_device_of, program_count
 from layercollapse.kernels.sign_layout import Columns, Part, Runs, Strided, columns_grid, plan, runs_grid, strided_grid
-from torch import Tensor
 
 
 @triton.jit

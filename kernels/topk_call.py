@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from layercollapse.kernels.launch import capturing, on_device_of
-from layercollapse.kernels.topk_plan import BINS, FIELDS, SAMPLE, Plan, plan_for
 from torch import Tensor
 
 from layercollapse._checks import nan_error, too_many_error
+from layercollapse.kernels.launch import capturing, on_device_of
+from layercollapse.kernels.topk_plan import BINS, FIELDS, SAMPLE, Plan, plan_for
 
 KEPT_IN_GROUP, NAN = 5, 2  # columns of Scratch.state and Scratch.result
 

@@ -19,11 +19,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from layercollapse.kernels.bits import FLOAT_TYPES, VECTOR, Dim, coalesce
-from layercollapse.kernels.launch import capturing, program_count
 from torch import Tensor
 
 from layercollapse.errors import LayerCollapseError
+from layercollapse.kernels.bits import FLOAT_TYPES, VECTOR, Dim, coalesce
+from layercollapse.kernels.launch import capturing, program_count
 
 FIELDS = 8
 SAMPLE = 16384  # entries drawn from each group

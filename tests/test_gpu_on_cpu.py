@@ -32,16 +32,16 @@ def library(tmp_path_factory):
     if compiler is None or sys.platform != "linux":
         pytest.skip("needs GCC on Linux")
     target = tmp_path_factory.mktemp("cuda") / "emulated.so"
-    flags = ["-std=c++20", "-O2", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-shared", "-fPIC", "-U_FORTIFY_SOURCE"]
-    run(compiler, *flags, "-x", "c++", *map(str, sorted(SOURCES.glob("*.cu"))), "-o", str(target))
+    flags = ["-std=c++20", "-O2", "-shared", "-fPIC", "-U_FORTIFY_SOURCE"]  # whose longjmp knows of no fibers
+    warnings = ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
+    run(compiler, *flags, *warnings, "-x", "c++", *map(str, sorted(SOURCES.glob("*.cu"))), "-o", str(target))
     return target
 
 
 def test_cuda_kernels_on_the_cpu(library):
-    # test_ops too: errors that change nothing, torch.compile and opcheck, whichever backend runs
+    # test_ops too: errors that change nothing, torch.compile and opcheck
     files = [str(ROOT / "tests" / name) for name in ("test_gpu.py", "test_ops.py")]
-    summary = pytest_of(*files, "-k", "cuda or not reference and not cpu", LAYERCOLLAPSE_CUDA_EMULATED=str(library))
-    assert "passed" in summary
+    assert "passed" in pytest_of(*files, "-k", "cuda", LAYERCOLLAPSE_CUDA_EMULATED=str(library))
 
 
 def test_triton_kernels_in_the_interpreter():
