@@ -37,10 +37,11 @@ def _tally(
     """Count one tile of words, as if none was NaN; bits SIGN of suspect tell where one was."""
     magnitude = word & MAGNITUDE
     nonzero = magnitude + MAGNITUDE
+    inverse = word ^ 0xFFFFFFFF  # ~word, which the interpreter of Triton 3.6 cannot take of unsigned values
     negative += (nonzero & word & SIGN) >> SHIFT
-    positive += (nonzero & ~word & SIGN) >> SHIFT
+    positive += (nonzero & inverse & SIGN) >> SHIFT
     if UPPER:
-        above += ((magnitude + upper_gap) & ~word & SIGN) >> SHIFT
+        above += ((magnitude + upper_gap) & inverse & SIGN) >> SHIFT
     suspect |= magnitude + nan_gap
     return negative, positive, above, suspect
 
@@ -51,7 +52,7 @@ def _tally_nan(
 ):  # fmt: skip
     """Count the NaNs of one tile by their sign bit."""
     nan = ((word & MAGNITUDE) + nan_gap) & SIGN
-    return negative + ((nan & word) >> SHIFT), positive + ((nan & ~word) >> SHIFT)
+    return negative + ((nan & word) >> SHIFT), positive + ((nan & (word ^ 0xFFFFFFFF)) >> SHIFT)
 
 
 @triton.jit

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -45,7 +46,9 @@ def test_cuda_kernels_on_the_cpu(library):
 
 
 def test_triton_kernels_in_the_interpreter():
-    pytest.importorskip("triton")
+    triton = pytest.importorskip("triton")
+    if triton.__version__.startswith("3.6.") and np.lib.NumpyVersion(np.__version__) >= "2.4.0":
+        pytest.skip("the interpreter of Triton 3.6 takes int() of arrays, which NumPy 2.4 refuses")
     assert "passed" in pytest_of(str(ROOT / "tests" / "test_gpu.py"), TRITON_INTERPRET="1")
 
 
