@@ -310,8 +310,8 @@ def measure(bench: Bench) -> None:
     bench.case("ceilings", lambda: ceilings(bench))
 
     def signs(megabytes: int, dtype: torch.dtype, layout: str) -> None:
-        name = f"sign_histogram {megabytes} MB {dtype} {layout}"
-        bench.case(name, lambda: sign_rows(bench, megabytes * MB // scale, dtype, layout))
+        size = megabytes * MB // scale
+        bench.case(f"sign_histogram {size / MB:g} MB {dtype} {layout}", lambda: sign_rows(bench, size, dtype, layout))
 
     def topk(
         entries: int,
@@ -322,10 +322,9 @@ def measure(bench: Bench) -> None:
         tensors: int = 1,
         peers: bool = False,
     ) -> None:
+        entries = max(64, entries // scale)
         name = f"masked_topk_ {entries / 1e6:g}M {dtype} k={share:g} {data} in {tensors}"
-        bench.case(
-            name, lambda: topk_rows(bench, max(64, entries // scale), dtype, share, data, tensors=tensors, peers=peers)
-        )
+        bench.case(name, lambda: topk_rows(bench, entries, dtype, share, data, tensors=tensors, peers=peers))
 
     half, single = torch.bfloat16, torch.float32
     for layout in LAYOUTS:
