@@ -25,7 +25,7 @@ SIZES = [10_000, 100_000, 1_000_000, 10_000_000]
 
 
 def draw(rows, path):
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(11, 5.5), sharey=True, layout="constrained")
     for axis, op in zip(axes, ("sign_histogram", "masked_topk_"), strict=True):
         lines = {}
         for row in rows:
@@ -47,7 +47,9 @@ def draw(rows, path):
             )
         axis.axhline(1, color="black", lw=0.8)
         axis.set(title=op, xlabel="entries", xscale="log", yscale="log")
-        axis.legend(fontsize=7)
+        axis.legend(
+            fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.16)
+        )  # outside: lines go everywhere
     axes[0].set_ylabel("time / time of touching the same bytes")
     figure.savefig(path, dpi=130)
 
