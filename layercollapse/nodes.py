@@ -12,6 +12,12 @@ from layercollapse import rectifiers
 
 aten = torch.ops.aten
 
+
+def by_dims(*kinds: str) -> set[Any]:
+    """The aten operations of some kinds for one, two and three spatial dimensions: `max_pool1d` to `max_pool3d`."""
+    return {getattr(aten, f"{kind}{dims}d") for kind in kinds for dims in (1, 2, 3)}
+
+
 # Operations with a weight: packet -> (position of the input, position of the weight, the input's channel dim of
 # the output). matmul and friends count when the second operand is a parameter.
 WEIGHTED: dict[Any, tuple[int, int, int]] = {
@@ -35,11 +41,13 @@ FIRST_DIM = {
     aten.instance_norm,
 }
 # Operations that keep the channel dimension though they change the shape.
-RESIZING = {
-    getattr(aten, f"{kind}{dims}d")
-    for dims in (1, 2, 3)
-    for kind in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "upsample_nearest")
-} | {aten.cat, aten.pad, aten.constant_pad_nd, aten.upsample_linear1d, aten.upsample_bilinear2d}
+RESIZING = by_dims("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "upsample_nearest") | {
+    aten.cat,
+    aten.pad,
+    aten.constant_pad_nd,
+    aten.upsample_linear1d,
+    aten.upsample_bilinear2d,
+}
 # Weightless operations that pass an affine function on.
 AFFINE = {
     aten.batch_norm,

@@ -8,27 +8,12 @@ import torch
 from torch import fx
 
 from layercollapse.collapse.ir import shape
-from layercollapse.nodes import packet
+from layercollapse.nodes import by_dims, packet
 
 aten = torch.ops.aten
 
-MAXIMA = {
-    aten.max_pool1d,
-    aten.max_pool2d,
-    aten.max_pool3d,
-    aten.adaptive_max_pool1d,
-    aten.adaptive_max_pool2d,
-    aten.adaptive_max_pool3d,
-}
-AVERAGES = {
-    aten.avg_pool1d,
-    aten.avg_pool2d,
-    aten.avg_pool3d,
-    aten.adaptive_avg_pool1d,
-    aten.adaptive_avg_pool2d,
-    aten.adaptive_avg_pool3d,
-    aten.mean,
-}
+MAXIMA = by_dims("max_pool", "adaptive_max_pool")
+AVERAGES = by_dims("avg_pool", "adaptive_avg_pool") | {aten.mean}
 VIEWS = {aten.view, aten.reshape, aten._unsafe_view}
 _SAME = {aten.contiguous, aten.clone}
 

@@ -14,20 +14,11 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch import Tensor, fx
 
-from layercollapse.nodes import packet
+from layercollapse.nodes import by_dims, packet
 
 aten = torch.ops.aten
 
-_ONE_PIXEL = {
-    aten.adaptive_avg_pool1d,
-    aten.adaptive_avg_pool2d,
-    aten.adaptive_avg_pool3d,
-    aten.adaptive_max_pool1d,
-    aten.adaptive_max_pool2d,
-    aten.adaptive_max_pool3d,
-    aten.mean,
-    aten.amax,
-}
+_ONE_PIXEL = by_dims("adaptive_avg_pool", "adaptive_max_pool") | {aten.mean, aten.amax}
 
 
 @dataclass(frozen=True)
