@@ -282,6 +282,16 @@ def agrees(model: nn.Module, *x: torch.Tensor, tolerance: float = 1e-5) -> lc.Co
     return result
 
 
+def agrees_exactly(model: nn.Module, x: torch.Tensor) -> lc.CollapseResult:
+    """Collapse without a report, and compare in float64, also for another batch."""
+    result = lc.collapse(model.eval(), x, None, cost="macs")
+    for batch in (x, torch.cat([x, -2 * x, 3 * x])):
+        torch.testing.assert_close(result.model(batch), model(batch), atol=1e-10, rtol=1e-10)
+    assert result.after.macs <= result.before.macs
+    assert result.after.parameters <= result.before.parameters
+    return result
+
+
 @pytest.mark.parametrize(("length", "features"), [(8, 8), (7, 5)])
 def test_a_batch_norm_over_positions_stays_apart_from_a_linear_layer(length: int, features: int) -> None:
     torch.manual_seed(0)
@@ -443,3 +453,63 @@ def test_an_example_of_one_pixel_does_not_hide_a_broadcast() -> None:
     result = lc.collapse(model, torch.randn(2, 3, 1, 1), None)
     x = torch.randn(2, 3, 4, 5)
     torch.testing.assert_close(result.model(x), model(x))
+
+
+NUMBERS = {
+    "product": lambda x: 2 * x,
+    "quotient": lambda x: x / 3,
+    "sum": lambda x: x + 0.5,
+    "difference": lambda x: x - 0.5,
+    "reversed difference": lambda x: 1 - x,
+    "negative": lambda x: -x,
+    "alpha": lambda x: torch.sub(x, 0.25, alpha=3),
+    "several": lambda x: 1 - (2 * x + 3) / 4,
+}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_join_the_layers_beside_them(name: str) -> None:
+    torch.manual_seed(0)
+    function = NUMBERS[name]
+    model = Model(lambda m, x: m.b(function(m.a(function(x)))), a=nn.Linear(3, 4), b=nn.Conv1d(5, 2, 1)).double()
+    result = agrees_exactly(model, torch.randn(2, 5, 3).double())
+    assert not any(node.op == "call_function" for node in result.model.graph.nodes)
+    # What no layer can take stays arithmetic with numbers.
+    left = agrees_exactly(
+        Model(lambda m, x: torch.softmax(function(m.a(torch.relu(function(x)))), 1), a=nn.Softmax(1)),
+        torch.randn(2, 5).double(),
+    )
+    assert left.after.parameters == 0
+
+
+@pytest.mark.parametrize("sign", [-1, 0.5])
+def test_differences_and_weighted_sums_of_tensors_merge_like_sums(sign: float) -> None:
+    torch.manual_seed(0)
+
+    def forward(m, x):
+        return m.b(torch.sub(m.a(x), x, alpha=-sign) if sign > 0 else x - m.a(x))
+
+    model = Model(forward, a=nn.Conv2d(3, 3, 3, padding=1), b=nn.Conv2d(3, 2, 1)).double()
+    result = agrees_exactly(model, torch.randn(2, 3, 5, 6).double())
+    assert [type(m) for m in result.model.modules()][1:] == [nn.Conv2d]
+
+
+def test_a_difference_that_stays_is_one_operation() -> None:
+    model = Model(lambda m, x: torch.relu(x) - torch.relu(-x) * 0.5, a=nn.ReLU())
+    result = lc.collapse(model, torch.randn(2, 5), None)
+    called = [node.target for node in result.model.graph.nodes if node.op == "call_function"]
+    assert called.count(torch.ops.aten.add.Tensor) == 1
+    assert result.after.parameters == 0
+
+
+def test_a_parameter_of_one_element_stays_one() -> None:
+    class Gate(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.gate = nn.Linear(3, 3), nn.Parameter(torch.tensor([0.5]))
+
+        def forward(self, x):
+            return torch.softmax(self.gate * torch.relu(self.a(x)), 1)
+
+    result = agrees_exactly(Gate().double(), torch.randn(2, 5, 3).double())
+    assert sorted(p.numel() for p in result.model.parameters()) == [1, 3, 9]

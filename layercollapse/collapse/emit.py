@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from layercollapse.collapse.elementwise import restore_numbers
 from layercollapse.collapse.ir import Affine, Field, Net, Op, Rectify, Scale, Window, source
 from layercollapse.collapse.lower import identifier
 from layercollapse.collapse.modules import ChannelAffine, ConstantMap
@@ -39,6 +40,7 @@ def emit(net: Net, device: torch.device | None = None) -> fx.GraphModule:
         Layers that shared their parameters (a module called twice, tied weights) and did not change share them again.
     """
     _split_planes(net)
+    restore_numbers(net)
     modules: dict[str, Any] = {}
     shared: dict[str, nn.Parameter] = {}
     for node in list(net.graph.nodes):
@@ -109,8 +111,11 @@ def build(op: Op, device: torch.device | None) -> nn.Module:
     if isinstance(op, Affine):
         return _affine(op, device)
     if isinstance(op, Scale):
-        module: nn.Module = ChannelAffine(len(op.scale), op.channel_dim, scaled=not op.shifts_only)
-        return _filled(module, op.dtype, device, scale=None if op.shifts_only else op.scale, shift=op.shift)
+        channels = len(op.scale) if op.uniform is None else 1
+        scale = None if op.shifts_only else op.scale[:channels]
+        shift = None if op.scales_only else op.shift[:channels]
+        module: nn.Module = ChannelAffine(channels, op.channel_dim, scale is not None, shift is not None)
+        return _filled(module, op.dtype, device, scale=scale, shift=shift)
     if isinstance(op, Field):
         windows = [_plain(window) for window in (*op.before, op.window) if window.kernel]
         module = ConstantMap(len(op.bias), windows, bordered=op.plane is not None)

@@ -55,7 +55,9 @@ def _after(op: object, scale: Scale) -> Affine | Field | Scale | None:
     if isinstance(op, Field):
         plane = None if op.plane is None else op.plane * _rows(scale.scale, op.plane)
         return replace(op, bias=op.bias * scale.scale + scale.shift, plane=plane)
-    return replace(op, scale=op.scale * scale.scale, shift=op.shift * scale.scale + scale.shift)
+    uniform = "parameter" if op.uniform and scale.uniform else None
+    uniform = op.uniform if op.uniform == scale.uniform else uniform
+    return replace(op, scale=op.scale * scale.scale, shift=op.shift * scale.scale + scale.shift, uniform=uniform)
 
 
 def fold_scales_down(net: Net) -> bool:

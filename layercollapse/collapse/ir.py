@@ -110,12 +110,15 @@ class Scale:
         shift: float64, (C,).
         channel_dim: 1 for (N, C, *spatial), -1 for (N, *, C).
         dtype: what the layer is emitted in.
+        uniform: where a scale with one value for all channels came from, so that it stays one: ``"number"`` in the
+            code, or ``"parameter"`` with one element; None for one value per channel.
     """
 
     scale: Tensor
     shift: Tensor
     channel_dim: int
     dtype: torch.dtype
+    uniform: str | None = None
 
     @property
     def identity(self) -> bool:
@@ -124,6 +127,10 @@ class Scale:
     @property
     def shifts_only(self) -> bool:
         return bool(self.scale.eq(1).all())
+
+    @property
+    def scales_only(self) -> bool:
+        return bool(self.shift.eq(0).all())
 
 
 @dataclass(frozen=True)

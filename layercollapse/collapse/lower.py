@@ -13,8 +13,10 @@ import re
 import torch
 from torch import Tensor, fx, nn
 
+from layercollapse.collapse.elementwise import weighted_sum
 from layercollapse.collapse.ir import Affine, Net, Op, Rectify
-from layercollapse.collapse.readers import Model, argument, read
+from layercollapse.collapse.readers import read
+from layercollapse.collapse.reading import Model, argument
 from layercollapse.graph import Capture, channel_dims
 from layercollapse.nodes import module_path, packet
 
@@ -72,17 +74,26 @@ class _Lowering:
         if _nothing(node) or (node.target is operator.getitem and self._is_norm(first)):
             self.new[node] = self._mapped(first)
             return
+        if (total := weighted_sum(node, self.context)) is not None:
+            x, y, scale = total
+            part = self._record(f"{node.name}_part", scale, y)
+            part.meta["shape"] = _shape(y)
+            self._put(node, self.net.graph.call_function(aten.add.Tensor, (self._mapped(x), part)))
+            return
         reading = read(node, self.context)
         if reading is None:
             arguments, keywords = fx.map_arg(node.args, self._mapped), fx.map_arg(node.kwargs, self._mapped)
             self._put(node, self.net.graph.call_function(node.target, arguments, keywords))  # type: ignore[arg-type]
             return
         op, source = reading
-        target = _free(self.net, identifier(_path(node, op, self.model)))
-        self.net.ops[target] = op
-        self._put(node, self.net.graph.call_module(target, (self._mapped(source),)))
+        self._put(node, self._record(identifier(_path(node, op, self.model)), op, source))
         if packet(node) is aten._native_batch_norm_legit_no_training:
             self.new[node].meta["shape"] = self.new[source].meta["shape"]
+
+    def _record(self, path: str, op: Op, source: fx.Node) -> fx.Node:
+        target = _free(self.net, path)
+        self.net.ops[target] = op
+        return self.net.graph.call_module(target, (self._mapped(source),))
 
     def _is_norm(self, node: fx.Node) -> bool:
         """Whether a node was a native batch norm, of whose three results only the first has a meaning here."""

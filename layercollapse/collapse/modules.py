@@ -16,24 +16,27 @@ class ChannelAffine(nn.Module):
         channels: number of channels C.
         channel_dim: 1 for inputs (N, C, *spatial), -1 for (N, *, C).
         scaled: whether there is a scale; otherwise ``y = x + shift``.
+        shifted: whether there is a shift; otherwise ``y = scale * x``.
     """
 
-    def __init__(self, channels: int, channel_dim: int = 1, scaled: bool = True) -> None:
+    def __init__(self, channels: int, channel_dim: int = 1, scaled: bool = True, shifted: bool = True) -> None:
         super().__init__()
         self.channels, self.channel_dim = channels, channel_dim
         self.scale = nn.Parameter(torch.ones(channels)) if scaled else None
-        self.shift = nn.Parameter(torch.zeros(channels))
+        self.shift = nn.Parameter(torch.zeros(channels)) if shifted else None
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, *spatial) or (N, *, C) -> the same."""
         trailing = (1,) * (x.ndim - 2 if self.channel_dim == 1 else 0)
-        shift = self.shift.view(-1, *trailing)
-        if self.scale is None:
-            return x + shift
-        return torch.addcmul(shift, x, self.scale.view(-1, *trailing))
+        shift = None if self.shift is None else self.shift.view(-1, *trailing)
+        scale = None if self.scale is None else self.scale.view(-1, *trailing)
+        if scale is None:
+            return x if shift is None else x + shift
+        return x * scale if shift is None else torch.addcmul(shift, x, scale)
 
     def extra_repr(self) -> str:
-        return f"{self.channels}, channel_dim={self.channel_dim}, scaled={self.scale is not None}"
+        parts = f"scaled={self.scale is not None}, shifted={self.shift is not None}"
+        return f"{self.channels}, channel_dim={self.channel_dim}, {parts}"
 
 
 class _Last(NamedTuple):

@@ -5,41 +5,20 @@ A reader returns the record and the node that it reads, or None to leave the ope
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
+from layercollapse.collapse.elementwise import elementwise
 from layercollapse.collapse.ir import Affine, Op, Rectify, Scale, Window
-from layercollapse.graph import Site
+from layercollapse.collapse.reading import Model, argument, float64, rank
 from layercollapse.nodes import packet
 
 aten = torch.ops.aten
 
 Reading = tuple[Op, fx.Node]
-
-
-@dataclass(frozen=True)
-class Model:
-    """What a reader may look at.
-
-    Attributes:
-        values: placeholder -> the model's tensor.
-        names: placeholder -> its name in the model.
-        sites: node -> rectifier site.
-        dims: node -> channel dimension, where it is known.
-    """
-
-    values: Mapping[str, Tensor]
-    names: Mapping[str, str]
-    sites: Mapping[str, Site]
-    dims: Mapping[fx.Node, int]
-
-    def tensor(self, argument: Any) -> Tensor | None:
-        """The model's tensor that an argument is, or None."""
-        return self.values.get(argument.name) if isinstance(argument, fx.Node) else None
 
 
 def read(node: fx.Node, model: Model) -> Reading | None:
@@ -48,16 +27,6 @@ def read(node: fx.Node, model: Model) -> Reading | None:
         return _rectifier(node, model)
     reader = READERS.get(packet(node))
     return reader(node, model) if reader is not None else None
-
-
-def argument(node: fx.Node, position: int, default: Any = None) -> Any:
-    """A positional argument of a call, or the default."""
-    return node.args[position] if len(node.args) > position else default
-
-
-def rank(node: Any) -> int:
-    """Number of dimensions of a node's tensor."""
-    return node.meta["val"].ndim if isinstance(node, fx.Node) else 0
 
 
 def _convolution(node: fx.Node, model: Model) -> Reading | None:
@@ -114,8 +83,8 @@ def _affine(node: fx.Node, model: Model, window: Window, groups: int) -> Affine 
         return None
     names = model.names
     source = (names[argument(node, 1).name], None if b is None else names[bias.name])
-    shift = torch.zeros(len(w), dtype=torch.float64) if b is None else _float64(b)
-    return Affine(_float64(w), shift, window, groups, w.dtype, source=source)
+    shift = torch.zeros(len(w), dtype=torch.float64) if b is None else float64(b)
+    return Affine(float64(w), shift, window, groups, w.dtype, source=source)
 
 
 def _product(node: fx.Node, model: Model) -> Reading | None:
@@ -127,8 +96,8 @@ def _product(node: fx.Node, model: Model) -> Reading | None:
         return None
     if b is not None and b.shape != w.shape[1:]:
         return None
-    shift = torch.zeros(w.shape[1], dtype=torch.float64) if b is None else _float64(b)
-    return Affine(_float64(w).T.contiguous(), shift, Window(), 1, w.dtype), operands[0]
+    shift = torch.zeros(w.shape[1], dtype=torch.float64) if b is None else float64(b)
+    return Affine(float64(w).T.contiguous(), shift, Window(), 1, w.dtype), operands[0]
 
 
 def _batch_norm(node: fx.Node, model: Model) -> Reading | None:
@@ -140,47 +109,14 @@ def _batch_norm(node: fx.Node, model: Model) -> Reading | None:
     mu, var, g, b = (model.tensor(x) for x in (mean, variance, gamma, beta))
     if training or mu is None or var is None or (g is None) != (gamma is None) or (b is None) != (beta is None):
         return None
-    scale = (_float64(var) + float(eps)).rsqrt()
+    scale = (float64(var) + float(eps)).rsqrt()
     if g is not None:
-        scale = scale * _float64(g)
-    shift = -_float64(mu) * scale
+        scale = scale * float64(g)
+    shift = -float64(mu) * scale
     if b is not None:
-        shift = shift + _float64(b)
+        shift = shift + float64(b)
     # In a model of half precision a batch norm may keep float32 parameters, and still gives what it gets.
     return Scale(scale, shift, -1 if rank(source) == 2 else 1, source.meta["val"].dtype), source
-
-
-def _elementwise(node: fx.Node, model: Model) -> Reading | None:
-    """A product, quotient, sum or difference with a tensor of the model that has one value per channel."""
-    called = packet(node)
-    a, b = argument(node, 0), argument(node, 1)
-    if node.kwargs or not isinstance(a, fx.Node) or not isinstance(b, fx.Node):
-        return None
-    swapped = model.tensor(a) is not None
-    source, value = (b, model.tensor(a)) if swapped else (a, model.tensor(b))
-    if value is None or not value.is_floating_point() or source not in model.dims or rank(source) != rank(node):
-        return None
-    if source.meta["val"].dtype != node.meta["val"].dtype:
-        return None  # the tensor also changes the dtype
-    size = source.meta["val"].shape
-    shape = (1,) * (len(size) - value.ndim) + tuple(value.shape)
-    dim = 1 if model.dims[source] == 1 and len(size) > 2 else -1
-    channels = shape[dim]
-    if len(shape) != len(size) or channels != size[dim] or value.numel() != channels:
-        return None
-    v = _float64(value).flatten()
-    ones, zeros = torch.ones_like(v), torch.zeros_like(v)
-    if called is aten.mul:
-        scale, shift = v, zeros
-    elif called is aten.div and not swapped and bool((v != 0).all()):
-        scale, shift = 1 / v, zeros
-    elif called is aten.add:
-        scale, shift = ones, v
-    elif called is aten.sub:
-        scale, shift = (-ones, v) if swapped else (ones, -v)
-    else:
-        return None
-    return Scale(scale, shift, dim, value.dtype), source
 
 
 def _rectifier(node: fx.Node, model: Model) -> Reading | None:
@@ -198,7 +134,7 @@ def _rectifier(node: fx.Node, model: Model) -> Reading | None:
         value = model.tensor(argument(node, 1))
         if value is None or (value.numel() > 1 and dim != (-1 if rank(source) == 2 else 1)):
             return None  # its slopes lie along dimension 1, the neurons along the last
-        slope = _float64(value).flatten().expand(site.channels).clone()
+        slope = float64(value).flatten().expand(site.channels).clone()
     elif site.kind == "hardtanh":
         arguments = {"min_val": site.lower, "max_val": site.upper}
     elif site.kind == "gelu":
@@ -208,11 +144,6 @@ def _rectifier(node: fx.Node, model: Model) -> Reading | None:
         if any(a != 1 for a in node.args[2:]):
             return None  # a SELU written as an ELU with scales
     return Rectify(site.name, site.kind, dim, site.lower, site.upper, slope, arguments, dtype), source
-
-
-def _float64(value: Tensor) -> Tensor:
-    """The algebra runs on the CPU: it is small, and not every accelerator has float64."""
-    return value.detach().cpu().double()
 
 
 def _spread(value: Any, dims: int) -> tuple[int, ...]:
@@ -230,8 +161,10 @@ READERS: dict[Any, Callable[[fx.Node, Model], Reading | None]] = {
     aten.matmul: _product,
     aten.batch_norm: _batch_norm,
     aten._native_batch_norm_legit_no_training: _batch_norm,
-    aten.mul: _elementwise,
-    aten.div: _elementwise,
-    aten.add: _elementwise,
-    aten.sub: _elementwise,
+    aten.mul: elementwise,
+    aten.div: elementwise,
+    aten.add: elementwise,
+    aten.sub: elementwise,
+    aten.rsub: elementwise,
+    aten.neg: elementwise,
 }

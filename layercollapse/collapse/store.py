@@ -53,14 +53,14 @@ _MODULES: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
     "CELU": (nn.CELU, ("alpha",)),
     "SELU": (nn.SELU, ()),
 }
-# Whether an optional tensor of a module exists -> the argument that says so.
+# Module -> its optional tensors -> the argument that says whether each exists.
 _OPTIONAL = {
-    "Conv1d": ("bias", "bias"),
-    "Conv2d": ("bias", "bias"),
-    "Conv3d": ("bias", "bias"),
-    "Linear": ("bias", "bias"),
-    "ChannelAffine": ("scale", "scaled"),
-    "ConstantMap": ("weight", "bordered"),
+    "Conv1d": {"bias": "bias"},
+    "Conv2d": {"bias": "bias"},
+    "Conv3d": {"bias": "bias"},
+    "Linear": {"bias": "bias"},
+    "ChannelAffine": {"scale": "scaled", "shift": "shifted"},
+    "ConstantMap": {"weight": "bordered"},
 }
 _OPERATORS = {
     f"operator.{f.__name__}": f
@@ -160,8 +160,7 @@ def _describe(model: fx.GraphModule) -> dict[str, Any]:
             name = type(module).__name__
             attributes = _MODULES[name][1]
             modules[str(target)] = {"type": name, **{a: getattr(module, a) for a in attributes}}
-            if name in _OPTIONAL:
-                tensor, argument = _OPTIONAL[name]
+            for tensor, argument in _OPTIONAL.get(name, {}).items():
                 modules[str(target)][argument] = getattr(module, tensor) is not None
         nodes.append(
             {
