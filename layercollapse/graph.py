@@ -239,7 +239,7 @@ def export(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> torch.expor
 
         # torch.export treats a dimension of size 1 as constant: a batch of one is shown as a batch of two.
         two = pytree.tree_map(lambda x: torch.cat([x, x]) if batch == 1 and batched(x) else x, (args, kwargs))
-        shapes = pytree.tree_map(lambda x: {0: torch.export.Dim.AUTO} if batched(x) else None, two)
+        shapes = pytree.tree_map(lambda x: {0: torch.export.Dim.AUTO} if batched(x) else None, (args, kwargs))
         try:
             return torch.export.export(model, two[0], two[1], dynamic_shapes=_by_name(model, *shapes), strict=False)
         except Exception:

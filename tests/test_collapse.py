@@ -259,6 +259,27 @@ def test_errors() -> None:
         lc.collapse(model, x, report)
 
 
+class Masked(nn.Module):
+    """A buffer of -inf, as attention masks are, and one that the batch norm needs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.head = nn.BatchNorm1d(4), nn.Linear(4, 3)
+        self.register_buffer("mask", torch.tensor([0.0, 0.0, -torch.inf]))
+
+    def forward(self, x):
+        return (self.head(torch.relu(self.norm(x))) + self.mask).softmax(-1)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_running_statistics_must_be_finite(bad: float) -> None:
+    model, x = Masked().eval(), torch.randn(8, 4)
+    assert lc.collapse(model, x, None).max_abs_error < 1e-6
+    model.norm.running_var[1] = bad
+    with pytest.raises(lc.LayerCollapseError, match=r"NaN or infinity in 'norm.running_var'"):
+        lc.collapse(model, x, None)
+
+
 class Model(nn.Module):
     """A function as a model, with its layers."""
 

@@ -168,6 +168,18 @@ def test_the_model_keeps_its_modes_and_values() -> None:
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
+class Rows(nn.Module):
+    def forward(self, x):
+        return x.view(x.shape[0], 2, -1).sum(1)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_an_example_of_any_batch_gives_a_dynamic_one(batch: int) -> None:
+    captured = lc.capture(Rows(), torch.zeros(batch, 6))
+    (value,) = [node.meta["val"] for node in captured.graph.nodes if node.op == "placeholder"]
+    assert not isinstance(value.shape[0], int)
+
+
 def test_the_batch_stays_dynamic_behind_a_starred_argument() -> None:
     class Starred(nn.Module):
         def forward(self, *inputs):

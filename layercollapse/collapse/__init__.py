@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from layercollapse.collapse.bounds import Box
+from layercollapse.collapse.check import check_options, check_parameters, check_statistics
 from layercollapse.collapse.clock import Clock
 from layercollapse.collapse.cost import Summary, captured_depth, net_depth, summarize
 from layercollapse.collapse.decide import GUARANTEES, Candidate, candidates, entropies, why_kept
@@ -78,17 +79,11 @@ def collapse(
             more than the tolerance with nothing but exact algebra (a fragile network: constants that overflow its
             dtype, for instance).
     """
-    if mode != "exact":
-        raise LayerCollapseError(f"mode: expected 'exact', got {mode!r}")
-    if cost not in ("latency", "macs"):
-        raise LayerCollapseError(f"cost: expected 'latency' or 'macs', got {cost!r}")
-    if not isinstance(tolerance, int | float) or not tolerance >= 0:
-        raise LayerCollapseError(f"tolerance: expected a number not below 0, got {tolerance!r}")
+    check_options(mode, tolerance, cost)
     model = unwrapped(model)
-    for name, value in model.named_parameters():
-        if value.is_floating_point() and not bool(value.isfinite().all()):
-            raise LayerCollapseError(f"model: expected finite parameters, got NaN or infinity in {name!r}")
+    check_parameters(model)
     captured = capture(model, example_inputs)
+    check_statistics(captured, model)
     args, kwargs = call_arguments(example_inputs)
     if len(captured.inputs) != len(args) + len(kwargs):
         raise LayerCollapseError(

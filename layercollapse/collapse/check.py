@@ -1,0 +1,45 @@
+"""What `collapse` refuses before it does anything."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from layercollapse.errors import LayerCollapseError
+from layercollapse.graph import Capture
+from layercollapse.nodes import packet
+
+aten = torch.ops.aten
+
+MODES = ("exact",)
+COSTS = ("latency", "macs")
+_NORMS = {aten.batch_norm, aten._native_batch_norm_legit_no_training}
+
+
+def check_options(mode: str, tolerance: float, cost: str) -> None:
+    """Raise unless the options are among those that `layercollapse.collapse` describes."""
+    for name, value, known in (("mode", mode, MODES), ("cost", cost, COSTS)):
+        if value not in known:
+            raise LayerCollapseError(f"{name}: expected {' or '.join(map(repr, known))}, got {value!r}")
+    if not isinstance(tolerance, int | float) or not tolerance >= 0:
+        raise LayerCollapseError(f"tolerance: expected a number not below 0, got {tolerance!r}")
+
+
+def check_parameters(model: nn.Module) -> None:
+    """Raise if a parameter holds NaN or infinity."""
+    for name, value in model.named_parameters():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise LayerCollapseError(f"model: expected finite parameters, got NaN or infinity in {name!r}")
+
+
+def check_statistics(captured: Capture, model: nn.Module) -> None:
+    """Raise if the running mean or variance of a batch norm holds NaN or infinity.
+
+    Other buffers may: an attention mask is full of -inf.
+    """
+    buffers = dict(model.named_buffers(remove_duplicate=False))
+    for node in captured.graph.nodes:
+        for statistic in node.args[3:5] if packet(node) in _NORMS else ():
+            name = captured.tensors.get(getattr(statistic, "name", ""), "")
+            if name in buffers and not bool(buffers[name].isfinite().all()):
+                raise LayerCollapseError(f"model: expected finite running statistics, got NaN or infinity in {name!r}")
