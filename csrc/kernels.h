@@ -6,11 +6,13 @@
 
 namespace lc {
 
-constexpr int kRowGroup = 8;  // rows that count_rows reads at once
+// Rows that count_rows reads at once: the counters then cost a quarter of the values' traffic. In cache 16 took 10 %
+// less time than 8 for float32 (5 % for 16 bits); in memory they are alike.
+constexpr int kRowGroup = 16;
 
-// What a run of values adds: nan is counted neither as positive nor as zero; upper is 0 where not asked for.
+// What a run of values adds: NaNs are among the nonzero, not among the positive; upper is 0 where not asked for.
 struct SignCounts {
-  int64_t zero = 0, positive = 0, nan = 0, upper = 0;
+  int64_t nonzero = 0, positive = 0, nan = 0, upper = 0;
 };
 
 struct Scan {
@@ -24,10 +26,10 @@ struct WidthKernels {
   // Signs of n values. upper: smallest magnitude counted as such, 0 for none (it is never 0 otherwise).
   void (*count_run)(const U* x, int64_t n, U infinity, U upper, SignCounts* counts);
 
-  // Signs of `rows` (at most kRowGroup) rows of n values, column by column: adds to zero[n], positive[n], nan[n]
-  // and, with upper, upper_counts[n]. The caller empties the counters before they can wrap.
-  void (*count_rows)(const U* const* row, int rows, int64_t n, U infinity, U upper, U* zero, U* positive, U* nan,
-                     U* upper_counts);
+  // Signs of `rows` rows of n values, `stride` apart, column by column: adds to nonzero[n], positive[n], nan[n] and,
+  // with upper, upper_counts[n]. The caller empties the counters before they can wrap.
+  void (*count_rows)(const U* x, int64_t stride, int64_t rows, int64_t n, U infinity, U upper, U* nonzero, U* positive,
+                     U* nan, U* upper_counts);
 
   // Magnitudes of the values whose keep-bit is set against lo <= hi. Appends those inside to `found` (in order)
   // unless it is null; there must be room for all of them, plus 64.

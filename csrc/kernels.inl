@@ -23,7 +23,7 @@ struct SignedOf<uint64_t> {  // any_above's
 template <class U>
 using Signed = typename SignedOf<U>::type;
 
-// ---- sign_histogram: two compares per value; negatives are what is left ---------------------------------------
+// ---- sign_histogram: nonzero and positive are counted; the rest follows -----------------------------------------
 
 template <class U>
 void subtract_nans(const U* x, int64_t n, U infinity, U upper, SignCounts* counts) {
@@ -57,27 +57,42 @@ inline Vector<U> load(const U* x) {
   return value;
 }
 
+// The first `count` lanes, the rest 0: which counts as nothing.
+template <class U>
+inline Vector<U> load_some(const U* x, int64_t count) {
+#if LC_VECTOR_BYTES == 64
+  const uint64_t lanes = (uint64_t(1) << count) - 1;
+  return (Vector<U>)(sizeof(U) == 2 ? _mm512_maskz_loadu_epi16(__mmask32(lanes), x)
+                                    : _mm512_maskz_loadu_epi32(__mmask16(lanes), x));
+#else
+  Vector<U> value{};
+  __builtin_memcpy(&value, x, static_cast<unsigned long>(count * int64_t(sizeof(U))));
+  return value;
+#endif
+}
+
 template <class U>
 inline void add_to(U* counters, Vector<U> value) {
   value += load(counters);
   __builtin_memcpy(counters, &value, sizeof value);
 }
 
-// Adds 1 to the lanes of *counters where the test holds. With AVX-512 one masked instruction each: GCC makes two of a
-// compare and a subtraction. A maximum as a compare and a choice, 7 cycles in a chain of eight, held back a whole row
-// group: hence the instruction, where there is one.
+template <class U>
+inline void add_some(U* counters, Vector<U> value, int64_t count) {
+  value += load_some(counters, count);
+  __builtin_memcpy(counters, &value, static_cast<unsigned long>(count * int64_t(sizeof(U))));
+}
+
+// The counting instructions. With AVX-512 a compare gives a mask, which only two of four pipes make: so only one of
+// the two counts uses it (a tenth faster in cache), as one masked subtraction where GCC makes two of a compare and a
+// subtraction.
 #if LC_VECTOR_BYTES == 64
 
 template <class U>
-inline void count_if_zero(Vector<U>* counters, Vector<U> value) {
-  const __m512i x = (__m512i)value, all = _mm512_set1_epi32(-1);
-  if constexpr (sizeof(U) == 2) {
-    const __mmask32 hit = _mm512_testn_epi16_mask(x, _mm512_set1_epi16(0x7fff));
-    *counters = (Vector<U>)_mm512_mask_sub_epi16((__m512i)*counters, hit, (__m512i)*counters, all);
-  } else {
-    const __mmask16 hit = _mm512_testn_epi32_mask(x, _mm512_set1_epi32(0x7fffffff));
-    *counters = (Vector<U>)_mm512_mask_sub_epi32((__m512i)*counters, hit, (__m512i)*counters, all);
-  }
+inline void count_if_nonzero(Vector<U>* counters, Vector<U> magnitude) {
+  const __m512i x = (__m512i)magnitude;  // the masked forms: GCC 12 warns of the plain ones' own undefined operand
+  *counters += (Vector<U>)(sizeof(U) == 2 ? _mm512_mask_min_epu16(x, __mmask32(-1), x, _mm512_set1_epi16(1))
+                                          : _mm512_mask_min_epu32(x, __mmask16(-1), x, _mm512_set1_epi32(1)));
 }
 
 template <class U>
@@ -95,14 +110,14 @@ inline void count_if_at_least(Vector<U>* counters, Vector<U> value, U bound) {  
 #else
 
 template <class U>
-inline void count_if_zero(Vector<U>* counters, Vector<U> value) {
-  *counters -= (Vector<U>)((value & U(~kSign<U>)) == U(0));  // a true compare is -1
+inline void count_if_at_least(Vector<U>* counters, Vector<U> value, U bound) {
+  // Greater, as SSE2 and AVX2 have no other: no bound is 0. A true compare is -1.
+  *counters -= (Vector<U>)((typename VectorOf<U>::signed_type)value > Signed<U>(bound - 1));
 }
 
 template <class U>
-inline void count_if_at_least(Vector<U>* counters, Vector<U> value, U bound) {
-  // Greater, as SSE2 and AVX2 have no other: no bound is 0.
-  *counters -= (Vector<U>)((typename VectorOf<U>::signed_type)value > Signed<U>(bound - 1));
+inline void count_if_nonzero(Vector<U>* counters, Vector<U> magnitude) {
+  count_if_at_least<U>(counters, magnitude, U(1));
 }
 
 #endif
@@ -110,7 +125,6 @@ inline void count_if_at_least(Vector<U>* counters, Vector<U> value, U bound) {
 template <class U>
 inline Vector<U> maximum(Vector<U> a, Vector<U> b) {  // of magnitudes
 #if LC_VECTOR_BYTES == 64
-  // The masked forms: GCC 12 warns of the plain ones' own undefined operand.
   const __m512i x = (__m512i)a, y = (__m512i)b;
   return (Vector<U>)(sizeof(U) == 2 ? _mm512_mask_max_epi16(x, __mmask32(-1), x, y)
                                     : _mm512_mask_max_epi32(x, __mmask16(-1), x, y));
@@ -125,29 +139,42 @@ inline Vector<U> maximum(Vector<U> a, Vector<U> b) {  // of magnitudes
 
 template <class U, bool kUpper>
 struct Tally {
-  Vector<U> zero{}, positive{}, above{}, top{};
+  Vector<U> nonzero{}, positive{}, above{}, top{};
 
   inline void count(Vector<U> value, U upper) {
-    count_if_zero<U>(&zero, value);
+    const Vector<U> magnitude = value & U(~kSign<U>);
+    count_if_nonzero<U>(&nonzero, magnitude);
     count_if_at_least<U>(&positive, value, U(1));
     if (kUpper) count_if_at_least<U>(&above, value, upper);
-    top = maximum<U>(top, value & U(~kSign<U>));
+    top = maximum<U>(top, magnitude);
   }
 };
 
+// Of counts that hold at most kRun together. Once per run, so in halves: lane by lane it cost as
+// much as 20 vectors of values.
 template <class U>
 inline int64_t sum(Vector<U> value) {
-  uint32_t total = 0;  // lanes hold at most kRun together
-  for (int i = 0; i < kLanes<U>; ++i) total += value[i];
-  return total;
+  Vector<uint32_t> pairs = (Vector<uint32_t>)value;
+  if (sizeof(U) == 2) pairs = (pairs & 0xffffu) + (pairs >> 16);
+  typedef uint32_t Quarter __attribute__((vector_size(16)));
+  Quarter parts[kVectorBytes / 16], total{};
+  __builtin_memcpy(parts, &pairs, sizeof parts);
+  for (const Quarter part : parts) total += part;
+  return total[0] + total[1] + total[2] + total[3];
 }
 
 template <class U>
 inline bool any_above(Vector<U> magnitude, U bound) {
+#if LC_VECTOR_BYTES == 64
+  const __m512i x = (__m512i)magnitude;
+  return sizeof(U) == 2 ? _mm512_cmpgt_epu16_mask(x, _mm512_set1_epi16(short(bound))) != 0
+                        : _mm512_cmpgt_epu32_mask(x, _mm512_set1_epi32(int(bound))) != 0;
+#else
   const auto above = (Vector<uint64_t>)(magnitude > bound);
   uint64_t any = 0;
   for (int i = 0; i < kVectorBytes / 8; ++i) any |= above[i];
   return any != 0;
+#endif
 }
 
 template <class U, bool kUpper>
@@ -160,15 +187,10 @@ void count_run_as(const U* x, int64_t n, U infinity, U upper, SignCounts* counts
       tally.count(load(x + i), upper);
       other.count(load(x + i + kLanes<U>), upper);
     }
-    int64_t padding = 0;
     for (; i < m; i += kLanes<U>) {
-      const int64_t rest = m - i < kLanes<U> ? m - i : kLanes<U>;
-      Vector<U> tail{};
-      __builtin_memcpy(&tail, x + i, static_cast<unsigned long>(rest * int64_t(sizeof(U))));
-      tally.count(tail, upper);
-      padding += kLanes<U> - rest;
+      tally.count(m - i < kLanes<U> ? load_some(x + i, m - i) : load(x + i), upper);
     }
-    counts->zero += sum<U>(tally.zero + other.zero) - padding;
+    counts->nonzero += sum<U>(tally.nonzero + other.nonzero);
     counts->positive += sum<U>(tally.positive + other.positive);
     if (kUpper) counts->upper += sum<U>(tally.above + other.above);
     if (any_above<U>(maximum<U>(tally.top, other.top), infinity)) subtract_nans(x, m, infinity, upper, counts);
@@ -186,65 +208,66 @@ void count_run(const U* x, int64_t n, U infinity, U upper, SignCounts* counts) {
   }
 }
 
-// Eight rows per visit: the counters then cost half the traffic of the values instead of four times it.
 template <class U, int kRows, bool kUpper>
-bool count_rows_as(const U* const* row, int64_t n, U infinity, U upper, U* zero, U* positive, U* upper_counts) {
+bool count_group(const U* x, int64_t stride, int64_t n, U infinity, U upper, U* nonzero, U* positive, U* upper_counts) {
   Vector<U> top{};
-  for (int64_t i = 0; i < n; i += kLanes<U>) {
-    const int64_t rest = n - i;
+  int64_t i = 0;
+  for (; i + kLanes<U> <= n; i += kLanes<U>) {
     Tally<U, kUpper> tally;
     tally.top = top;
-    if (rest >= kLanes<U>) {
-#pragma GCC unroll 8
-      for (int j = 0; j < kRows; ++j) tally.count(load(row[j] + i), upper);
-      add_to(zero + i, tally.zero);
-      add_to(positive + i, tally.positive);
-      if (kUpper) add_to(upper_counts + i, tally.above);
-    } else {
-      for (int j = 0; j < kRows; ++j) {
-        Vector<U> tail{};
-        __builtin_memcpy(&tail, row[j] + i, static_cast<unsigned long>(rest * int64_t(sizeof(U))));
-        tally.count(tail, upper);
-      }
-      for (int64_t lane = 0; lane < rest; ++lane) {
-        zero[i + lane] += tally.zero[lane];
-        positive[i + lane] += tally.positive[lane];
-        if (kUpper) upper_counts[i + lane] += tally.above[lane];
-      }
-    }
+#pragma GCC unroll 16
+    for (int j = 0; j < kRows; ++j) tally.count(load(x + j * stride + i), upper);
+    add_to(nonzero + i, tally.nonzero);
+    add_to(positive + i, tally.positive);
+    if (kUpper) add_to(upper_counts + i, tally.above);
+    top = tally.top;
+  }
+  if (const int64_t rest = n - i) {
+    Tally<U, kUpper> tally;
+    tally.top = top;
+    for (int j = 0; j < kRows; ++j) tally.count(load_some(x + j * stride + i, rest), upper);
+    add_some(nonzero + i, tally.nonzero, rest);
+    add_some(positive + i, tally.positive, rest);
+    if (kUpper) add_some(upper_counts + i, tally.above, rest);
     top = tally.top;
   }
   return any_above<U>(top, infinity);
 }
 
-template <class U, bool kUpper>
-bool count_rows_of(const U* const* row, int rows, int64_t n, U infinity, U upper, U* zero, U* positive,
-                   U* upper_counts) {
-  if (rows == kRowGroup) {
-    return count_rows_as<U, kRowGroup, kUpper>(row, n, infinity, upper, zero, positive, upper_counts);
-  }
-  bool nan = false;
-  for (int j = 0; j < rows; ++j) {
-    nan |= count_rows_as<U, 1, kUpper>(row + j, n, infinity, upper, zero, positive, upper_counts);
-  }
-  return nan;
-}
-
 template <class U>
-void count_rows(const U* const* row, int rows, int64_t n, U infinity, U upper, U* zero, U* positive, U* nan,
-                U* upper_counts) {
-  const bool found = upper ? count_rows_of<U, true>(row, rows, n, infinity, upper, zero, positive, upper_counts)
-                           : count_rows_of<U, false>(row, rows, n, infinity, upper, zero, positive, upper_counts);
-  if (!found) return;
-  for (int j = 0; j < rows; ++j) {
+void move_nans(const U* x, int64_t stride, int64_t rows, int64_t n, U infinity, U upper, U* positive, U* nan,
+               U* upper_counts) {
+  for (int64_t j = 0; j < rows; ++j) {
     for (int64_t i = 0; i < n; ++i) {
-      if (U(row[j][i] & U(~kSign<U>)) <= infinity) continue;
+      const U value = x[j * stride + i];
+      if (U(value & U(~kSign<U>)) <= infinity) continue;
       nan[i] += 1;
-      if (row[j][i] & kSign<U>) continue;
+      if (value & kSign<U>) continue;
       positive[i] -= 1;
       if (upper) upper_counts[i] -= 1;
     }
   }
+}
+
+// Whole groups of kRows rows; what is left, half as many at a time.
+template <class U, int kRows, bool kUpper>
+void count_rows_by(const U* x, int64_t stride, int64_t rows, int64_t n, U infinity, U upper, U* nonzero, U* positive,
+                   U* nan, U* upper_counts) {
+  for (; rows >= kRows; rows -= kRows, x += kRows * stride) {
+    if (count_group<U, kRows, kUpper>(x, stride, n, infinity, upper, nonzero, positive, upper_counts)) {
+      move_nans(x, stride, kRows, n, infinity, upper, positive, nan, upper_counts);
+    }
+  }
+  if constexpr (kRows > 1) {
+    count_rows_by<U, kRows / 2, kUpper>(x, stride, rows, n, infinity, upper, nonzero, positive, nan, upper_counts);
+  }
+}
+
+template <class U>
+void count_rows(const U* x, int64_t stride, int64_t rows, int64_t n, U infinity, U upper, U* nonzero, U* positive,
+                U* nan, U* upper_counts) {
+  (upper ? count_rows_by<U, kRowGroup, true> : count_rows_by<U, kRowGroup, false>)(
+      x, stride, rows, n, infinity, upper, nonzero, positive, nan, upper_counts);
 }
 
 // ---- masked_topk: 64 values against 64 keep-bits at a time ----------------------------------------------------

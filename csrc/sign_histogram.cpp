@@ -5,9 +5,9 @@
 // Samples may be counted in any order, so their dimensions are first sorted by stride and joined. Then
 //   runs:  samples are contiguous (channels-first): register counters along each run;
 //   rows:  channels are contiguous (channels-last), or runs are so short that whole images (C · L values) make
-//          better rows: a counter per column stays in cache, eight rows are read at a time;
-//   other strides: rows are gathered into a buffer first.
-// Work is split into boxes of channels or samples; each box has counters of its own and adds them once at its end.
+//          better rows: a counter per column stays in cache, kRowGroup rows are read at a time;
+//   other strides: a tile is gathered first.
+// Work is split into boxes of channels or samples; counters belong to a worker and are added once they are full.
 #include "sign_histogram.h"
 
 #include <algorithm>
@@ -22,8 +22,12 @@ namespace {
 
 constexpr int64_t kSmall = 32768;       // values below which waking a thread costs more than it saves
 constexpr int64_t kLongRun = 256;       // values of a run from which its horizontal sum does not show
-constexpr int64_t kWideRow = 16384;     // values of a joined row: eight long streams are what the prefetchers follow
-constexpr int64_t kStrip = 4096;        // columns whose counters stay near; half of it took 15 % longer
+// Bytes of a row counted at a time: their counters, twice as many, stay near; and short rows are joined up to it,
+// because the prefetchers follow rows of 8 KB and more: rows of 256 values as they are took twice as long.
+constexpr int64_t kStrip = 16384;
+constexpr int64_t kGathered = 4096;     // the same where a tile is gathered: it stays in the second-level cache
+constexpr int64_t kMostRows = 65520;    // that a counter of 16 bits takes; whole groups
+constexpr int64_t kWorthABox = 1 << 18; // values
 constexpr int kBoxesPerThread = 4;      // slack for threads that start late
 
 struct Task {
@@ -35,13 +39,17 @@ struct Task {
   int threads;
 };
 
-void add(const Task& task, int64_t channel, int64_t values, const SignCounts& counts) {
-  const int64_t negative = values - counts.zero - counts.positive - counts.nan;
-  const int64_t row[5] = {negative, counts.zero, counts.positive, counts.nan, counts.upper};
+void add(const Task& task, int64_t channel, int64_t values, const SignCounts& counts, bool shared) {
+  const int64_t negative = counts.nonzero - counts.positive - counts.nan, zero = values - counts.nonzero;
+  const int64_t row[5] = {negative, zero, counts.positive, counts.nan, counts.upper};
+  int64_t* out = task.out + channel * task.columns;
   for (int j = 0; j < task.columns; ++j) {
     if (row[j] == 0) continue;
-    // Integers: the sum does not depend on the order in which threads arrive.
-    __atomic_fetch_add(task.out + channel * task.columns + j, row[j] * task.repeat, __ATOMIC_RELAXED);
+    if (shared) {  // integers: the sum does not depend on the order in which threads arrive
+      __atomic_fetch_add(out + j, row[j] * task.repeat, __ATOMIC_RELAXED);
+    } else {
+      out[j] += row[j] * task.repeat;
+    }
   }
 }
 
@@ -106,112 +114,137 @@ void count_runs(const U* x, const Task& task, U infinity, U upper) {
       }
     }
     const int64_t values = product(before) * (run_end - run_begin) * (value_end - value_begin);
-    for (int64_t c = first; c < last; ++c) add(task, c, values, counts[c - first]);
+    for (int64_t c = first; c < last; ++c) add(task, c, values, counts[c - first], axis != 0);
   });
 }
 
 // ---- rows -----------------------------------------------------------------------------------------------------
 
-// Column i of a row belongs to channel i / run % channels. Rows of the last group of a dimension may be shorter.
+// Column i of a row belongs to channel i / run.
 struct Rows {
-  std::vector<Dim> outer;   // of the rows
-  int64_t width;            // columns
-  int64_t run;              // neighbouring columns of one channel
-  int64_t step;             // stride of the columns; not 1: gather
-  int64_t tail_every;       // every tail_every-th row has tail_width columns only; 0: none
-  int64_t tail_width;
+  std::vector<Dim> outer;  // of blocks of rows
+  Dim block;               // rows of a block
+  int64_t width;           // columns
+  int64_t run;             // neighbouring columns of one channel
+  int64_t step;            // stride of the columns; not 1: gather
 };
 
-// How many of the columns [first, first + width) are of channel c, where channels follow each other.
-int64_t columns_of(int64_t c, int64_t first, int64_t width, int64_t channels) {
-  const int64_t before = (c - first % channels + channels) % channels;  // columns until the first of them
-  return before < width ? (width - before - 1) / channels + 1 : 0;
+template <class U>
+struct Counters {
+  std::vector<U> nonzero, positive, nan, above;  // per column, or per column of joined rows
+  std::vector<U> tile;
+  int64_t used = 0;              // columns with counters
+  int64_t most = 0;              // rows that one counter has counted, at most
+  int64_t rows = 0;              // rows of the tensor
+  int64_t first = 0, width = 0;  // the columns of the tensor that these are
+
+  explicit Counters(int64_t columns, int64_t tiled, bool upper)
+      : nonzero(columns), positive(columns), nan(columns), above(upper ? columns : 0), tile(tiled) {}
+};
+
+// Adds the counters to the channels' counts and empties them.
+template <class U>
+void flush(const Task& task, const Rows& rows, bool shared, Counters<U>& counters) {
+  if (counters.rows == 0) return;
+  const int64_t width = counters.width, first = counters.first;
+  const int64_t begin = first / rows.run, end = (first + width - 1) / rows.run + 1;  // channels
+  const auto fold = [&](std::vector<U>& columns) {
+    std::vector<uint32_t> sums(static_cast<std::size_t>(end - begin));  // of at most kStrip / 2 counters of kMostRows: below 2^32
+    if (columns.empty()) return sums;
+    for (int64_t row = 0; row < counters.used; row += width) {
+      const U* from = columns.data() + row;
+      if (rows.run == 1) {
+        for (int64_t i = 0; i < width; ++i) sums[i] += from[i];
+        continue;
+      }
+      for (int64_t c = begin; c < end; ++c) {
+        const int64_t last = std::min(width, (c + 1) * rows.run - first);
+        for (int64_t i = std::max<int64_t>(0, c * rows.run - first); i < last; ++i) sums[c - begin] += from[i];
+      }
+    }
+    std::fill(columns.begin(), columns.begin() + counters.used, U(0));
+    return sums;
+  };
+  const auto nonzero = fold(counters.nonzero), positive = fold(counters.positive), nan = fold(counters.nan),
+             above = fold(counters.above);
+  for (int64_t c = begin; c < end; ++c) {
+    const int64_t columns = std::min(width, (c + 1) * rows.run - first) - std::max<int64_t>(0, c * rows.run - first);
+    const int64_t i = c - begin;
+    add(task, c, counters.rows * columns, {nonzero[i], positive[i], nan[i], above[i]}, shared);
+  }
+  counters.used = counters.most = counters.rows = 0;
 }
 
 template <class U>
 void count_rows(const U* x, const Task& task, const Rows& rows, U infinity, U upper) {
   const auto& kernel = kernels().of<U>();
-  const int64_t total = product(rows.outer);
-  const int64_t boxes_wanted = int64_t(task.threads) * kBoxesPerThread;
-  // Wide rows are cut into column ranges, which share no counters; else the rows are dealt out.
-  const bool by_column = rows.width >= boxes_wanted * kStrip || total < boxes_wanted * kRowGroup;
-  const int64_t extent = by_column ? rows.width : total;
-  const int64_t most_boxes = by_column ? std::max<int64_t>(1, rows.width / 64) : total;
-  const int64_t boxes = task.threads == 1 ? 1 : std::min(most_boxes, boxes_wanted);
-  const int64_t most = by_column ? (rows.width + boxes - 1) / boxes : rows.width;
-  const int64_t rows_per_flush = sizeof(U) == 2 ? 65528 : int64_t(1) << 31;  // counters are as wide as the values
+  const int64_t total = product(rows.outer) * rows.block.size;
+  const int64_t most = (rows.step == 1 ? kStrip : kGathered) / int64_t(sizeof(U));
 
-  const int kinds = task.columns == 5 ? 4 : 3;
-  const int workers = static_cast<int>(std::min<int64_t>(task.threads, boxes));
-  std::vector<U> counters(static_cast<std::size_t>(most * kinds * workers));
-  std::vector<U> tiles(rows.step == 1 ? 0 : static_cast<std::size_t>(most * kRowGroup * workers));
-  const int64_t channels = task.channels.size;
-  const bool joined = rows.width > channels * rows.run;
-  std::vector<SignCounts> table(static_cast<std::size_t>(joined ? channels * workers : workers));
+  // A box: a range of columns (whole vectors) times a range of rows (whole groups).
+  const int64_t strips = (rows.width + most - 1) / most;
+  const int64_t strip = ((rows.width + strips - 1) / strips + 63) / 64 * 64;
+  const int64_t groups = (total + kRowGroup - 1) / kRowGroup;
+  const int64_t wanted = std::max<int64_t>(task.threads, std::min(task.threads * int64_t(kBoxesPerThread),
+                                                                  total * rows.width / kWorthABox));
+  const int64_t parts = task.threads == 1 ? 1 : std::min(groups, (wanted + strips - 1) / strips);
+  const bool dense = rows.block.stride == rows.width * rows.step;
+  // An odd number: rows a power of two apart would meet in the same few sets of the cache.
+  const int64_t join = dense && strips == 1 ? std::max<int64_t>(0, most / rows.width - 1) | 1 : 1;
 
-  parallel_for(task.threads, boxes, [&](int64_t box, int worker) {
-    // Whole groups of rows: a row by itself costs three times its share.
-    const int64_t unit = by_column ? 1 : kRowGroup, units = (extent + unit - 1) / unit;
-    const int64_t begin = std::min(extent, share(units, boxes, box) * unit);
-    const int64_t end = std::min(extent, share(units, boxes, box + 1) * unit);
-    const int64_t first = by_column ? begin : 0, width = by_column ? end - begin : rows.width;
-    const int64_t row_begin = by_column ? 0 : begin, row_end = by_column ? total : end;
-    U* zero = counters.data() + worker * most * kinds;
-    U *positive = zero + most, *nan = positive + most, *above = kinds == 4 ? nan + most : nullptr;
-    U* tile = tiles.data() + worker * most * kRowGroup;
+  const int64_t columns = std::min(strip, rows.width) * std::min(join, groups);
+  const int workers = static_cast<int>(std::min<int64_t>(task.threads, strips * parts));
+  std::vector<Counters<U>> all(
+      workers, Counters<U>(columns, rows.step == 1 ? 0 : columns * kRowGroup, task.columns == 5));
 
-    Walker walker(rows.outer, row_begin);
-    for (int64_t r = row_begin; r < row_end;) {
-      std::memset(zero, 0, static_cast<std::size_t>(most * kinds) * sizeof(U));
-      const int64_t flush = std::min(row_end, r + rows_per_flush);
-      int64_t full = 0, tails = 0;
-      while (r < flush) {
-        const U* group[kRowGroup];
-        int n = 0;
-        bool tail = false;
-        for (; n < kRowGroup && r < flush && !tail; ++n, ++r, walker.next()) {
-          tail = rows.tail_every != 0 && (r + 1) % rows.tail_every == 0;
-          if (tail && n > 0) break;  // a short row goes alone
-          group[n] = x + walker.offset() + first * rows.step;
-          if (rows.step == 1) continue;
-          U* gathered = tile + n * most;
-          const int64_t columns = std::max<int64_t>(0, std::min(width, (tail ? rows.tail_width : rows.width) - first));
-          for (int64_t i = 0; i < columns; ++i) gathered[i] = group[n][i * rows.step];
-          group[n] = gathered;
-        }
-        const bool only_tail = n == 1 && rows.tail_every != 0 && r % rows.tail_every == 0;
-        const int64_t columns = only_tail ? std::max<int64_t>(0, std::min(width, rows.tail_width - first)) : width;
-        (only_tail ? tails : full) += n;
-        for (int64_t s = 0; s < columns; s += kStrip) {
-          const U* strip[kRowGroup];
-          for (int j = 0; j < n; ++j) strip[j] = group[j] + s;
-          kernel.count_rows(strip, n, std::min(kStrip, columns - s), infinity, upper, zero + s, positive + s, nan + s,
-                            above == nullptr ? nullptr : above + s);
-        }
+  parallel_for(task.threads, strips * parts, [&](int64_t box, int worker) {
+    Counters<U>& counters = all[worker];
+    const int64_t first = box / parts * strip, width = std::min(strip, rows.width - first), part = box % parts;
+    if (width <= 0) return;
+    if (first != counters.first) flush(task, rows, parts > 1, counters);
+    counters.first = first;
+    counters.width = width;
+    U* above = counters.above.empty() ? nullptr : counters.above.data();
+
+    // `count` rows of n columns, `stride` apart; as many as the counters take.
+    const auto feed = [&](const U* from, int64_t stride, int64_t count, int64_t n) {
+      counters.used = std::max(counters.used, n);
+      counters.most += count;
+      if (rows.step == 1) {
+        kernel.count_rows(from, stride, count, n, infinity, upper, counters.nonzero.data(), counters.positive.data(),
+                          counters.nan.data(), above);
+        return;
       }
-      // Add up the columns of one channel, then the channel. Joined rows first into a table: an atomic addition per
-      // column cost up to a millisecond.
-      SignCounts* counts = table.data() + worker * (joined ? channels : 1);
-      std::fill(counts, counts + (joined ? channels : 1), SignCounts{});
-      for (int64_t i = 0, column = first; i < width; column = first + i) {
-        const int64_t channel = column / rows.run % channels, same = std::min(width - i, rows.run - column % rows.run);
-        SignCounts& sum = counts[joined ? channel : 0];
-        if (!joined) sum = SignCounts{};
-        for (const int64_t end = i + same; i < end; ++i) {
-          sum.zero += zero[i];
-          sum.positive += positive[i];
-          sum.nan += nan[i];
-          if (above != nullptr) sum.upper += above[i];
+      for (int64_t row = 0; row < count; row += kRowGroup) {
+        const int64_t tall = std::min<int64_t>(kRowGroup, count - row);
+        for (int64_t j = 0; j < tall; ++j) {
+          for (int64_t i = 0; i < n; ++i) counters.tile[j * n + i] = from[(row + j) * stride + i * rows.step];
         }
-        if (!joined) add(task, channel, full * same, sum);
+        kernel.count_rows(counters.tile.data(), n, tall, n, infinity, upper, counters.nonzero.data(),
+                          counters.positive.data(), counters.nan.data(), above);
       }
-      for (int64_t c = 0; joined && c < channels; ++c) {
-        const int64_t in_full = columns_of(c, first, width, channels);
-        const int64_t in_tail = columns_of(c, first, std::min(width, rows.tail_width - first), channels);
-        add(task, c, full * in_full + tails * in_tail, counts[c]);
+    };
+
+    const int64_t end = std::min(total, share(groups, parts, part + 1) * kRowGroup);
+    for (int64_t row = share(groups, parts, part) * kRowGroup; row < end;) {
+      const int64_t at = row % rows.block.size;
+      const U* from = x + offset_of(rows.outer, row / rows.block.size) + at * rows.block.stride + first * rows.step;
+      int64_t left = std::min(rows.block.size - at, end - row);
+      row += left;
+      // As many joined rows as make whole groups, then fewer joined, then rows as they are.
+      for (int64_t joined = join; left > 0;) {
+        joined = std::min(joined, std::max<int64_t>(1, left / kRowGroup));
+        if (counters.most + kRowGroup > kMostRows) flush(task, rows, parts > 1, counters);
+        int64_t count = std::min(left / joined, kMostRows - counters.most);
+        if (count > kRowGroup) count -= count % kRowGroup;
+        feed(from, joined * rows.block.stride, count, joined * width);
+        from += count * joined * rows.block.stride;
+        left -= count * joined;
+        counters.rows += count * joined;
       }
     }
   });
+  for (Counters<U>& counters : all) flush(task, rows, false, counters);
 }
 
 // ---- choice ---------------------------------------------------------------------------------------------------
@@ -223,27 +256,20 @@ void count(const U* x, const Task& task, U infinity, U upper) {
   const bool runs_contiguous = !samples.empty() && samples.back().stride == 1;
   const int64_t run = samples.empty() ? 1 : samples.back().size;
 
-  if (channels > 1 && runs_contiguous && run < kLongRun && stride == run && product(samples) / run >= kRowGroup) {
+  std::vector<Dim> outer = samples;
+  if (channels > 1 && runs_contiguous && run < kLongRun && stride == run && product(samples) / run >= kRowGroup / 2) {
     // Short runs in dense images: the image is a row.
-    return count_rows(x, task, {{samples.begin(), samples.end() - 1}, channels * run, run, 1, 0, 0}, infinity, upper);
+    outer.pop_back();
+    const Dim images = outer.back();
+    outer.pop_back();
+    return count_rows(x, task, {outer, images, channels * run, run, 1}, infinity, upper);
   }
   const bool channels_inside = channels > 1 && stride > 0 && (samples.empty() || stride < samples.back().stride);
   if (!channels_inside) return count_runs(x, task, infinity, upper);
 
-  Rows rows{samples, channels, 1, stride, 0, 0};
-  if (!samples.empty() && channels < kWideRow && samples.back().stride == channels * stride) {
-    // Few channels in dense rows: join rows. The last joined row of the dimension may be short.
-    // An odd number: rows a power of two apart would meet in the same few sets of the cache.
-    const int64_t join = std::max<int64_t>(1, std::min(kWideRow / channels, run / kRowGroup) - 1) | 1;
-    const int64_t joined = (run + join - 1) / join;
-    rows.outer.back() = {joined, join * channels * stride};
-    rows.width = join * channels;
-    if (run % join != 0) {
-      rows.tail_every = joined;
-      rows.tail_width = run % join * channels;
-    }
-  }
-  count_rows(x, task, rows, infinity, upper);
+  const Dim block = samples.empty() ? Dim{1, 0} : samples.back();
+  if (!samples.empty()) outer.pop_back();
+  count_rows(x, task, {outer, block, channels, 1, stride}, infinity, upper);
 }
 
 }  // namespace
