@@ -29,6 +29,7 @@ from layercollapse import rectifiers
 from layercollapse.errors import LayerCollapseError
 from layercollapse.nodes import (
     AFFINE,
+    ANY_SIZE,
     FIRST_DIM,
     LAST_DIM,
     RESIZING,
@@ -229,22 +230,41 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def export(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> torch.export.ExportedProgram:
-    """Export with a dynamic batch where the model allows it, else with the shapes given."""
+    """Export with every size dynamic that the model leaves open, else the batch alone, else with the shapes given.
+
+    Images keep their height and width, unless the model is a graph of operations that take any: what torch.export
+    infers of them took 50 s for two blocks of a Swin, which pads them to whole windows, and 1.2 s without.
+    """
     leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     if leaves and leaves[0].ndim > 0:
-        batch = leaves[0].shape[0]
+        batch, auto = leaves[0].shape[0], torch.export.Dim.AUTO
 
         def batched(leaf: Any) -> bool:
             return isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == batch
 
+        def every(leaf: Any) -> dict[int, Any] | None:
+            return dict.fromkeys(range(leaf.ndim), auto) if isinstance(leaf, Tensor) else None
+
+        def first(leaf: Any) -> dict[int, Any] | None:
+            return {0: auto} if batched(leaf) else None
+
         # torch.export treats a dimension of size 1 as constant: a batch of one is shown as a batch of two.
         two = pytree.tree_map(lambda x: torch.cat([x, x]) if batch == 1 and batched(x) else x, (args, kwargs))
-        shapes = pytree.tree_map(lambda x: {0: torch.export.Dim.AUTO} if batched(x) else None, (args, kwargs))
-        try:
-            return torch.export.export(model, two[0], two[1], dynamic_shapes=_by_name(model, *shapes), strict=False)
-        except Exception:
-            pass  # a model with a fixed batch; the next line says what is wrong if it is something else
+        images = any(leaf.is_floating_point() and leaf.ndim > 3 for leaf in leaves)
+        for dynamic in (first,) if images and not _takes_any_size(model) else (every, first):
+            shapes = _by_name(model, *pytree.tree_map(dynamic, (args, kwargs)))
+            try:
+                return torch.export.export(model, two[0], two[1], dynamic_shapes=shapes, strict=False)
+            except Exception:
+                pass  # sizes that the model fixes; the last line says what is wrong if it is something else
     return torch.export.export(model, args, kwargs, strict=False)
+
+
+def _takes_any_size(model: nn.Module) -> bool:
+    """Whether a model is a graph in which no call depends on the size of the maps."""
+    return isinstance(model, fx.GraphModule) and all(
+        packet(node) in ANY_SIZE for node in model.graph.nodes if node.op == "call_function"
+    )
 
 
 def _by_name(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:

@@ -48,6 +48,8 @@ RESIZING = by_dims("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_po
     aten.upsample_linear1d,
     aten.upsample_bilinear2d,
 }
+# Operations that do the same for maps of every height and width.
+ANY_SIZE = RESIZING | {aten.add, aten.sub, aten.mul, aten.neg, aten.mean, aten.amax, aten.flatten, aten.squeeze}
 # Weightless operations that pass an affine function on.
 AFFINE = {
     aten.batch_norm,
