@@ -158,16 +158,17 @@ def capture(model: nn.Module, example_inputs: Any) -> Capture:
             raise LayerCollapseError(
                 f"model: torch.export must be able to capture {type(model).__name__}; it stopped at {_reason(error)}"
             ) from error
-        _drop_dropouts(exported.graph)
-        if not _functionalize(exported.graph):
+        _drop_idle(exported.graph)
+        # A block under autocast is a graph within the graph, which decomposition writes out with its casts.
+        if any(node.op == "get_attr" for node in exported.graph.nodes) or not _functionalize(exported.graph):
             exported.graph_module.recompile()
             exported = exported.run_decompositions({})
     inner = next((n for n in exported.graph.nodes if n.op == "get_attr"), None)
     if inner is not None:
         user = next(iter(inner.users), inner)
         raise LayerCollapseError(
-            f"model: expected a forward pass that is one graph, got a part of its own for {user.target} (an autocast, "
-            "a change of the gradient mode or control flow inside forward)"
+            f"model: expected a forward pass that is one graph, got a part of its own for {user.target} "
+            "(control flow, or a block of enable_grad inside forward)"
         )
     signature = exported.graph_signature
     constants = dict(exported.constants)
@@ -219,14 +220,28 @@ def describe(*values: Any) -> str:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for the block; every submodule gets its own mode back, also after an error."""
+    """Evaluation mode for the block; modes and buffers are afterwards what they were, also after an error."""
     modes = {module: module.training for module in model.modules()}
+    buffers = {module: dict(module._buffers) for module in modes if module._buffers}
+    # A forward pass may count its calls, or fill a cache.
+    values = [(b, b.clone()) for b in dict.fromkeys(model.buffers())]
     model.eval()
     try:
         yield
     finally:
         for module, training in modes.items():
             module.training = training
+        for module, tensors in buffers.items():
+            module._buffers.update(tensors)
+        with torch.no_grad():
+            for buffer, value in values:
+                if not _identical(buffer, value):
+                    buffer.copy_(value)
+
+
+def _identical(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors hold the same values, NaN for NaN."""
+    return bool(torch.where(a.isnan() & b.isnan(), True, a.eq(b)).all())
 
 
 def export(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> torch.export.ExportedProgram:
@@ -336,10 +351,14 @@ def _shares_memory(node: fx.Node) -> bool:
     return schema is not None and not schema.is_mutable and any(a.alias_info is not None for a in schema.arguments)
 
 
-def _drop_dropouts(graph: fx.Graph) -> None:
-    """Remove dropouts that do nothing: they return their argument itself, which `run_decompositions` forgets."""
+def _drop_idle(graph: fx.Graph) -> None:
+    """Remove calls that do nothing: checks of a dtype, which torch.export adds to casts, and dropouts, which return
+    their argument itself, as `run_decompositions` forgets.
+    """
     for node in list(graph.nodes):
-        if packet(node) in (aten.dropout, aten.feature_dropout) and len(node.args) > 2 and not node.args[2]:
+        if packet(node) is aten._assert_tensor_metadata and not node.users:
+            graph.erase_node(node)
+        elif packet(node) in (aten.dropout, aten.feature_dropout) and len(node.args) > 2 and not node.args[2]:
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
 

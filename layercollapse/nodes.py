@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -137,6 +137,21 @@ def weight_of(node: fx.Node, tensors: Mapping[str, str]) -> str | None:
     while isinstance(weight, fx.Node) and packet(weight) in VIEWS:
         weight = weight.args[0]
     return tensors.get(weight.name) if isinstance(weight, fx.Node) else None
+
+
+def computed(node: Any, tensors: Collection[str]) -> bool:
+    """Whether a node's value follows from the tensors of these names alone: a parameter, or what is made of some."""
+    if not isinstance(node, fx.Node) or node.op != "call_function":
+        return isinstance(node, fx.Node) and node.name in tensors
+    random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+    inputs = node.all_input_nodes
+    return bool(inputs) and not random and not mutates(node) and all(computed(source, tensors) for source in inputs)
+
+
+def has_weight(node: fx.Node, tensors: Collection[str]) -> bool:
+    """Whether a node is an affine layer whose weight is a tensor of these names, or made of some (weight norm)."""
+    positions = WEIGHTED.get(packet(node))
+    return positions is not None and len(node.args) > positions[1] and computed(node.args[positions[1]], tensors)
 
 
 def packet(node: Any) -> Any:

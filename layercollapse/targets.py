@@ -11,6 +11,7 @@ from torch import nn
 
 from layercollapse.errors import LayerCollapseError
 from layercollapse.graph import Capture
+from layercollapse.nodes import has_weight, weight_of
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,15 @@ def prunable(model: nn.Module, capture: Capture, ignore: str | Sequence[str] = (
         if chosen:
             layers[site.name] = tuple(chosen)
     if not layers:
+        stored = {node.name for node in capture.graph.nodes if weight_of(node, capture.tensors) is not None}
+        made = sum(has_weight(node, capture.tensors) and node.name not in stored for node in capture.graph.nodes)
+        hint = (
+            f"; {made} layers compute theirs in the forward pass: make them parameters first, with "
+            "torch.nn.utils.prune.remove or torch.nn.utils.parametrize.remove_parametrizations"
+        )
         raise LayerCollapseError(
             f"model: expected weights that feed a rectifier and are not ignored, got none in {len(sites)} sites"
+            + (hint if made else "")
         )
     return Targets(layers, {name: aliases[name] for names in layers.values() for name in names})
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import prune
 
 import layercollapse as lc
 from layercollapse.collapse.ir import Affine, Window
@@ -534,3 +535,56 @@ def test_a_parameter_of_one_element_stays_one() -> None:
 
     result = agrees_exactly(Gate().double(), torch.randn(2, 5, 3).double())
     assert sorted(p.numel() for p in result.model.parameters()) == [1, 3, 9]
+
+
+COMPUTED = {
+    "weight_norm": nn.utils.parametrizations.weight_norm,
+    "spectral_norm": nn.utils.parametrizations.spectral_norm,
+    "prune": lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+    "prune with bias": lambda layer: prune.random_unstructured(
+        prune.l1_unstructured(layer, "weight", 0.5), "bias", 0.5
+    ),
+}
+
+
+@pytest.mark.parametrize("change", COMPUTED.values(), ids=COMPUTED)
+def test_weights_computed_from_parameters_are_weights(change) -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.Flatten(), nn.Linear(72, 4)
+    ).eval()
+    nn.init.constant_(model[1].bias, 50.0)  # on, whatever the input
+    for index in (0, 3, 5):
+        change(model[index])
+    x = torch.rand(2, 3, 5, 5)
+    result = lc.collapse(model, x, box=(0.0, 1.0), cost="macs")
+    assert result.collapsed == ("2",)
+    assert (result.before.depth, result.after.depth) == (3, 2)
+    assert {name.rpartition(".")[2] for name, _ in result.model.named_parameters()} == {"weight", "bias"}
+    with pytest.raises(lc.LayerCollapseError, match="3 layers compute theirs in the forward pass"):
+        lc.Pruner(model, x)
+
+
+def test_a_weight_that_something_else_reads_stays_one_tensor() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(50, 8)
+
+        def forward(self, x):
+            return self.table(x) @ self.table.weight.t()
+
+    result = lc.collapse(Tied(), torch.randint(50, (2, 3)))
+    assert result.after.parameters == result.before.parameters == 400
+
+
+def test_frozen_parameters_stay_frozen(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 2)).eval()
+    model[0].requires_grad_(False)
+    result = lc.collapse(model, torch.rand(2, 4))
+    frozen = {name for name, parameter in result.model.named_parameters() if not parameter.requires_grad}
+    assert frozen == {"0.weight", "0.bias"}
+    result.save(tmp_path)
+    loaded = lc.load(tmp_path)
+    assert {name for name, parameter in loaded.named_parameters() if not parameter.requires_grad} == frozen
+    whole = lc.collapse(model.requires_grad_(False), torch.rand(2, 4))
+    assert not any(parameter.requires_grad for parameter in whole.model.parameters())

@@ -54,6 +54,33 @@ def test_round_trip(saved: tuple[Path, nn.Module, torch.Tensor]) -> None:
     }
 
 
+def test_exports_take_every_size_that_the_network_takes(tmp_path: Path) -> None:
+    """The sequence length of a token model, height and width of a convolutional one."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    torch.manual_seed(0)
+    images = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1)
+    )
+    images[0].weight.data.zero_()  # leaves a constant map, which depends on the size
+    images[0].bias.data.fill_(1.0)
+    tokens = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 4), nn.ReLU())
+    cases = {
+        "images": (images, torch.rand(2, 3, 8, 8), torch.rand(3, 3, 10, 13)),
+        "tokens": (tokens, torch.randint(9, (2, 5)), torch.randint(9, (3, 8))),
+    }
+    for name, (model, example, other) in cases.items():
+        result = lc.collapse(model.eval(), example)
+        result.save(tmp_path / name, onnx=True)
+        exported = torch.export.load(tmp_path / name / "model.pt2").module()
+        session = onnxruntime.InferenceSession(tmp_path / name / "model.onnx")
+        (run,) = session.run(None, {session.get_inputs()[0].name: other.numpy()})
+        with torch.no_grad():
+            expected = model(other)
+            for got in (result.model(other), lc.load(tmp_path / name)(other), exported(other), torch.from_numpy(run)):
+                assert torch.allclose(got, expected, atol=1e-6)
+
+
 def test_pt2_loads_without_the_package(saved: tuple[Path, nn.Module, torch.Tensor], tmp_path: Path) -> None:
     folder, model, x = saved
     torch.save({"x": x, "y": model(x).detach()}, tmp_path / "data.pt")

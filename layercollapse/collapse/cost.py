@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from layercollapse.collapse.ir import Affine, Field, Net
 from layercollapse.graph import Capture, call_arguments, copied, evaluating
-from layercollapse.nodes import SHAPE_ONLY, packet, weight_of
+from layercollapse.nodes import SHAPE_ONLY, has_weight, packet
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def captured_depth(capture: Capture) -> int:
     """Depth of a model as captured."""
     return _longest(
         capture.graph,
-        weighs=lambda node: weight_of(node, capture.tensors) is not None,
+        weighs=lambda node: has_weight(node, capture.tensors),
         starts=lambda node: node.name in capture.inputs,
         carries=lambda node: packet(node) not in SHAPE_ONLY,
     )
@@ -67,10 +67,10 @@ def captured_depth(capture: Capture) -> int:
 
 def net_depth(net: Net) -> int:
     """Depth of a net."""
-    attributes = {node.name: str(node.target) for node in net.graph.nodes if node.op == "get_attr"}
+    attributes = {node.name for node in net.graph.nodes if node.op == "get_attr"}
     return _longest(
         net.graph,
-        weighs=lambda node: net.affine(node) is not None or weight_of(node, attributes) is not None,
+        weighs=lambda node: net.affine(node) is not None or has_weight(node, attributes),
         starts=lambda node: node.op == "placeholder",
         carries=lambda node: not isinstance(net.op(node), Field) and packet(node) not in SHAPE_ONLY,
     )

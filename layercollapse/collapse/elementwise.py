@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from layercollapse.collapse.ir import Net, Scale, operands, sole_user, source
-from layercollapse.collapse.reading import Model, argument, float64, rank
+from layercollapse.collapse.reading import Model, argument, fixed, float64, rank
 from layercollapse.nodes import packet
 
 aten = torch.ops.aten
@@ -71,11 +71,12 @@ def _values(value: Any, read: fx.Node, model: Model) -> tuple[Tensor, int, str |
         return None  # no layer above could take it
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if number or (tensor is not None and tensor.numel() == 1 and tensor.ndim <= len(size)):
-        if not isinstance(size[dim], int) or (tensor is not None and not tensor.is_floating_point()):
+        channels = fixed(size[dim])
+        if channels is None or (tensor is not None and not tensor.is_floating_point()):
             return None
         values = torch.tensor([value], dtype=torch.float64) if tensor is None else float64(tensor).flatten()
         dtype = read.meta["val"].dtype if tensor is None else tensor.dtype
-        return values.expand(size[dim]).clone(), dim, "number" if tensor is None else "parameter", dtype
+        return values.expand(channels).clone(), dim, "number" if tensor is None else "parameter", dtype
     if tensor is None or not tensor.is_floating_point():
         return None
     shape = (1,) * (len(size) - tensor.ndim) + tuple(tensor.shape)
@@ -113,9 +114,10 @@ def weighted_sum(node: fx.Node, model: Model) -> tuple[fx.Node, fx.Node, Scale] 
     assert isinstance(y, fx.Node)
     size = y.meta["val"].shape
     dim = channel_dim(y, model)
-    if model.tensor(x) is not None or model.tensor(y) is not None or not isinstance(size[dim], int):
+    channels = fixed(size[dim])
+    if model.tensor(x) is not None or model.tensor(y) is not None or channels is None:
         return None
-    values = torch.full((size[dim],), float(-factor if packet(node) is aten.sub else factor), dtype=torch.float64)
+    values = torch.full((channels,), float(-factor if packet(node) is aten.sub else factor), dtype=torch.float64)
     return x, y, Scale(values, torch.zeros_like(values), dim, y.meta["val"].dtype, "number")
 
 

@@ -38,11 +38,14 @@ def emit(net: Net, device: torch.device | None = None) -> fx.GraphModule:
     Returns:
         A module with readable, hierarchical names, in evaluation mode; ``print(module.code)`` shows its forward.
         Layers that shared their parameters (a module called twice, tied weights) and did not change share them again.
+        A parameter that did not change is frozen if it was; what the algebra made can be trained, unless the whole
+        model was frozen.
     """
     _split_planes(net)
     restore_numbers(net)
     modules: dict[str, Any] = {}
     shared: dict[str, nn.Parameter] = {}
+    frozen = {identifier(name) for name in net.frozen}
     for node in list(net.graph.nodes):
         if node.op == "call_module":
             target = str(node.target)
@@ -51,7 +54,7 @@ def emit(net: Net, device: torch.device | None = None) -> fx.GraphModule:
             if isinstance(op, Affine) and op.source is not None:
                 for attribute, name in zip(("weight", "bias"), op.source, strict=True):
                     if name is not None:
-                        own = getattr(modules[target], attribute)
+                        own = getattr(modules[target], attribute).requires_grad_(name not in net.frozen)
                         setattr(modules[target], attribute, shared.setdefault(identifier(name), own))
         elif node.op == "output":
             node.args = (pack(net.out_spec, list(node.args[0])),)
@@ -59,7 +62,7 @@ def emit(net: Net, device: torch.device | None = None) -> fx.GraphModule:
         name = str(node.target)
         value: Any = net.tensors[name].detach().clone()
         if name in net.parameters:
-            grad = value.is_floating_point() or value.is_complex()
+            grad = (value.is_floating_point() or value.is_complex()) and name not in frozen
             value = shared.setdefault(name, nn.Parameter(value, requires_grad=grad))
         # The weight of a layer that has changed may also be used as it was, by an embedding that is tied to it.
         parent, _, attribute = name.rpartition(".")
@@ -68,7 +71,8 @@ def emit(net: Net, device: torch.device | None = None) -> fx.GraphModule:
         node.target = f"{parent}.{attribute}" if parent else attribute
         modules[node.target] = value
     # GraphModule registers plain tensors as buffers and keeps modules and parameters as they are.
-    return fx.GraphModule(modules, net.graph, class_name="Collapsed").eval()
+    model = fx.GraphModule(modules, net.graph, class_name="Collapsed").eval()
+    return model if net.trains else model.requires_grad_(False)
 
 
 def pack(spec: Any, leaves: list[Any]) -> Any:

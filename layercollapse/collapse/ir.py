@@ -193,6 +193,7 @@ class Net:
         ops: target of a `call_module` node -> its record. Each target is called once.
         tensors: parameters and buffers that no record holds, by name.
         parameters: the names in `tensors` that are parameters.
+        frozen: names of the model's parameters that take no gradient; `trains`: whether there are others.
         out_spec: how the outputs are packed.
         clock: measures a layer for an input shape, in ms; None to count multiply-accumulates instead.
         kept: pairs of layers that follow each other and stay two -> why.
@@ -203,6 +204,8 @@ class Net:
         self.ops: dict[str, Op] = {}
         self.tensors: dict[str, Tensor] = {}
         self.parameters: set[str] = set()
+        self.frozen: set[str] = set()
+        self.trains = True
         self.out_spec = out_spec
         self.clock: Callable[[Affine, tuple[int, ...]], float] | None = None
         self.kept: dict[tuple[str, str], str] = {}

@@ -55,6 +55,8 @@ class _Lowering:
             dims=channel_dims(capture.graph),
         )
         self.net = Net(fx.Graph(), capture.out_spec)
+        self.net.frozen = {name for name, parameter in parameters.items() if not parameter.requires_grad}
+        self.net.trains = len(self.net.frozen) < len(parameters)
         self.new: dict[fx.Node, fx.Node] = {}
 
     def run(self) -> Net:

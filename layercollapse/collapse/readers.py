@@ -14,7 +14,7 @@ from torch import fx
 from layercollapse.collapse.elementwise import elementwise
 from layercollapse.collapse.ir import Affine, Op, Rectify, Scale, Window
 from layercollapse.collapse.reading import Model, argument, float64, rank
-from layercollapse.nodes import packet
+from layercollapse.nodes import module_path, packet
 
 aten = torch.ops.aten
 
@@ -81,8 +81,11 @@ def _affine(node: fx.Node, model: Model, window: Window, groups: int) -> Affine 
     w, b = model.tensor(argument(node, 1)), model.tensor(bias)
     if w is None or not w.is_floating_point() or (bias is not None and b is None):
         return None
-    names = model.names
-    source = (names[argument(node, 1).name], None if b is None else names[bias.name])
+    path = module_path(node)
+    source = (
+        model.names.get(argument(node, 1).name, f"{path}.weight"),
+        None if b is None else model.names.get(bias.name, f"{path}.bias"),
+    )
     shift = torch.zeros(len(w), dtype=torch.float64) if b is None else float64(b)
     return Affine(float64(w), shift, window, groups, w.dtype, source=source)
 

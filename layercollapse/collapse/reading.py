@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from layercollapse.graph import Site
+from layercollapse.nodes import computed
 
 
 @dataclass(frozen=True)
@@ -16,20 +18,42 @@ class Model:
     """What a reader may look at.
 
     Attributes:
-        values: placeholder -> the model's tensor.
+        values: placeholder -> the model's tensor; and what `tensor` made of them.
         names: placeholder -> its name in the model.
         sites: node -> rectifier site.
         dims: node -> channel dimension, where it is known.
     """
 
-    values: Mapping[str, Tensor]
+    values: dict[str, Tensor]
     names: Mapping[str, str]
     sites: Mapping[str, Site]
     dims: Mapping[fx.Node, int]
 
     def tensor(self, argument: Any) -> Tensor | None:
-        """The model's tensor that an argument is, or None."""
-        return self.values.get(argument.name) if isinstance(argument, fx.Node) else None
+        """The model's tensor that an argument is, or that is made of tensors which nothing else reads; or None.
+
+        Weight norm and the masks of `torch.nn.utils.prune` make a weight anew in every forward pass. What something
+        else reads too (a tied embedding, transposed) stays one tensor.
+        """
+        if not isinstance(argument, fx.Node):
+            return None
+        if argument.name not in self.values and computed(argument, self.values):
+            made = _made_of(argument)
+            if all(user in made for node in made - {argument} for user in node.users):
+                self.values[argument.name] = self._value(argument)
+        return self.values.get(argument.name)
+
+    def _value(self, node: fx.Node) -> Any:
+        if node.name in self.values:
+            return self.values[node.name]
+        args, kwargs = fx.map_arg((node.args, node.kwargs), self._value)
+        with torch.no_grad():
+            return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def _made_of(node: fx.Node) -> set[fx.Node]:
+    """A node and all that it is computed from."""
+    return {node}.union(*map(_made_of, node.all_input_nodes))
 
 
 def argument(node: fx.Node, position: int, default: Any = None) -> Any:
@@ -40,6 +64,13 @@ def argument(node: fx.Node, position: int, default: Any = None) -> Any:
 def rank(node: Any) -> int:
     """Number of dimensions of a node's tensor."""
     return node.meta["val"].ndim if isinstance(node, fx.Node) else 0
+
+
+def fixed(size: int | torch.SymInt) -> int | None:
+    """A size as a number, or None if it is open."""
+    if isinstance(size, int):
+        return size
+    return int(size) if size.node.expr.is_number else None
 
 
 def float64(value: Tensor) -> Tensor:

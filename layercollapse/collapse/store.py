@@ -171,8 +171,14 @@ def _describe(model: fx.GraphModule) -> dict[str, Any]:
                 "kwargs": _encode(dict(node.kwargs)),
             }
         )
-    parameters = [name for name, _ in model.named_parameters(remove_duplicate=False)]
-    return {"nodes": nodes, "modules": modules, "parameters": parameters, "tied": _tied(model)}
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    return {
+        "nodes": nodes,
+        "modules": modules,
+        "parameters": list(parameters),
+        "frozen": [name for name, parameter in parameters.items() if not parameter.requires_grad],
+        "tied": _tied(model),
+    }
 
 
 def _tied(model: nn.Module) -> dict[str, str]:
@@ -294,6 +300,8 @@ def _rebuild(described: dict[str, Any], tensors: dict[str, Tensor]) -> fx.GraphM
     for name, other in tied.items():
         parent, _, attribute = name.rpartition(".")
         setattr(model.get_submodule(parent), attribute, model.get_parameter(other))
+    for name in described["frozen"]:
+        model.get_parameter(name).requires_grad_(False)
     return model.eval()
 
 
