@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from layercollapse import checkpoint
@@ -21,11 +22,11 @@ ENTROPY_FILE = "entropy.json"
 
 def collapse_and_compare(
     model: nn.Module,
-    example: tuple[Tensor, ...],
+    example: Any,
     report: EntropyReport,
     *,
-    data: Iterable[Tensor],
-    test_data: Iterable[Tensor],
+    data: Iterable[Any],
+    test_data: Iterable[Any],
     test: Callable[[nn.Module], float],
     record: Record,
     folder: Path,
@@ -35,7 +36,7 @@ def collapse_and_compare(
 
     Args:
         model: the sparse model, in evaluation mode.
-        example: what to capture it with.
+        example: what to capture it with: a tensor, a tuple of arguments or a dict of them.
         report: its sign entropy on the training split.
         data: re-iterable input batches of the training split, to verify merges on.
         test_data: re-iterable input batches to compare the two models on.
@@ -57,10 +58,12 @@ def collapse_and_compare(
     record.verdicts = [Verdict(site.name, site.kind, site.status, site.guarantee, site.reason) for site in result.sites]
     timings: tuple[dict[str, float], dict[str, float]] = ({}, {})
     for batch_size in BATCH_SIZES:
-        pair = latency([model, result.model], repeat_to(example[0], batch_size))
+        pair = latency([model, result.model], repeat_to(example, batch_size))
         for side, milliseconds in zip(timings, pair, strict=True):
             side[str(batch_size)] = milliseconds
-    samples = len(example[0])  # the summaries count the whole example batch
+    samples = next(
+        len(x) for x in pytree.tree_leaves(example) if isinstance(x, Tensor) and x.ndim
+    )  # the summaries count the whole example batch
     # The sparse model stands in for the dense one where zeros make no difference: shape, size and time.
     record.before = Side(
         top1=record.dense_top1,

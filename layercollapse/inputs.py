@@ -2,58 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeAlias
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
+from layercollapse.collapse.verify import accepted
 from layercollapse.entropy import EntropyProbe, EntropyReport
 from layercollapse.errors import LayerCollapseError
+from layercollapse.graph import call_arguments
+
+Batch: TypeAlias = "Tensor | dict[str, Any]"
 
 
 class Inputs:
-    """The input tensors of a re-iterable of batches, on a device.
+    """The model's inputs of a re-iterable of batches, on the model's device: tensors, or dicts of arguments.
 
     Args:
-        batches: tensors, or tuples that start with one; a list or a DataLoader, not a generator.
+        batches: tensors, tuples that start with one, or dicts of keyword arguments (labels and other keys that the
+            model does not take are left out); a list or a DataLoader, not a generator.
         argument: what messages call them.
-        device: where to move the tensors; None leaves them.
+        model: what they are for; None leaves tensors where they are and dicts as they are.
 
     Raises:
         LayerCollapseError: not such batches, or none.
     """
 
-    def __init__(self, batches: Iterable[Any], argument: str, device: torch.device | None = None) -> None:
+    def __init__(self, batches: Iterable[Any], argument: str, model: nn.Module | None = None) -> None:
         if isinstance(batches, Iterator):
             raise LayerCollapseError(
                 f"{argument}: expected batches that can be gone through again (a list, a DataLoader), "
                 f"got a {type(batches).__name__}"
             )
-        if isinstance(batches, Tensor) or not isinstance(batches, Iterable):
+        if isinstance(batches, Tensor | Mapping) or not isinstance(batches, Iterable):
             raise LayerCollapseError(f"{argument}: expected an iterable of batches, got a {type(batches).__name__}")
-        self.batches, self.argument, self.device = batches, argument, device
+        self.batches, self.argument = batches, argument
+        self._device = None if model is None else next((p.device for p in model.parameters()), None)
+        self._names = None if model is None else accepted(model)
         next(iter(self))
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[Batch]:
         empty = True
         for batch in self.batches:
-            x = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
-            if not isinstance(x, Tensor):
+            x = batch[0] if isinstance(batch, tuple | list) and batch else batch
+            if isinstance(x, Mapping):
+                x = {key: value for key, value in x.items() if self._names is None or key in self._names}
+            if not any(isinstance(value, Tensor) for value in (x.values() if isinstance(x, dict) else [x])):
                 raise LayerCollapseError(
-                    f"{self.argument}: expected batches that are a tensor or a tuple that starts with one, "
-                    f"got {type(batch).__name__}"
+                    f"{self.argument}: expected batches that are a tensor, a tuple that starts with one, or a dict of "
+                    f"arguments of the model, got {type(batch).__name__}"
                 )
             empty = False
-            yield x if self.device is None else x.to(self.device)
+            yield x if self._device is None else pytree.tree_map_only(Tensor, lambda t: t.to(self._device), x)
         if empty:
             raise LayerCollapseError(f"{self.argument}: expected at least one batch, got an empty iterable")
 
+    def first(self, samples: int) -> Any:
+        """The first samples, as example inputs: a tuple with one tensor, or a dict."""
+        batch = pytree.tree_map_only(Tensor, lambda t: t[:samples] if t.ndim else t, next(iter(self)))
+        return (batch,) if isinstance(batch, Tensor) else batch
+
 
 @torch.no_grad()
-def measure_entropy(model: nn.Module, inputs: Iterable[Tensor]) -> EntropyReport:
-    """The sign entropy of every site over all batches, in the mode the model is in."""
+def measure_entropy(model: nn.Module, inputs: Iterable[Any]) -> EntropyReport:
+    """The sign entropy of every site over all batches (tensors or dicts), in the mode the model is in."""
     with EntropyProbe(model) as probe:
-        for x in inputs:
-            model(x)
+        for batch in inputs:
+            args, kwargs = call_arguments(batch)
+            model(*args, **kwargs)
     return probe.report()

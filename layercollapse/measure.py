@@ -7,9 +7,13 @@ import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, nn
+
+from layercollapse.graph import call_arguments
 
 MIB = 1024**2
 BATCH_SIZES = (1, 64)
@@ -17,7 +21,7 @@ BATCH_SIZES = (1, 64)
 
 @torch.inference_mode()
 def latency(
-    models: Sequence[nn.Module], example: Tensor, *, seconds: float = 1.0, warmup: int = 5, minimum: int = 20
+    models: Sequence[nn.Module], example: Any, *, seconds: float = 1.0, warmup: int = 5, minimum: int = 20
 ) -> list[float]:
     """Median time of a forward pass, in milliseconds, one number per model.
 
@@ -26,23 +30,25 @@ def latency(
 
     Args:
         models: in evaluation mode, on the device of `example`.
-        example: input (N, ...); N is the batch size measured.
+        example: a tensor (N, ...), a tuple of arguments or a dict of them; N is the batch size measured.
         seconds: stop after this long in all.
         warmup: passes of each that are not counted.
         minimum: passes of each that are counted even if it takes longer.
     """
+    args, kwargs = call_arguments(example)
+    device = next((x.device for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)), torch.device("cpu"))
     times: list[list[float]] = [[] for _ in models]
     for _ in range(warmup):
         for model in models:
-            model(example)
-    _synchronize(example.device)
+            model(*args, **kwargs)
+    _synchronize(device)
     end = time.perf_counter() + seconds
     order = list(range(len(models)))
     while len(times[0]) < minimum or time.perf_counter() < end:
         for index in order + order[::-1]:
             start = time.perf_counter()
-            models[index](example)
-            _synchronize(example.device)
+            models[index](*args, **kwargs)
+            _synchronize(device)
             times[index].append(time.perf_counter() - start)
     return [1e3 * statistics.median(samples) for samples in times]
 
@@ -52,9 +58,13 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def repeat_to(example: Tensor, batch_size: int) -> Tensor:
-    """The samples of `example` (N, ...) repeated or cut to (batch_size, ...)."""
-    return example[torch.arange(batch_size, device=example.device) % len(example)]
+def repeat_to(example: Any, batch_size: int) -> Any:
+    """The samples of every tensor (N, ...) of `example` repeated or cut to (batch_size, ...)."""
+
+    def resized(x: Tensor) -> Tensor:
+        return x[torch.arange(batch_size, device=x.device) % len(x)] if x.ndim else x
+
+    return pytree.tree_map_only(Tensor, resized, example)
 
 
 def file_mib(path: Path) -> float:

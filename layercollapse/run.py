@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
 from layercollapse import report
 from layercollapse.collapse import CollapseResult
@@ -47,7 +48,7 @@ def run(
     train: Callable[[nn.Module], object],
     evaluate: Callable[[nn.Module], float],
     data: Iterable[Any],
-    example_inputs: tuple[Tensor, ...] | None = None,
+    example_inputs: Any = None,
     test: Callable[[nn.Module], float] | None = None,
     test_data: Iterable[Any] | None = None,
     amount: float = 0.5,
@@ -69,12 +70,15 @@ def run(
     second Ctrl-C ends at once, with the finished steps on disk.
 
     Args:
-        model: inputs (N, ...) -> logits (N, classes); trained in place, left with the chosen sparse weights.
+        model: gives logits (N, classes), alone or in a dict or a model output of transformers; trained in place, left
+            with the chosen sparse weights.
         train: trains the model it is given, in place; called once per step with the original recipe.
         evaluate: validation accuracy in percent of the model it is given (not on the test split: it chooses).
-        data: batches of the training split, re-iterable; each an input tensor or a tuple that starts with one.
-            The sign entropy is measured on all of it, on the model's device.
-        example_inputs: what to capture the model with; by default the first two samples of `data`.
+        data: batches of the training split, re-iterable; each an input tensor, a tuple that starts with one, or a
+            dict of keyword arguments (labels and other keys that the model does not take are left out). The sign
+            entropy is measured on all of it, on the model's device.
+        example_inputs: what to capture the model with: a tensor, a tuple of arguments or a dict of them; by default
+            the first two samples of `data`.
         test: accuracy in percent for the before/after table; by default `evaluate`.
         test_data: batches on which the collapsed and the sparse model are compared; by default `data`.
         amount: what to remove at each step, as for `Pruner.step`: a fraction of the weights kept, or a number.
@@ -97,10 +101,9 @@ def run(
     """
     report.check_installed()
     _check(amount=amount, steps=steps, max_drop=max_drop)
-    device = next((parameter.device for parameter in model.parameters()), None)
-    inputs = Inputs(data, "data", device)
-    test_inputs = inputs if test_data is None else Inputs(test_data, "test_data", device)
-    example = example_inputs or (next(iter(inputs))[:2],)
+    inputs = Inputs(data, "data", model)
+    test_inputs = inputs if test_data is None else Inputs(test_data, "test_data", model)
+    example = inputs.first(2) if example_inputs is None else example_inputs
     folder = writable_folder(out or free_folder("run"))
     if (folder / FILE).exists() and not resume:
         raise LayerCollapseError(
@@ -116,7 +119,7 @@ def run(
             "ignore": list(ignore),
             "seed": seed,
         },
-        environment=environment(example[0].device),
+        environment=environment(next((p.device for p in model.parameters()), torch.device("cpu"))),
         top1_split="test" if test else "validation",
     )
     schedule = Schedule(

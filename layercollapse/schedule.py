@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from layercollapse import checkpoint
@@ -177,7 +177,7 @@ class Schedule:
             self.record.stopped = f"accuracy below the budget for {PATIENCE} steps in a row"
         return bool(self.record.stopped)
 
-    def finish(self, example: tuple[Tensor, ...], test_inputs: Inputs) -> CollapseResult:
+    def finish(self, example: Any, test_inputs: Inputs) -> CollapseResult:
         """Collapse the chosen step, compare, and write the model, the record and the report."""
         record = self.record
         record.chosen = choose(record.steps, record.settings["max_drop"])

@@ -79,16 +79,21 @@ def compare(reference: nn.Module, model: nn.Module, data: Iterable[Any]) -> Agre
     return Agreement(worst, same, samples)
 
 
+def accepted(model: nn.Module) -> set[str]:
+    """The keys of a batch that are arguments of the model: what it takes, but for the labels."""
+    return set(inspect.signature(model.forward).parameters) - {"labels"}
+
+
 def batches(data: Iterable[Any], model: nn.Module) -> Iterator[tuple[tuple, dict[str, Any]]]:
     """Arguments of the model from each batch, on the model's device."""
     parameter = next(model.parameters(), None)
-    names = set(inspect.signature(model.forward).parameters)
+    names = accepted(model)
     if not isinstance(data, Iterable):
         raise LayerCollapseError(f"data: expected batches, got {type(data).__name__}")
     for batch in [data] if isinstance(data, Tensor | Mapping) else data:
         inputs = batch[0] if isinstance(batch, tuple | list) and batch else batch
         if isinstance(inputs, Mapping):
-            inputs = {key: value for key, value in inputs.items() if key in names and key != "labels"}
+            inputs = {key: value for key, value in inputs.items() if key in names}
         arguments = call_arguments(inputs)
         if parameter is not None:
             arguments = pytree.tree_map_only(Tensor, lambda x: x.to(parameter.device), arguments)
