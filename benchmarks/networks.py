@@ -62,7 +62,7 @@ def built_in(**job) -> Task:
     )
 
 
-def vit(hidden_act: str, epochs: int = 8) -> Task:
+def vit(hidden_act: str, epochs: int = 15) -> Task:
     """A ViT of transformers: 28x28 digits in 16 patches, 4 blocks of width 64; AdamW."""
     from transformers import ViTConfig, ViTForImageClassification
 

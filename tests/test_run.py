@@ -321,5 +321,5 @@ def test_batches_may_be_dicts(tmp_path):
 
 
 def test_dicts_must_hold_arguments_of_the_model(tmp_path):
-    with pytest.raises(LayerCollapseError, match="data: expected .* a dict of arguments of the model, got dict"):
+    with pytest.raises(LayerCollapseError, match=r"data: expected .* a dict of arguments of the model, got dict"):
         run(Tagger(), train=None, evaluate=None, data=[{"tokens": torch.zeros(2, 5)}], out=tmp_path / "made")

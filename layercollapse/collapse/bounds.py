@@ -58,8 +58,13 @@ def proven_states(net: Net, box: Box | None = None) -> dict[str, Tensor]:
     Raises:
         LayerCollapseError: the box names an input that is not there, or its ends do not fit.
     """
+    return {site: states for site, states in neuron_states(net, box).items() if not bool((states == MIXED).any())}
+
+
+def neuron_states(net: Net, box: Box | None = None) -> dict[str, Tensor]:
+    """As `proven_states`, of every piecewise linear site of which anything is known: neurons not proven are mixed."""
     intervals = bounds(net, box)
-    proven = {}
+    found = {}
     for node, op in net.records(Rectify):
         interval = intervals.get(source(node))
         if interval is None or interval.dim != op.channel_dim or op.kind in (*_LOWEST, "elu", "celu", "selu"):
@@ -71,9 +76,8 @@ def proven_states(net: Net, box: Box | None = None) -> dict[str, Tensor]:
             states[interval.low >= op.upper] = SATURATED
         states[interval.high <= op.lower] = OFF
         states[on] = ON
-        if not bool((states == MIXED).any()):
-            proven[op.site] = states
-    return proven
+        found[op.site] = states
+    return found
 
 
 def bounds(net: Net, box: Box | None = None) -> dict[fx.Node, Interval]:

@@ -214,7 +214,7 @@ def constants_in_sums(net: Net) -> bool:
                 continue
             dim, value = fact
             shift = Scale(torch.ones_like(value), value, dim, dtype_of(net, other))
-            net.replace(node, net.insert(f"{node.name}_shift", shift, kept, after=kept))
+            net.replace(node, net.insert(f"{_layer_above(other)}_shift", shift, kept, after=kept))
             changed = True
             break
     return changed
@@ -276,3 +276,10 @@ def _columns(values: Tensor, weight: Tensor) -> Tensor:
 def _rows(values: Tensor, weight: Tensor) -> Tensor:
     """(O,) so that it broadcasts over a weight (O, ...)."""
     return values.reshape(-1, *[1] * (weight.ndim - 1))
+
+
+def _layer_above(node: fx.Node) -> str:
+    """The name of the layer that made a node's values, or of the node if a graph without names made them."""
+    while node.op == "call_function" and node.all_input_nodes:
+        node = node.all_input_nodes[0]
+    return str(node.target) if node.op == "call_module" else node.name
