@@ -39,10 +39,10 @@ def test_mail_is_subject_and_body_and_every_message_once(script: ModuleType, tmp
     splits = script.mail(str(tmp_path))
     ids, labels = (torch.cat([split[i] for split in splits.values()]) for i in (0, 1))
     assert [len(split[0]) for split in splits.values()] == [14, 2, 4]
-    assert ids.shape == (20, 64)
+    assert ids.shape == (20, 32)
     assert int(labels.sum()) == 5
-    # A token for the start, two for the subject ("word", its number), up to 61 of the body; then padding.
-    assert sorted((ids != 1).sum(1).tolist()) == sorted(min(64, 3 + 5 * n) for n in range(20))
+    # A token for the start, two for the subject ("word", its number), up to 29 of the body; then padding.
+    assert sorted((ids != 1).sum(1).tolist()) == sorted(min(32, 3 + 5 * n) for n in range(20))
     assert bool((ids[:, 0] == 0).all())
 
 
