@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx
 
-from layercollapse.collapse.carry import AVERAGES, carry
+from layercollapse.collapse.carry import AVERAGES, carry, parts
 from layercollapse.collapse.facts import rectified
 from layercollapse.collapse.ir import Affine, Field, Net, Rectify, Scale, operands, shape, source
 from layercollapse.counts import MIXED, OFF, ON, SATURATED
@@ -145,6 +145,9 @@ def _operation(net: Net, node: fx.Node, known: Mapping[fx.Node, Interval]) -> In
     if called in _SQUASHED and len(size) > 1:
         low, high = (torch.full((size[1],), end, dtype=torch.float64) for end in _SQUASHED[called])
         return Interval(-1 if len(size) == 2 else 1, low, high)
+    joined = parts(node)
+    if joined is not None:
+        return _joined(joined[0], joined[1], known)
     interval = known.get(arguments[0]) if arguments and isinstance(arguments[0], fx.Node) else None
     place = carry(node, interval.dim) if interval is not None else None
     if interval is None or place is None:
@@ -158,11 +161,24 @@ def _operation(net: Net, node: fx.Node, known: Mapping[fx.Node, Interval]) -> In
     return Interval(dim, low.repeat_interleave(repeat), high.repeat_interleave(repeat))
 
 
+def _joined(dim: int, joined: list[fx.Node], known: Mapping[fx.Node, Interval]) -> Interval:
+    """Of a concatenation: what is known of each part."""
+    ends: tuple[list[Tensor], list[Tensor]] = [], []
+    for x in joined:
+        interval = known.get(x)
+        if interval is None or interval.dim != dim:
+            every = torch.full((shape(x)[dim],), math.inf, dtype=torch.float64)
+            interval = Interval(dim, -every, every)
+        ends[0].append(interval.low)
+        ends[1].append(interval.high)
+    return Interval(dim, torch.cat(ends[0]), torch.cat(ends[1]))
+
+
 def _affine(op: Affine, interval: Interval | None) -> Interval | None:
     weight = op.dense().flatten(2) if op.window.kernel else op.dense().unsqueeze(2)  # (O, I, taps)
     every = torch.full((op.inputs,), math.inf, dtype=torch.float64)
     low, high = (-every, every) if interval is None else (interval.low, interval.high)
-    if op.window.padded:
+    if op.window.uneven:
         low, high = low.clamp(max=0), high.clamp(min=0)  # the padding is zero
     up, down = weight.clamp(min=0).sum(2), weight.clamp(max=0).sum(2)  # (O, I)
     terms = [_product(up, low) + _product(down, high), op.bias[:, None]]

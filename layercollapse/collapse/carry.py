@@ -1,4 +1,4 @@
-"""Operations without weights that work on every channel alone: where each channel of their input comes out."""
+"""Operations without weights that work on every channel alone: where each channel of their inputs comes out."""
 
 from __future__ import annotations
 
@@ -61,6 +61,22 @@ def carry(node: fx.Node, dim: int) -> tuple[int, int] | None:
     if dim == 1 and (called in MAXIMA or (called in AVERAGES and _weighs_alike(arguments))):
         return 1, 1
     return None
+
+
+def parts(node: Any) -> tuple[int, list[fx.Node]] | None:
+    """The channel dimension, 1 or -1, and the tensors of a concatenation along what may be their channels, or None.
+
+    It is the parts' records that say whether the dimension is that of their channels.
+    """
+    if packet(node) is not aten.cat or node.meta.get("shape") is None or not isinstance(node.args[0], list | tuple):
+        return None
+    joined, rank = list(node.args[0]), len(shape(node))
+    if rank < 2 or any(not isinstance(x, fx.Node) or len(x.meta.get("shape") or ()) != rank for x in joined):
+        return None
+    along = (node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)) % rank
+    if along not in (1, rank - 1):
+        return None
+    return -1 if along == rank - 1 else 1, joined
 
 
 def _named(dim: int, rank: int) -> int:

@@ -2,149 +2,165 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, fx
 
-from layercollapse.collapse.carry import VIEWS, carry
+from layercollapse.collapse.carry import VIEWS, carry, parts
 from layercollapse.collapse.ir import Affine, Field, Net, Rectify, Scale, operands, shape, source
 from layercollapse.nodes import packet
 
 aten = torch.ops.aten
 
 
-@dataclass
-class _Class:
-    """Tensors whose channels stand or fall together.
-
-    Attributes:
-        channels: number of channels C.
-        members: node -> how many neighbouring entries of it one channel is (H·W after a flatten, else 1).
-        dims: node -> channel dimension.
-        readers: nodes of affine layers that mix the channels, with the member that each reads.
-        frozen: whether something else reads or makes the channels, so that none may go.
-    """
-
-    channels: int
-    members: dict[fx.Node, int] = field(default_factory=dict)
-    dims: dict[fx.Node, int] = field(default_factory=dict)
-    readers: list[tuple[fx.Node, int]] = field(default_factory=list)
-    frozen: bool = False
-
-
 def drop_unread_channels(net: Net) -> bool:
     """A channel goes if every layer that reads it has only zeros for it."""
-    changed = False
-    for group in _classes(net):
-        if group.frozen or not group.readers:
-            continue
-        needed = torch.zeros(group.channels, dtype=torch.bool)
-        for node, repeat in group.readers:
-            op = net.affine(node)
-            assert op is not None
-            needed |= op.reads().reshape(group.channels, repeat).any(1)
-        if bool(needed.all()) or not bool(needed.any()):
-            continue
-        _drop(net, group, needed)
-        changed = True
-    return changed
+    channels = _Channels(net)
+    kept = channels.kept()
+    if all(bool(keep.all()) for keep in kept.values()):
+        return False
+    for node, op in net.records(Affine):
+        keep = kept.get(source(node))
+        if keep is not None and op.groups == 1 and bool(keep.any()) and not bool(keep.all()):
+            net.set(node, replace(op, weight=op.weight[:, keep], source=None))
+    for node, keep in kept.items():
+        if not bool(keep.all()) and bool(keep.any()):
+            _shrink(net, node, keep, kept)
+            size = list(shape(node))
+            size[channels.dims[node]] = int(keep.sum())
+            node.meta["shape"] = tuple(size)
+    return True
 
 
-def _classes(net: Net) -> list[_Class]:
-    of: dict[fx.Node, _Class] = {}
+class _Channels:
+    """Which channels of which tensors are the same, and which of them anything needs.
 
-    def join(node: fx.Node, *others: fx.Node, repeat: int = 1) -> None:
-        """Put a node into the class of other tensors that share its channels."""
-        first = of[others[0]]
-        for other in others[1:]:
-            second = of[other]
-            if second is first:
-                continue
-            if second.channels != first.channels or second.members[other] != first.members[others[0]]:
-                first.frozen = second.frozen = True
-                continue
-            first.members.update(second.members)
-            first.dims.update(second.dims)
-            first.readers += second.readers
-            first.frozen |= second.frozen
-            for member in second.members:
-                of[member] = first
-        first.members[node] = first.members[others[0]] * repeat
-        first.dims[node] = dims[node]
-        of[node] = first
+    Attributes:
+        ids: node -> int64 (C,), a number for each channel; two that stand or fall together have one number, or are a
+            pair in `pairs`.
+        dims: node -> channel dimension.
+        pairs: numbers (C,) and (C,) that are added to each other.
+        needed: numbers that something reads.
+    """
 
-    def start(node: fx.Node, channels: int, frozen: bool = False) -> None:
-        of[node] = _Class(channels, {node: 1}, {node: dims.get(node, 1)}, frozen=frozen)
+    def __init__(self, net: Net) -> None:
+        self.net = net
+        self.count = 0
+        self.ids: dict[fx.Node, Tensor] = {}
+        self.dims: dict[fx.Node, int] = {}
+        self.pairs: list[tuple[Tensor, Tensor]] = []
+        self.needed: list[Tensor] = []
+        for node in net.graph.nodes:
+            self._visit(node)
 
-    dims: dict[fx.Node, int] = {}
-    for node in net.graph.nodes:
-        op, pair = net.op(node), operands(node)
-        reads = source(node) if op is not None else None
-        matches = reads is not None and dims.get(reads) == getattr(op, "channel_dim", None)
+    def kept(self) -> dict[fx.Node, Tensor]:
+        """Bool (C,) for every tensor whose channels are known; all False for one that nothing needs."""
+        need = torch.zeros(self.count, dtype=torch.bool)
+        for ids in self.needed:
+            need[ids] = True
+        while True:
+            self._spread(need)
+            kept = {node: need[ids] for node, ids in self.ids.items() if len(ids)}
+            empty = {node for node, keep in kept.items() if not bool(keep.any())}
+            # A tensor without channels cannot be; one that something still takes its size from keeps a channel.
+            held = [node for node in empty if any(not self._spares(user, empty) for user in node.users)]
+            if not held:
+                return kept
+            for node in held:
+                need[self.ids[node][:1]] = True
+
+    def _spread(self, need: Tensor) -> None:
+        before = -1
+        while (now := int(need.sum())) != before:
+            before = now
+            for a, b in self.pairs:
+                need[a[need[b]]] = True
+                need[b[need[a]]] = True
+
+    def _spares(self, user: fx.Node, empty: set[fx.Node]) -> bool:
+        """Whether a reader of a tensor without needed channels can do without the tensor."""
+        return (user in empty and not isinstance(self.net.op(user), Field)) or parts(user) is not None
+
+    def _visit(self, node: fx.Node) -> None:
+        op, pair, joined = self.net.op(node), operands(node), parts(node)
         if op is not None:
-            dims[node] = op.channel_dim
-        if isinstance(op, Affine):
-            assert reads is not None
-            if op.depthwise and matches:
-                join(node, reads)
-                continue
-            start(node, op.outputs, frozen=op.groups > 1)
-            if matches and op.groups == 1:
-                of[reads].readers.append((node, of[reads].members[reads]))
+            self._record(node, op)
+        elif pair is not None and self.dims.get(pair[0]) == self.dims.get(pair[1]) is not None:
+            a, b = (self.ids[x] for x in pair)
+            if len(a) == len(b):
+                self._put(node, self.dims[pair[0]], a)
+                self.pairs.append((a, b))
             else:
-                of[reads].frozen = True
-        elif isinstance(op, Field):
-            start(node, len(op.bias))
-        elif isinstance(op, Scale | Rectify) and matches:
-            join(node, reads)  # type: ignore[arg-type]
-        elif pair is not None and dims.get(pair[0]) == dims.get(pair[1]) is not None:
-            dims[node] = dims[pair[0]]
-            join(node, *pair)
-        elif node.op == "call_function" and (place := _carried(node, dims)) is not None:
-            dims[node], repeat = place
-            join(node, node.all_input_nodes[0], repeat=repeat)
+                self._freeze(node)
+        elif joined is not None and all(self.dims.get(x) == joined[0] for x in joined[1]):
+            self._put(node, joined[0], torch.cat([self.ids[x] for x in joined[1]]))
+        elif node.op == "call_function" and (place := self._carried(node)) is not None:
+            dim, repeat = place
+            self._put(node, dim, self.ids[node.all_input_nodes[0]].repeat_interleave(repeat))
         else:
-            start(node, 0, frozen=True)
-            for other in node.all_input_nodes:
-                of[other].frozen |= packet(node) is not aten.sym_size  # a size that is read is not that of channels
-    return list({id(group): group for group in of.values()}.values())
+            self._freeze(node)
+
+    def _record(self, node: fx.Node, op: Affine | Scale | Rectify | Field) -> None:
+        reads = source(node)
+        if isinstance(op, Field):
+            self._put(node, op.channel_dim, self._new(len(op.bias)))
+            return
+        matches = self.dims.get(reads) == op.channel_dim
+        if not isinstance(op, Affine):
+            if matches:
+                self._put(node, op.channel_dim, self.ids[reads])
+            else:
+                self._freeze(node)
+            return
+        if op.depthwise and matches:
+            self._put(node, op.channel_dim, self.ids[reads])
+            return
+        self._put(node, op.channel_dim, self._new(op.outputs))
+        if op.groups > 1:
+            self.needed.append(self.ids[node])
+        self.needed.append(self.ids[reads][op.reads()] if matches and op.groups == 1 else self.ids[reads])
+
+    def _new(self, channels: int) -> Tensor:
+        self.count += channels
+        return torch.arange(self.count - channels, self.count)
+
+    def _put(self, node: fx.Node, dim: int, ids: Tensor) -> None:
+        self.ids[node], self.dims[node] = ids, dim
+
+    def _freeze(self, node: fx.Node) -> None:
+        """Something else reads its inputs, and makes channels of its own that nobody can follow."""
+        self.ids[node] = torch.zeros(0, dtype=torch.int64)
+        if packet(node) is not aten.sym_size:  # a size that is read is not that of channels
+            self.needed += [self.ids[other] for other in node.all_input_nodes]
+
+    def _carried(self, node: fx.Node) -> tuple[int, int] | None:
+        """Where an operation without weights puts the channels, if these may become fewer; see `carry`."""
+        first = node.args[0] if node.args else None
+        if not isinstance(first, fx.Node) or first not in self.dims:
+            return None
+        if any(other.meta.get("shape") is not None for other in node.all_input_nodes[1:]):
+            return None
+        place = carry(node, self.dims[first])
+        if place is not None and packet(node) in VIEWS and not isinstance(node.args[1][-1], int):  # type: ignore[index]
+            return None
+        return place
 
 
-def _carried(node: fx.Node, dims: dict[fx.Node, int]) -> tuple[int, int] | None:
-    """Where an operation without weights puts the channels, if these may become fewer; see `carry`."""
-    first = node.args[0] if node.args else None
-    if not isinstance(first, fx.Node) or first not in dims:
-        return None
-    if any(other.meta.get("shape") is not None for other in node.all_input_nodes[1:]):
-        return None
-    place = carry(node, dims[first])
-    if place is not None and packet(node) in VIEWS and not isinstance(node.args[1][-1], int):  # type: ignore[index]
-        return None
-    return place
-
-
-def _drop(net: Net, group: _Class, keep: Tensor) -> None:
-    for node, repeat in group.readers:
-        reader = net.affine(node)
-        assert reader is not None
-        net.set(node, replace(reader, weight=reader.weight[:, keep.repeat_interleave(repeat)], source=None))
-    for node, repeat in group.members.items():
-        rows = keep.repeat_interleave(repeat)
-        op = net.op(node)
-        if isinstance(op, Affine):
-            plane = None if op.plane is None else op.plane[rows]
-            groups = int(rows.sum()) if op.depthwise else op.groups
-            kept = replace(op, weight=op.weight[rows], bias=op.bias[rows], plane=plane, groups=groups, source=None)
-            net.set(node, kept)
-        elif isinstance(op, Field):
-            net.set(node, replace(op, plane=None if op.plane is None else op.plane[rows], bias=op.bias[rows]))
-        elif isinstance(op, Scale):
-            net.set(node, replace(op, scale=op.scale[rows], shift=op.shift[rows]))
-        elif isinstance(op, Rectify) and op.slope is not None:
-            net.set(node, replace(op, slope=op.slope[rows]))
-        elif packet(node) in VIEWS:
-            node.args = (node.args[0], [*node.args[1][:-1], int(rows.sum())])  # type: ignore[index,misc]
-        size = list(shape(node))
-        size[group.dims[node]] = int(rows.sum())
-        node.meta["shape"] = tuple(size)
+def _shrink(net: Net, node: fx.Node, keep: Tensor, kept: dict[fx.Node, Tensor]) -> None:
+    """Give a node only some of its channels."""
+    op, joined = net.op(node), parts(node)
+    if isinstance(op, Affine):
+        plane = None if op.plane is None else op.plane[keep]
+        groups = int(keep.sum()) if op.depthwise else op.groups
+        net.set(node, replace(op, weight=op.weight[keep], bias=op.bias[keep], plane=plane, groups=groups, source=None))
+    elif isinstance(op, Field):
+        net.set(node, replace(op, plane=None if op.plane is None else op.plane[keep], bias=op.bias[keep]))
+    elif isinstance(op, Scale):
+        net.set(node, replace(op, scale=op.scale[keep], shift=op.shift[keep]))
+    elif isinstance(op, Rectify) and op.slope is not None:
+        net.set(node, replace(op, slope=op.slope[keep]))
+    elif joined is not None:
+        node.args = ([part for part in joined[1] if bool(kept[part].any())], *node.args[1:])
+    elif packet(node) in VIEWS:
+        node.args = (node.args[0], [*node.args[1][:-1], int(keep.sum())])  # type: ignore[index,misc]

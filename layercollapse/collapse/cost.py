@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from layercollapse.collapse.ir import Affine, Field, Net
+from layercollapse.collapse.ir import Affine, Field, Net, Window
 from layercollapse.graph import Capture, call_arguments, copied, evaluating
 from layercollapse.nodes import SHAPE_ONLY, has_weight, packet
 
@@ -36,9 +36,17 @@ def macs(op: Affine, shape: tuple[int, ...]) -> int:
 
     A plane counts as one more input channel and its addition: that is how it is emitted.
     """
-    positions = math.prod(shape[2:]) if op.window.kernel else math.prod(shape[1:-1])
+    positions = math.prod(_reads(op.window, shape[2:])) if op.window.kernel else math.prod(shape[1:-1])
     plane = 0 if op.plane is None else op.plane.numel() + op.outputs
     return (op.weight.numel() + plane) * positions
+
+
+def _reads(window: Window, sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """The positions at which a window is laid on: those of the output, or, transposed, those of the input."""
+    if window.output_padding is None:
+        return sizes
+    parts = zip(sizes, window.extent, window.stride, window.padding, window.output_padding, strict=True)
+    return tuple((size + 2 * p - extent - more) // s + 1 for size, extent, s, p, more in parts)
 
 
 def summarize(model: nn.Module, example_inputs: Any, depth: int) -> Summary:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from layercollapse.collapse.elementwise import restore_numbers
-from layercollapse.collapse.ir import Affine, Field, Net, Op, Rectify, Scale, Window, source
+from layercollapse.collapse.ir import Affine, Field, Net, Op, Rectify, Scale, Window, source, transposed
 from layercollapse.collapse.lower import identifier
 from layercollapse.collapse.modules import ChannelAffine, ConstantMap
 
@@ -139,8 +139,11 @@ def _affine(op: Affine, device: torch.device | None) -> nn.Module:
     if not op.window.kernel:
         module: nn.Module = nn.Linear(op.inputs, op.outputs, bias=bias is not None, device="meta")
     else:
-        convolution: Any = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[len(op.window.kernel) - 1]
-        module = convolution(
+        more = op.window.output_padding
+        kinds: Any = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+        if more is not None:
+            kinds = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+        module = kinds[len(op.window.kernel) - 1](
             op.inputs,
             op.outputs,
             op.window.kernel,
@@ -150,8 +153,10 @@ def _affine(op: Affine, device: torch.device | None) -> nn.Module:
             groups=op.groups,
             bias=bias is not None,
             device="meta",
+            **({} if more is None else {"output_padding": more}),
         )
-    return _filled(module, op.dtype, device, weight=op.weight, bias=bias)
+    weight = transposed(op.weight, op.groups) if op.window.transposed else op.weight
+    return _filled(module, op.dtype, device, weight=weight, bias=bias)
 
 
 def _filled(module: nn.Module, dtype: torch.dtype, device: torch.device | None, **values: Tensor | None) -> nn.Module:
@@ -162,4 +167,5 @@ def _filled(module: nn.Module, dtype: torch.dtype, device: torch.device | None, 
 
 
 def _plain(window: Window) -> list[list[int]]:
-    return [list(window.kernel), list(window.stride), list(window.padding), list(window.dilation)]
+    parts = [window.kernel, window.stride, window.padding, window.dilation]
+    return [list(part) for part in (parts if window.output_padding is None else [*parts, window.output_padding])]

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from layercollapse.collapse.carry import carry
-from layercollapse.collapse.ir import Affine, Field, Net, Op, Rectify, Scale, operands, source
+from layercollapse.collapse.carry import carry, parts
+from layercollapse.collapse.ir import Affine, Field, Net, Op, Rectify, Scale, operands, shape, source
 from layercollapse.nodes import SHAPE_ONLY, packet
 
 aten = torch.ops.aten
@@ -52,6 +52,13 @@ def constants(net: Net) -> Constants:
                 a, b = (known.get(x, dim) for x in pair)
                 if a is not None and b is not None:
                     known.put(node, dim, a + b)
+        elif (joined := parts(node)) is not None:
+            dim, values = joined[0], [known.get(x, joined[0]) for x in joined[1]]
+            if any(value is not None for value in values):
+                varies = [torch.full((shape(x)[dim],), torch.nan, dtype=torch.float64) for x in joined[1]]
+                known.put(
+                    node, dim, torch.cat([v if v is not None else w for v, w in zip(values, varies, strict=True)])
+                )
         elif node.op == "call_function" and node.args and isinstance(node.args[0], fx.Node):
             for dim in (1, -1):
                 value, moved = known.get(node.args[0], dim), carry(node, dim)
@@ -77,7 +84,7 @@ def _affine(op: Affine, value: Tensor | None) -> Tensor | None:
     weight = op.dense().flatten(2) if op.weight.ndim > 2 else op.dense().unsqueeze(-1)  # (O, I, taps)
     varies = torch.ones(op.inputs, dtype=torch.bool) if value is None else value.isnan()
     # A constant that meets a zero padding is not constant at the border.
-    unknown = weight[:, torch.ones_like(varies) if op.window.padded else varies].flatten(1).any(1)
+    unknown = weight[:, torch.ones_like(varies) if op.window.uneven else varies].flatten(1).any(1)
     if op.plane is not None:
         unknown |= op.plane.flatten(1).any(1)
     out = op.bias.clone()
@@ -102,6 +109,10 @@ def depends(net: Net) -> bool:
             reached[node] = _through(op, value if same else _any(value))
         elif pair is not None and all(isinstance(reached[x], Tensor) for x in pair) and dims[pair[0]] == dims[pair[1]]:
             reached[node], dims[node] = reached[pair[0]] | reached[pair[1]], dims[pair[0]]
+        elif (joined := parts(node)) is not None and all(
+            dims.get(x) == joined[0] and isinstance(reached[x], Tensor) for x in joined[1]
+        ):
+            dims[node], reached[node] = joined[0], torch.cat([reached[x] for x in joined[1]])  # type: ignore[misc]
         elif isinstance(first, fx.Node) and first in dims and (place := carry(node, dims[first])) is not None:
             value = reached[first]
             dims[node] = place[0]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import torch
 from torch import Tensor, fx
 
-from layercollapse.collapse.carry import MAXIMA, carry
+from layercollapse.collapse.carry import MAXIMA, carry, parts
 from layercollapse.collapse.facts import constants
-from layercollapse.collapse.ir import Affine, Field, Net, Rectify, Scale, operands, sole_user, source
+from layercollapse.collapse.ir import Affine, Field, Net, Rectify, Scale, operands, shape, sole_user, source
 from layercollapse.nodes import packet
 
 
@@ -30,7 +31,7 @@ def fold_scales_up(net: Net) -> bool:
         producer = source(node)
         if sole_user(producer) is not node:
             continue
-        folded = _after(net.op(producer), op)
+        folded = after(net.op(producer), op)
         if folded is not None:
             net.set(producer, folded)
             net.replace(node, producer)
@@ -38,7 +39,7 @@ def fold_scales_up(net: Net) -> bool:
     return changed
 
 
-def _after(op: object, scale: Scale) -> Affine | Field | Scale | None:
+def after(op: object, scale: Scale) -> Affine | Field | Scale | None:
     """The record of ``scale(op(x))``, or None where they differ on what a channel is (a batch norm of (N, L, C))."""
     if not isinstance(op, Affine | Field | Scale) or op.channel_dim != scale.channel_dim:
         return None
@@ -61,18 +62,53 @@ def _after(op: object, scale: Scale) -> Affine | Field | Scale | None:
 
 
 def fold_scales_down(net: Net) -> bool:
-    """A scale joins the affine layers that read it, when all its readers are such; a shift at a padding is a plane."""
+    """A scale joins the affine layers that read it, when all its readers are such.
+
+    A shift that meets a padding stays where it is, as a plane would cost more, but where there is a plane already.
+    """
     changed = False
     for node, op in net.records(Scale):
-        readers = [net.affine(user) for user in node.users]
-        if not readers or any(r is None or r.channel_dim != op.channel_dim for r in readers):
+        readers = affine_readers(net, node, op.channel_dim)
+        if not readers:
             continue
-        for user, reader in zip(list(node.users), readers, strict=True):
+        folded = {}
+        for user, places in readers.items():
+            reader = net.affine(user)
             assert reader is not None
-            net.set(user, _before(op, reader))
-        net.replace(node, source(node))
-        changed = True
+            scale, shift = (fill.repeat(reader.inputs) for fill in torch.tensor([[1.0], [0.0]], dtype=torch.float64))
+            for start in places:
+                scale[start : start + len(op.scale)] = op.scale
+                shift[start : start + len(op.scale)] = op.shift
+            folded[user] = _before(replace(op, scale=scale, shift=shift), reader)
+            if folded[user].plane is not None and reader.plane is None:
+                break
+        else:
+            for user, taker in folded.items():
+                net.set(user, taker)
+            net.replace(node, source(node))
+            changed = True
     return changed
+
+
+def affine_readers(net: Net, node: fx.Node, dim: int) -> dict[fx.Node, list[int]] | None:
+    """The affine layers that read a tensor, also as a part of concatenations, and from which of their inputs on.
+
+    None if anything else reads it.
+    """
+    found: dict[fx.Node, list[int]] = {}
+    for user in node.users:
+        op, joined = net.affine(user), parts(user)
+        if op is not None and op.channel_dim == dim:
+            found.setdefault(user, []).append(0)
+        elif joined is not None and joined[0] == dim and (below := affine_readers(net, user, dim)) is not None:
+            starts = list(itertools.accumulate((shape(x)[dim] for x in joined[1]), initial=0))
+            for reader, places in below.items():
+                found.setdefault(reader, []).extend(
+                    a + b for a in places for b, x in zip(starts, joined[1], strict=False) if x is node
+                )
+        else:
+            return None
+    return found
 
 
 def _before(scale: Scale, op: Affine) -> Affine:
@@ -88,7 +124,7 @@ def add_plane(op: Affine, plane: Tensor) -> Affine:
     """Add the response to a plane of constants, float64 (O, *kernel): in the bias where no padding can tell."""
     if not plane.any():
         return op
-    if not op.window.padded:
+    if not op.window.uneven:
         total = plane.flatten(1).sum(1) if plane.ndim > 1 else plane
         return replace(op, bias=op.bias + total, source=None)
     return replace(op, plane=plane if op.plane is None else op.plane + plane, source=None)
@@ -135,7 +171,7 @@ def lift_through_sums(net: Net) -> bool:
             continue
         for index, taker in enumerate(takers):
             part = op if index == 0 else replace(op, shift=torch.zeros_like(op.shift))
-            folded = _after(net.op(taker), part)
+            folded = after(net.op(taker), part)
             assert folded is not None
             net.set(taker, folded)
         net.replace(node, total)
@@ -166,7 +202,7 @@ def _fold_constants(op: Affine, value: Tensor) -> Affine | None:
     gone = ~value.isnan()
     filled = value.nan_to_num(0.0)
     carrier = None
-    if op.window.padded and not bool(gone.all()):
+    if op.window.uneven and not bool(gone.all()):
         largest = int(filled.abs().argmax())
         if filled[largest] != 0:
             carrier = largest
@@ -189,7 +225,7 @@ def _fold_grouped(op: Affine, value: Tensor) -> Affine | None:
     """Without a carrier, which would have to stand in every group: nonzero constants stay where they meet a padding."""
     filled = value.nan_to_num(0.0)
     constant = ~value.isnan()
-    if op.window.padded and not bool(constant.all()):
+    if op.window.uneven and not bool(constant.all()):
         constant &= filled == 0
     taps = [1] * (op.weight.ndim - 2)
     index = input_channels(op)

@@ -23,16 +23,25 @@ _ONE_PIXEL = by_dims("adaptive_avg_pool", "adaptive_max_pool") | {aten.mean, ate
 
 @dataclass(frozen=True)
 class Window:
-    """How a convolution moves over its input: one integer per spatial dimension, none for a linear layer."""
+    """How a convolution moves over its input: one integer per spatial dimension, none for a linear layer.
+
+    A transposed convolution has an output padding, None for the others: what is added to the size of its output.
+    """
 
     kernel: tuple[int, ...] = ()
     stride: tuple[int, ...] = ()
     padding: tuple[int, ...] = ()
     dilation: tuple[int, ...] = ()
+    output_padding: tuple[int, ...] | None = None
 
     @property
-    def padded(self) -> bool:
-        return any(self.padding)
+    def transposed(self) -> bool:
+        return self.output_padding is not None
+
+    @property
+    def uneven(self) -> bool:
+        """Whether the same constant everywhere may come out as different values: some positions read fewer taps."""
+        return any(self.padding) or self.transposed
 
     @property
     def extent(self) -> tuple[int, ...]:
@@ -42,7 +51,7 @@ class Window:
     @property
     def pointwise(self) -> bool:
         """Whether every output position reads the input position it stands on, and no other."""
-        return all(k == 1 for k in self.kernel) and not self.padded and all(s == 1 for s in self.stride)
+        return all(k == 1 for k in self.kernel) and not self.uneven and all(s == 1 for s in self.stride)
 
 
 @dataclass(frozen=True)
@@ -50,13 +59,13 @@ class Affine:
     """A linear layer or a convolution: ``y = conv(x, weight) + conv(ones, plane) + bias``.
 
     Attributes:
-        weight: float64, (O, I / groups, *kernel).
+        weight: float64, (O, I / groups, *kernel), for a transposed convolution too.
         bias: float64, (O,).
         window: kernel, stride, padding, dilation; empty for a linear layer.
         groups: number of channel groups.
         plane: float64, (O, *kernel), or None: the weight of one more input channel that is 1 everywhere and padded
             with zeros like the others. It carries, exactly, constants that meet a zero padding. Always None for a
-            window without padding, where it is part of the bias.
+            window that is not `Window.uneven`, where it is part of the bias.
         dtype: what the layer is emitted in.
         source: names of the model's own weight and bias while the layer is unchanged, else None.
     """
@@ -269,6 +278,12 @@ class Net:
         return changed
 
 
+def transposed(weight: Tensor, groups: int) -> Tensor:
+    """A weight (O, I / groups, *kernel) as (I, O / groups, *kernel), which transposed convolutions have; or back."""
+    blocks = weight.unflatten(0, (groups, -1))
+    return blocks.transpose(1, 2).flatten(0, 1)
+
+
 def shape(node: fx.Node) -> tuple[int, ...]:
     """Shape of a node's tensor for the example inputs; channels may have been dropped since."""
     return node.meta["shape"]
@@ -302,11 +317,8 @@ def operands(node: Any) -> tuple[fx.Node, fx.Node] | None:
 
 def _pooled(node: fx.Node) -> bool:
     """Whether a node's map has one pixel for inputs of every size."""
-    while node.op != "placeholder":
-        if packet(node) in _ONE_PIXEL:
-            return True
-        reads = [source for source in node.all_input_nodes if source.op != "get_attr"]
-        if len(reads) != 1:
-            return False
-        node = reads[0]
-    return False
+    if packet(node) in _ONE_PIXEL:
+        return True
+    reads = [x for x in node.all_input_nodes if x.op != "get_attr" and x.meta.get("shape") is not None]
+    # What reads several tensors has the size of the largest of them.
+    return bool(reads) and all(_pooled(x) for x in reads)

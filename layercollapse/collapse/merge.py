@@ -26,20 +26,24 @@ def mergeable(first: Affine, second: Affine) -> bool:
     """Whether one layer can do what the two do in sequence, at every position."""
     if len(first.window.kernel) != len(second.window.kernel):
         return False
-    reads_one = all(k == 1 for k in first.window.kernel) and not first.window.padded
-    return not second.window.padded or reads_one
+    if first.window.transposed or second.window.transposed:
+        return first.window.pointwise or second.window.pointwise
+    reads_one = all(k == 1 for k in first.window.kernel) and not first.window.uneven
+    return not second.window.uneven or reads_one
 
 
 def compose(first: Affine, second: Affine) -> Affine:
     """The layer ``second(first(x))`` for two layers that are `mergeable`."""
     one, two = first.window, second.window
+    if one.transposed or two.transposed:
+        return _compose_channels(first, second)
     dims = len(one.kernel)
     inner = _spread_taps(first.dense(), one.dilation)  # (M, I, *k1)
     outer = _spread_taps(second.dense(), two.dilation)  # (O, M, *k2)
     # One more input channel carries what the first layer adds. Its bias needs it where the second is padded: the
     # first then reads one position, and the bias is a plane with one tap.
     added = first.plane
-    if two.padded:
+    if two.uneven:
         added = first.bias.reshape(-1, *[1] * dims)
     if added is not None:
         inner = torch.cat([inner, _spread_taps(added.unsqueeze(1), one.dilation)], dim=1)
@@ -52,7 +56,7 @@ def compose(first: Affine, second: Affine) -> Affine:
     if added is not None:
         weight, plane = weight[:, :-1], weight[:, -1]
     bias = second.bias
-    if not two.padded:
+    if not two.uneven:
         bias = bias + second.dense().reshape(*second.dense().shape[:2], -1).sum(2) @ first.bias
     elif second.plane is not None and plane is not None:
         reach = tuple(d * s for d, s in zip(two.dilation, one.stride, strict=True))
@@ -67,6 +71,21 @@ def compose(first: Affine, second: Affine) -> Affine:
     weight, groups = regroup(weight, math.gcd(first.groups, second.groups))
     merged = Affine(weight, bias, window, groups, second.dtype)
     return merged if plane is None else add_plane(merged, plane)
+
+
+def _compose_channels(first: Affine, second: Affine) -> Affine:
+    """The layer ``second(first(x))`` where one is a transposed convolution and the other reads one position."""
+    inner, outer = first.dense(), second.dense()  # (M, I, *k1), (O, M, *k2), one of them with a single tap
+    added = first.bias.reshape(-1, *[1] * len(first.window.kernel))
+    window, bias, plane = second.window, second.bias, second.plane
+    if first.window.transposed:
+        window = first.window
+        bias = bias + outer.flatten(1) @ first.bias
+        added = torch.zeros(first.outputs, *window.kernel).double() if first.plane is None else first.plane
+    weight = torch.einsum("om...,mi...->oi...", outer, torch.cat([inner, added.unsqueeze(1)], dim=1))
+    weight, part = weight[:, :-1], weight[:, -1]
+    weight, groups = regroup(weight, math.gcd(first.groups, second.groups))
+    return add_plane(Affine(weight, bias, window, groups, second.dtype, plane), part)
 
 
 def merge_side_by_side(net: Net) -> bool:
@@ -142,8 +161,31 @@ def add(first: Affine, second: Affine) -> Affine | None:
     return merged
 
 
+def stack(first: Affine, second: Affine) -> Affine | None:
+    """The layer whose outputs are those of the first and then those of the second, or None if no one window does."""
+    one, two = first.window, second.window
+    if len(one.kernel) != len(two.kernel) or one.stride != two.stride or first.inputs != second.inputs:
+        return None
+    if first.groups > 1 or second.groups > 1 or first.dtype != second.dtype:
+        return None
+    window = _union(one, two)
+    if window is None:
+        return None
+    weight = torch.cat([_align(op.weight, op.window, window) for op in (first, second)])
+    merged = Affine(weight, torch.cat([first.bias, second.bias]), window, 1, first.dtype)
+    if first.plane is None and second.plane is None:
+        return merged
+    planes = [
+        op.weight.new_zeros(op.outputs, *op.window.kernel) if op.plane is None else op.plane for op in (first, second)
+    ]
+    aligned = [_align(p.unsqueeze(1), op.window, window) for p, op in zip(planes, (first, second), strict=True)]
+    return add_plane(merged, torch.cat(aligned).squeeze(1))
+
+
 def _union(one: Window, two: Window) -> Window | None:
     """The window over the taps of both, if it gives the same output size for every input size."""
+    if one.transposed or two.transposed:
+        return one if one == two else None
     kernel, padding, dilation = [], [], []
     for k1, p1, d1, k2, p2, d2 in zip(
         one.kernel, one.padding, one.dilation, two.kernel, two.padding, two.dilation, strict=True
@@ -175,7 +217,7 @@ def trim_kernels(net: Net) -> bool:
     """Outer taps that are zero go, as far as the padding allows the same cut on both sides."""
     changed = False
     for node, op in net.records(Affine):
-        if not op.window.kernel or not bool(op.weight.any()):
+        if not op.window.kernel or op.window.transposed or not bool(op.weight.any()):
             continue
         trimmed = _trim(op)
         if trimmed is not None:

@@ -61,7 +61,8 @@ class ConstantMap(nn.Module):
     Args:
         channels: number of output channels O.
         windows: (kernel, stride, padding, dilation), each one integer per spatial dimension, of the convolutions
-            that lead from the size of the input to the size of the output; the last one is applied to the ones.
+            that lead from the size of the input to the size of the output; the last one is applied to the ones. A
+            transposed convolution has an output padding as its fifth part.
             Empty for a map over (N, *, O) that is the bias everywhere.
         bordered: whether there is a weight; otherwise the map is the bias everywhere.
     """
@@ -81,9 +82,7 @@ class ConstantMap(nn.Module):
             return self.bias.expand(*x.shape[:-1], self.channels)
         sizes = [list(x.shape[2:])]
         for window in self.windows:
-            sizes.append(
-                [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in zip(sizes[-1], *window, strict=True)]
-            )
+            sizes.append(_size(sizes[-1], window))
         if self.weight is None:
             plane = self.bias.view(-1, *[1] * len(sizes[-1])).expand(1, self.channels, *sizes[-1])
         else:
@@ -96,8 +95,7 @@ class ConstantMap(nn.Module):
         Without, the map took 25 µs of each forward pass of a small network, more than a convolution at batch 1. The
         parameters are compared by value (2 µs): a version counter misses what changes through ``.data``.
         """
-        _, stride, padding, dilation = self.windows[-1]
-        convolve = (F.conv1d, F.conv2d, F.conv3d)[len(stride) - 1]
+        _, stride, padding, dilation, *more = self.windows[-1]
         keeps = not (
             torch.is_grad_enabled()
             or torch.compiler.is_compiling()
@@ -107,7 +105,12 @@ class ConstantMap(nn.Module):
         if keeps and self._last is not None and self._last.fits(size, weight, self.bias):
             return self._last.plane
         ones = weight.new_ones(1, 1, *size)
-        plane = convolve(ones, weight, self.bias, stride, padding, dilation)
+        if more:
+            turn = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[len(stride) - 1]
+            plane = turn(ones, weight.transpose(0, 1), self.bias, stride, padding, more[0], dilation=dilation)
+        else:
+            convolve = (F.conv1d, F.conv2d, F.conv3d)[len(stride) - 1]
+            plane = convolve(ones, weight, self.bias, stride, padding, dilation)
         if keeps:
             self._last = _Last(size, weight.detach().clone(), self.bias.detach().clone(), plane)
         return plane
@@ -117,3 +120,10 @@ class ConstantMap(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.channels}, windows={self.windows}, bordered={self.weight is not None}"
+
+
+def _size(before: list[int], window: list[list[int]]) -> list[int]:
+    """The sizes behind a convolution, or a transposed one, which has an output padding."""
+    if len(window) == 4:
+        return [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in zip(before, *window, strict=True)]
+    return [(n - 1) * s - 2 * p + d * (k - 1) + o + 1 for n, k, s, p, d, o in zip(before, *window, strict=True)]

@@ -6,13 +6,14 @@ A reader returns the record and the node that it reads, or None to leave the ope
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import fx
 
 from layercollapse.collapse.elementwise import elementwise
-from layercollapse.collapse.ir import Affine, Op, Rectify, Scale, Window
+from layercollapse.collapse.ir import Affine, Op, Rectify, Scale, Window, transposed
 from layercollapse.collapse.reading import Model, argument, float64, rank
 from layercollapse.nodes import module_path, packet
 
@@ -51,6 +52,26 @@ def _convolution(node: fx.Node, model: Model) -> Reading | None:
     window = Window(kernel, _spread(argument(node, 3, 1), dims), padding, dilation)
     op = _affine(node, model, window, int(argument(node, 6, 1)))
     return None if op is None else (op, source)
+
+
+def _transposed(node: fx.Node, model: Model) -> Reading | None:
+    source, weight = argument(node, 0), model.tensor(argument(node, 1))
+    if weight is None or rank(source) != weight.ndim:
+        return None  # an input without a batch
+    dims, groups = weight.ndim - 2, int(argument(node, 6, 1))
+    stride, padding, more, dilation = (
+        _spread(argument(node, at, default), dims) for at, default in ((3, 1), (4, 0), (5, 0), (7, 1))
+    )
+    window = Window(tuple(weight.shape[2:]), stride, padding, dilation, more)
+    op = _affine(node, model, window, groups)
+    if op is None:
+        return None
+    op = replace(op, weight=transposed(op.weight, groups))
+    if len(op.bias) != len(op.weight):  # there was none
+        op = replace(op, bias=torch.zeros(len(op.weight), dtype=torch.float64))
+    if replace(window, output_padding=None).pointwise and not any(more):
+        op = replace(op, window=replace(window, output_padding=None), source=None)
+    return op, source
 
 
 def _padding(node: Any, dims: int) -> tuple[int, ...] | None:
@@ -158,6 +179,9 @@ READERS: dict[Any, Callable[[fx.Node, Model], Reading | None]] = {
     aten.conv1d: _convolution,
     aten.conv2d: _convolution,
     aten.conv3d: _convolution,
+    aten.conv_transpose1d: _transposed,
+    aten.conv_transpose2d: _transposed,
+    aten.conv_transpose3d: _transposed,
     aten.linear: _linear,
     aten.addmm: _product,
     aten.mm: _product,

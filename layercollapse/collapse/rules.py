@@ -11,6 +11,12 @@ from collections.abc import Callable
 
 from layercollapse.collapse.chain import merge_in_sequence
 from layercollapse.collapse.channels import drop_unread_channels
+from layercollapse.collapse.concat import (
+    flatten_concatenations,
+    lift_through_concatenations,
+    merge_neighbours,
+    split_over_concatenations,
+)
 from layercollapse.collapse.fold import (
     constants_in_sums,
     cut_dead_layers,
@@ -36,11 +42,15 @@ RULES: tuple[Rule, ...] = (
     drop_unread_channels,
     fold_scales_down,
     lift_through_sums,
+    flatten_concatenations,
+    lift_through_concatenations,
     sink_scales,
     raise_references,
     trim_kernels,
     merge_in_sequence,
     merge_side_by_side,
+    merge_neighbours,
+    split_over_concatenations,
 )
 
 

@@ -28,14 +28,16 @@ from layercollapse.graph import call_arguments, evaluating, export
 
 FORMAT, VERSION = "layercollapse.model", 1
 
+_CONVOLUTION = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
 # Module -> the attributes that its constructor takes.
 _MODULES: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
+    **{kind.__name__: (kind, _CONVOLUTION) for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d)},
     **{
         kind.__name__: (
             kind,
-            ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"),
+            (*_CONVOLUTION, "output_padding"),
         )
-        for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+        for kind in (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
     },
     "Linear": (nn.Linear, ("in_features", "out_features")),
     "ChannelAffine": (ChannelAffine, ("channels", "channel_dim")),
@@ -55,9 +57,7 @@ _MODULES: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
 }
 # Module -> its optional tensors -> the argument that says whether each exists.
 _OPTIONAL = {
-    "Conv1d": {"bias": "bias"},
-    "Conv2d": {"bias": "bias"},
-    "Conv3d": {"bias": "bias"},
+    **{f"Conv{part}{dims}d": {"bias": "bias"} for part in ("", "Transpose") for dims in (1, 2, 3)},
     "Linear": {"bias": "bias"},
     "ChannelAffine": {"scale": "scaled", "shift": "shifted"},
     "ConstantMap": {"weight": "bordered"},
