@@ -413,6 +413,8 @@ def _sites(graph: fx.Graph, tensors: Mapping[str, str], model: nn.Module) -> Ite
         path = names.get(module_path(node), module_path(node)) or "forward"
         calls[path] += 1
         dim = dims.get(source, -1 if value.ndim == 3 else 1)
+        if rectifier.kind == "prelu" and node.args[1].meta["val"].numel() > 1:
+            dim = 1  # where its slopes lie
         kind, lower, upper = rectifiers.describe(rectifier, tuple(node.args[1:]), dict(node.kwargs))
         yield Site(
             name=path if calls[path] == 1 else f"{path}#{calls[path]}",

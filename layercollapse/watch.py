@@ -105,6 +105,8 @@ class ForwardWatch(TorchFunctionMode):
         if not isinstance(x, Tensor):
             return  # the call itself will raise
         dim = self._dims.get(x, -1 if x.ndim == 3 else 1)
+        if rectifier.kind == "prelu" and len(rest) and rest[0].numel() > 1:
+            dim = 1  # where its slopes lie
         x = x.detach()
         if x.ndim < 2:
             x, dim = x.reshape(-1, 1), 1

@@ -413,6 +413,13 @@ def test_outputs_without_a_float_and_empty_batches() -> None:
     assert lc.collapse(logits, x, None, data=[x, x[:0]]).samples == 5
 
 
+def test_the_slopes_of_a_prelu_say_where_its_neurons_lie() -> None:
+    model = nn.PReLU(3, 0.3)
+    x = torch.randn(4, 3, 7) - torch.tensor([[9.0], [-9.0], [9.0]])
+    assert agrees(model, x).collapsed == ("forward",)
+    assert report_on(model, x)["forward"].states.tolist() == [0, 1, 0]
+
+
 def test_rectifiers_of_one_value_per_sample() -> None:
     model = Model(lambda m, x: torch.relu(m.a(x).squeeze(-1)), a=nn.Linear(4, 1))
     model.a.bias.data += 20
@@ -715,3 +722,39 @@ def test_bounds_of_a_transposed_convolution() -> None:
         result = lc.collapse(model, x, None, box=(1.0, 2.0))
         assert result.sites[0].status == status
         assert result.max_abs_error < 1e-10
+
+
+class Normed(nn.Module):
+    """A layer norm read by one or two linear layers, by a skip, or by a head that is tied to the embedding."""
+
+    def __init__(self, read: str, bias: bool = True) -> None:
+        super().__init__()
+        self.read = read
+        self.embed, self.norm = nn.Embedding(9, 4), nn.LayerNorm(4, bias=bias)
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 9, bias=False)
+        nn.init.normal_(self.norm.weight)
+        if bias:
+            nn.init.normal_(self.norm.bias)
+        if read == "tied":
+            self.b.weight = self.embed.weight
+
+    def forward(self, x):
+        y = self.norm(self.embed(x))
+        if self.read == "two":
+            return torch.relu(self.a(y)), self.b(y)
+        return self.b(y) if self.read == "tied" else self.b(torch.relu(self.a(y) + (y if self.read == "skip" else 0)))
+
+
+@pytest.mark.parametrize(
+    ("read", "bias"), [("one", True), ("one", False), ("two", True), ("skip", True), ("tied", True)]
+)
+def test_the_affine_part_of_a_layer_norm(read: str, bias: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Normed(read, bias).double().eval()
+    x = torch.randint(0, 9, (3, 5))
+    result = lc.collapse(model, x, None)
+    torch.testing.assert_close(result.model(x), model(x), atol=1e-12, rtol=1e-12)
+    assert any(name.startswith("norm") for name, _ in result.model.named_parameters()) == (read in ("skip", "tied"))
+    assert result.after.parameters <= result.before.parameters + (9 if read == "two" else 0)  # b gets a bias
+    result.save(tmp_path)
+    torch.testing.assert_close(lc.load(tmp_path)(x), result.model(x))

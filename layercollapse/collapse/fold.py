@@ -79,7 +79,7 @@ def fold_scales_down(net: Net) -> bool:
             for start in places:
                 scale[start : start + len(op.scale)] = op.scale
                 shift[start : start + len(op.scale)] = op.shift
-            folded[user] = _before(replace(op, scale=scale, shift=shift), reader)
+            folded[user] = before(replace(op, scale=scale, shift=shift), reader)
             if folded[user].plane is not None and reader.plane is None:
                 break
         else:
@@ -111,7 +111,7 @@ def affine_readers(net: Net, node: fx.Node, dim: int) -> dict[fx.Node, list[int]
     return found
 
 
-def _before(scale: Scale, op: Affine) -> Affine:
+def before(scale: Scale, op: Affine) -> Affine:
     """The record of ``op(scale(x))``."""
     index = input_channels(op)
     taps = op.weight.ndim - 2
@@ -277,8 +277,8 @@ def raise_references(net: Net) -> bool:
         if isinstance(previous, Scale | Rectify):
             node.replace_input_with(reference, source(reference))
         elif isinstance(previous, Affine | Field) and len(previous.window.kernel) == len(op.window.kernel):
-            before = previous.before if isinstance(previous, Field) else ()
-            net.set(node, replace(op, before=(*before, previous.window, *op.before)))
+            earlier = previous.before if isinstance(previous, Field) else ()
+            net.set(node, replace(op, before=(*earlier, previous.window, *op.before)))
             node.replace_input_with(reference, source(reference))
         elif pair is not None:
             node.replace_input_with(reference, pair[0])

@@ -30,6 +30,8 @@ from layercollapse.collapse.fold import (
 )
 from layercollapse.collapse.ir import Net
 from layercollapse.collapse.merge import merge_side_by_side, trim_kernels
+from layercollapse.collapse.norms import strip_norms
+from layercollapse.collapse.sink import merge_through_flatten, merge_with_pooling, sink_layers
 
 Rule = Callable[[Net], bool]
 
@@ -45,9 +47,13 @@ RULES: tuple[Rule, ...] = (
     flatten_concatenations,
     lift_through_concatenations,
     sink_scales,
+    sink_layers,
+    strip_norms,
     raise_references,
     trim_kernels,
     merge_in_sequence,
+    merge_with_pooling,
+    merge_through_flatten,
     merge_side_by_side,
     merge_neighbours,
     split_over_concatenations,

@@ -1,0 +1,160 @@
+"""Rules that move a layer behind what makes its input smaller: pooling, means, flatten.
+
+A layer that reads one position commutes with every average over positions whose weights sum to one, and then has
+fewer positions to work on. An average pooling is itself a convolution, and a flatten in front of a linear layer makes
+a convolution of it whose kernel is the whole map: both can be composed with the convolution before them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx
+
+from layercollapse.collapse.carry import AVERAGES, carry
+from layercollapse.collapse.cost import macs
+from layercollapse.collapse.ir import Affine, Net, Window, shape, sole_user, source
+from layercollapse.collapse.merge import compose, mergeable
+from layercollapse.nodes import packet
+
+aten = torch.ops.aten
+
+_POOLS = (aten.avg_pool1d, aten.avg_pool2d, aten.avg_pool3d)
+
+
+def sink_layers(net: Net) -> bool:
+    """A layer that reads one position moves behind an average that alone reads it, if that leaves fewer positions."""
+    changed = False
+    for node, op in net.records(Affine):
+        user = sole_user(node)
+        if user is None or packet(user) not in AVERAGES or not _reads_one_position(op):
+            continue
+        place = carry(user, op.channel_dim)
+        if place is None:
+            continue
+        moved = _at(op, place[0], len(shape(user)))
+        if moved is None or math.prod(shape(user)) // op.outputs >= math.prod(shape(node)) // op.outputs:
+            continue
+        pooled = list(shape(user))
+        pooled[place[0]] = op.inputs
+        size = shape(user)
+        user.replace_input_with(node, source(node))
+        below = net.insert(str(node.target), moved, user, after=user)
+        below.meta["shape"], user.meta["shape"] = size, tuple(pooled)
+        net.reroute(user, below)
+        net.erase(node)
+        changed = True
+    return changed
+
+
+def _reads_one_position(op: Affine) -> bool:
+    return not op.window.kernel or (op.window.pointwise and op.plane is None)
+
+
+def _at(op: Affine, dim: int, rank: int) -> Affine | None:
+    """The same layer over a tensor with its channels along another dimension."""
+    if dim == op.channel_dim:
+        return op
+    if dim == -1 and op.groups == 1 and rank == 2:
+        return replace(op, weight=op.weight.flatten(1), window=Window(), source=None)
+    return None
+
+
+def merge_with_pooling(net: Net) -> bool:
+    """A convolution and the average pooling that alone reads it are one convolution, if that is less work."""
+    changed = False
+    for node, op in net.records(Affine):
+        user = sole_user(node)
+        pool = _pooling(user, op) if user is not None else None
+        if user is None or pool is None or not mergeable(op, pool):
+            continue
+        merged = compose(op, pool)
+        before, after = macs(op, shape(node)), macs(merged, shape(user))
+        if after > before:
+            continue
+        if net.clock is not None and net.clock(merged, shape(source(node))) > net.clock(op, shape(source(node))):
+            continue
+        net.set(node, merged)
+        node.meta["shape"] = shape(user)
+        net.replace(user, node)
+        changed = True
+    return changed
+
+
+def _pooling(node: fx.Node, op: Affine) -> Affine | None:
+    """An average pooling of what a convolution gives, as a depthwise convolution."""
+    if packet(node) not in _POOLS or len(shape(node)) != len(op.window.kernel) + 2:
+        return None
+    dims = len(op.window.kernel)
+    defaults: list[Any] = [None, None, None, 0, False, True, None]
+    arguments: list[Any] = [*node.args, *defaults[len(node.args) :]]
+    if node.kwargs or len(arguments) > len(defaults):
+        return None
+    kernel, stride, padding = (_spread(a, dims) for a in (arguments[1], arguments[2] or arguments[1], arguments[3]))
+    if arguments[4] or (any(padding) and not arguments[5]):
+        return None  # windows beyond the border, or with weights that differ there
+    weight = torch.full((op.outputs, 1, *kernel), 1 / (arguments[6] or math.prod(kernel)), dtype=torch.float64)
+    bias = torch.zeros(op.outputs, dtype=torch.float64)
+    return Affine(weight, bias, Window(kernel, stride, padding, (1,) * dims), op.outputs, op.dtype)
+
+
+def merge_through_flatten(net: Net) -> bool:
+    """A convolution, and the linear layer that alone reads its flattened map, are one linear layer, if that is less
+    work: its weights are those of the second, spread over the positions that the first reads.
+    """
+    changed = False
+    for node, op in net.records(Affine):
+        user = sole_user(node)
+        below = sole_user(user) if user is not None and packet(user) is aten.flatten else None
+        second = net.affine(below)
+        if user is None or below is None or second is None or not op.window.kernel or op.window.transposed:
+            continue
+        if second.window.kernel or carry(user, 1) != (-1, math.prod(shape(node)[2:])) or len(shape(user)) != 2:
+            continue
+        size = shape(source(node))
+        if any(s > 1 for s in op.window.stride):
+            continue  # the network also takes inputs of other sizes, which leave as many positions
+        if second.inputs != math.prod(shape(node)[1:]) or size[1] != op.inputs:
+            continue
+        weights = second.outputs * math.prod(size[1:])
+        if weights > macs(op, shape(node)) + second.weight.numel():
+            continue
+        merged = _through_flatten(op, second, shape(node)[2:], size[2:])
+        if net.clock is not None:
+            old = net.clock(op, size) + net.clock(second, shape(user))
+            if net.clock(merged, (size[0], merged.inputs)) > old:
+                continue
+        flat = (size[0], merged.inputs)
+        user.replace_input_with(node, source(node))
+        user.meta["shape"] = flat
+        net.set(below, merged)
+        net.erase(node)
+        changed = True
+    return changed
+
+
+def _through_flatten(op: Affine, second: Affine, made: tuple[int, ...], read: tuple[int, ...]) -> Affine:
+    """The linear layer ``second(flatten(op(x)))`` for maps of the sizes that the convolution makes and reads."""
+    dims, window = len(read), op.window
+    rows = second.weight.reshape(second.outputs, op.outputs, *made)
+    turn: Any = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[dims - 1]
+    parts = zip(read, made, window.extent, window.stride, window.padding, strict=True)
+    beyond = [size - ((out - 1) * s - 2 * p + extent) for size, out, extent, s, p in parts]  # what no window reaches
+    ones = op.bias.reshape(-1, *[1] * dims).expand(-1, *made)
+    if op.plane is not None:
+        convolve: Any = (F.conv1d, F.conv2d, F.conv3d)[dims - 1]
+        settings = (window.stride, window.padding, window.dilation)
+        ones = ones + convolve(rows.new_ones(1, 1, *read), op.plane.unsqueeze(1), None, *settings).squeeze(0)
+    weight = turn(rows, op.dense(), None, window.stride, window.padding, 0, 1, window.dilation)
+    weight = F.pad(weight, [amount for more in reversed(beyond) for amount in (0, more)])
+    bias = second.bias + (rows * ones).flatten(1).sum(1)
+    return Affine(weight.flatten(1), bias, Window(), 1, second.dtype)
+
+
+def _spread(value: Any, dims: int) -> tuple[int, ...]:
+    values = [value] if isinstance(value, int) else list(value)
+    return tuple(values * dims if len(values) == 1 else values)
