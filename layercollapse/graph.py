@@ -25,7 +25,6 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
-from layercollapse import rectifiers
 from layercollapse.errors import LayerCollapseError
 from layercollapse.nodes import (
     AFFINE,
@@ -40,6 +39,7 @@ from layercollapse.nodes import (
     module_path,
     mutates,
     packet,
+    rectifier_call,
     rectifier_of,
     weight_of,
 )
@@ -415,7 +415,9 @@ def _sites(graph: fx.Graph, tensors: Mapping[str, str], model: nn.Module) -> Ite
         dim = dims.get(source, -1 if value.ndim == 3 else 1)
         if rectifier.kind == "prelu" and node.args[1].meta["val"].numel() > 1:
             dim = 1  # where its slopes lie
-        kind, lower, upper = rectifiers.describe(rectifier, tuple(node.args[1:]), dict(node.kwargs))
+        call = rectifier_call(node, rectifier)
+        assert call is not None
+        kind, lower, upper = call
         yield Site(
             name=path if calls[path] == 1 else f"{path}#{calls[path]}",
             kind=kind,

@@ -125,7 +125,14 @@ SHAPE_ONLY = {
 
 def rectifier_of(node: fx.Node) -> rectifiers.Rectifier | None:
     """The rectifier that a node calls, or None."""
-    return rectifiers.BY_OPERATOR.get(packet(node))
+    row = rectifiers.BY_OPERATOR.get(packet(node))
+    return row if row is not None and rectifier_call(node, row) is not None else None
+
+
+def rectifier_call(node: fx.Node, row: rectifiers.Rectifier) -> tuple[str, float, float | None] | None:
+    """Kind and bends of a call, see `rectifiers.describe`."""
+    value: Any = node.args[0].meta["val"]  # type: ignore[union-attr]
+    return rectifiers.describe(row, value.dtype, tuple(node.args[1:]), dict(node.kwargs))
 
 
 def weight_of(node: fx.Node, tensors: Mapping[str, str]) -> str | None:

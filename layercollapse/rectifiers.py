@@ -7,6 +7,7 @@ is counted, named and collapsed everywhere.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -43,6 +44,7 @@ TABLE: tuple[Rectifier, ...] = (
     Rectifier("hardtanh", True, (F.hardtanh, F.hardtanh_), (aten.hardtanh, aten.hardtanh_)),
     Rectifier("leaky_relu", True, (F.leaky_relu, F.leaky_relu_), (aten.leaky_relu, aten.leaky_relu_)),
     Rectifier("prelu", True, (F.prelu, torch.prelu, torch.Tensor.prelu), (aten.prelu,)),
+    Rectifier("rrelu", True, (F.rrelu, F.rrelu_, torch.rrelu, torch.rrelu_), (aten.rrelu, aten.rrelu_)),
     Rectifier("gelu", False, (F.gelu,), (aten.gelu, aten.gelu_)),
     Rectifier("silu", False, (F.silu,), (aten.silu, aten.silu_)),
     Rectifier("mish", False, (F.mish,), (aten.mish, aten.mish_)),
@@ -52,23 +54,61 @@ TABLE: tuple[Rectifier, ...] = (
     Rectifier("selu", False, (F.selu, F.selu_, torch.selu, torch.selu_), (aten.selu, aten.selu_)),
 )
 
+# Calls that are rectifiers for some of their arguments only; what they are then is one of the above.
+SOMETIMES: tuple[Rectifier, ...] = (
+    Rectifier(
+        "clamp",
+        True,
+        tuple(getattr(owner, name) for owner in (torch, torch.Tensor) for name in ("clamp", "clamp_", "clip", "clip_")),
+        (aten.clamp, aten.clamp_, aten.clip, aten.clip_),
+    ),
+    Rectifier(
+        "clamp_min",
+        True,
+        tuple(getattr(owner, name) for owner in (torch, torch.Tensor) for name in ("clamp_min", "clamp_min_")),
+        (aten.clamp_min, aten.clamp_min_),
+    ),
+    Rectifier(
+        "threshold",
+        True,
+        (F.threshold, torch.threshold, torch.threshold_),
+        (aten.threshold, aten.threshold_),
+    ),
+)
+
 BY_KIND = {rectifier.kind: rectifier for rectifier in TABLE}
-BY_FUNCTION = {function: rectifier for rectifier in TABLE for function in rectifier.functions}
-BY_OPERATOR = {operator: rectifier for rectifier in TABLE for operator in rectifier.operators}
+BY_FUNCTION = {function: rectifier for rectifier in TABLE + SOMETIMES for function in rectifier.functions}
+BY_OPERATOR = {operator: rectifier for rectifier in TABLE + SOMETIMES for operator in rectifier.operators}
 
 
-def describe(rectifier: Rectifier, args: tuple, kwargs: dict) -> tuple[str, float, float | None]:
-    """Kind and bends of one call, from the arguments that follow its input.
+def describe(
+    rectifier: Rectifier, dtype: torch.dtype, args: tuple, kwargs: dict
+) -> tuple[str, float, float | None] | None:
+    """Kind and bends of one call, from the arguments that follow its input; None if it is no rectifier.
 
     Args:
         rectifier: the row of the table that the call belongs to.
+        dtype: of the input; a clamp of integers is one of indices or counts.
         args: positional arguments of the call after the input tensor.
         kwargs: keyword arguments of the call.
 
     Returns:
         ``(kind, lower, upper)``; upper is None for a rectifier without an upper bend. A hardtanh from 0 to 6 is
-        called relu6: that is what an exported ReLU6 has become.
+        called relu6: that is what an exported ReLU6 has become. A clamp is a rectifier if it starts at 0; one that
+        starts elsewhere (logits kept in range, a divisor kept from 0) is not meant as one.
     """
+    if rectifier in SOMETIMES:
+        names = ("threshold", "value") if rectifier.kind == "threshold" else ("min", "max")
+        first, second = (args[i] if len(args) > i else kwargs.get(name) for i, name in enumerate(names))
+        if not dtype.is_floating_point or not _is_zero(first):
+            return None
+        if rectifier.kind == "threshold":
+            return ("relu", 0.0, None) if _is_zero(second) else None
+        if second is None:
+            return "relu", 0.0, None
+        if not isinstance(second, int | float) or not 0 < second < math.inf:
+            return None
+        return "relu6" if second == 6 else "hardtanh", 0.0, float(second)
     if rectifier.kind == "relu6":
         return "relu6", 0.0, 6.0
     if rectifier.kind == "hardtanh":
@@ -76,3 +116,7 @@ def describe(rectifier: Rectifier, args: tuple, kwargs: dict) -> tuple[str, floa
         upper = float(args[1] if len(args) > 1 else kwargs.get("max_val", 1.0))
         return "relu6" if (lower, upper) == (0.0, 6.0) else "hardtanh", lower, upper
     return rectifier.kind, 0.0, None
+
+
+def _is_zero(value: object) -> bool:
+    return isinstance(value, int | float) and value == 0

@@ -99,19 +99,21 @@ class ForwardWatch(TorchFunctionMode):
 
     def _count(self, rectifier: rectifiers.Rectifier, args: tuple, kwargs: dict[str, Any]) -> None:
         x, rest = (args[0], args[1:]) if args else (kwargs.get("input"), ())
+        if not isinstance(x, Tensor):
+            return  # the call itself will raise
+        found = rectifiers.describe(rectifier, x.dtype, rest, kwargs)
+        if found is None:
+            return  # a clamp that is none
         path = self.path[-1] or "forward"
         self._calls[path] += 1
         name = path if self._calls[path] == 1 else f"{path}#{self._calls[path]}"
-        if not isinstance(x, Tensor):
-            return  # the call itself will raise
         dim = self._dims.get(x, -1 if x.ndim == 3 else 1)
         if rectifier.kind == "prelu" and len(rest) and rest[0].numel() > 1:
             dim = 1  # where its slopes lie
         x = x.detach()
         if x.ndim < 2:
             x, dim = x.reshape(-1, 1), 1
-        kind, lower, upper = rectifiers.describe(rectifier, rest, kwargs)
-        call = RectifierCall(kind, x.shape[dim], lower, upper)
+        call = RectifierCall(found[0], x.shape[dim], *found[1:])
         try:
             with torch.no_grad(), torch.inference_mode(False):
                 self.seen[name] = call, _histogram(*self._data(x, dim), call)

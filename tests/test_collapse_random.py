@@ -18,17 +18,32 @@ from hypothesis import HealthCheck, given, settings
 from torch import Tensor, nn
 
 import layercollapse as lc
-from layercollapse.rectifiers import BY_KIND
 
 TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-10}
 SIZES = {"flat": (), "tokens": (5,), "1d": (7,), "2d": (7, 6), "3d": (5, 4, 4)}
-BENDS = {"relu6": (0.0, 6.0), "hardtanh": (-0.5, 0.75)}
+BENDS = {"relu6": (0.0, 6.0), "hardtanh": (-0.5, 0.75), "clamp": (0.0, 0.75)}
+SMOOTH = ("gelu", "silu", "hardswish", "elu")
+
+
+class Clamp(nn.Module):
+    def __init__(self, upper: float | None) -> None:
+        super().__init__()
+        self.upper = upper
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.clamp(0, self.upper)
+
+
 RECTIFIERS: dict[str, Callable[[int], nn.Module]] = {
     "relu": lambda channels: nn.ReLU(),
     "relu6": lambda channels: nn.ReLU6(),
     "hardtanh": lambda channels: nn.Hardtanh(*BENDS["hardtanh"]),
     "leaky_relu": lambda channels: nn.LeakyReLU(0.2),
     "prelu": lambda channels: nn.PReLU(channels, 0.3),
+    "rrelu": lambda channels: nn.RReLU(),
+    "threshold": lambda channels: nn.Threshold(0, 0),
+    "clamp": lambda channels: Clamp(0.75),
+    "clamp_min": lambda channels: Clamp(None),
     "gelu": lambda channels: nn.GELU(),
     "silu": lambda channels: nn.SiLU(),
     "hardswish": lambda channels: nn.Hardswish(),
@@ -197,7 +212,7 @@ def rectifier(step: Step, x: Tensor, last: bool, generator: torch.Generator, bef
     """The rectifier; the bias before it, or one of its own, is moved so that the site is linear if it shall be."""
     channels = x.shape[-1 if last else 1]
     act = RECTIFIERS[step.kind](1 if last else channels)
-    if step.states is None or not BY_KIND[step.kind].piecewise_linear:
+    if step.states is None or step.kind in SMOOTH:
         return Part(lambda part, x: part.act(x), last, act=act)
     z = x.movedim(-1 if last else 1, 0).flatten(1)
     low, high = z.amin(1), z.amax(1)
@@ -405,15 +420,12 @@ def specs(draw: Any) -> Spec:
 def observe(spec: Spec, dtype: torch.dtype) -> tuple[Sequence, Tensor, lc.EntropyReport | None]:
     """A network, its input, and what its piecewise linear rectifiers saw; None if it has none."""
     network, x = build(spec, dtype)
-    if not any(isinstance(module, kind) for module in network.modules() for kind in ACTS):
+    if not any(hasattr(module, "act") for module in network.modules()):
         return network, x, None
     with torch.no_grad(), lc.EntropyProbe(network) as probe:
         network(x.clone())
-    layers = [layer for layer in probe.report() if BY_KIND[layer.kind].piecewise_linear]
+    layers = [layer for layer in probe.report() if layer.kind not in SMOOTH]
     return network, x, lc.EntropyReport(layers) if layers else None
-
-
-ACTS = tuple(type(make(1)) for make in RECTIFIERS.values())
 
 
 def assert_same(model: nn.Module, network: nn.Module, x: Tensor) -> None:

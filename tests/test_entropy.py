@@ -97,6 +97,25 @@ def test_names_agree_with_the_capture():
     assert names[:4] == ["relu", "relu#2", "forward", "relu6"]
 
 
+def test_rectifiers_written_as_clamps_and_thresholds():
+    class Clamps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.threshold, self.rrelu = nn.Threshold(0, 0), nn.RReLU()
+
+        def forward(self, x):
+            x = self.threshold(self.rrelu(x))
+            x = torch.clamp(x - 0.5, min=0) + x.clamp_min(0) + x.clip(0, 6) + (x - 1).clamp_(0, max=2.5)
+            x = x / x.norm().clamp(min=1e-6)  # what follows is no rectifier
+            return x.clamp(-50, 50) + x.clamp(max=1) + x.long().clamp(min=0) + x.clamp(min=x.mean())
+
+    model, x = Clamps().eval(), torch.randn(8, 3)
+    names = same_names(model, x)
+    assert names == ["rrelu", "threshold", "forward", "forward#2", "forward#3", "forward#4"]
+    kinds = [site.kind for site in capture(model, x).sites]
+    assert kinds == ["rrelu", "relu", "relu", "relu", "relu6", "hardtanh"]
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_outputs_and_gradients_do_not_change(device):
     model = Mixed().to(device)

@@ -256,3 +256,19 @@ def test_the_affine_part_of_a_layer_norm(read: str, bias: bool, tmp_path: Path) 
     assert result.after.parameters <= result.before.parameters + (9 if read == "two" else 0)  # b gets a bias
     result.save(tmp_path)
     torch.testing.assert_close(lc.load(tmp_path)(x), result.model(x))
+
+
+@pytest.mark.parametrize("act", [nn.RReLU(0.1, 0.3), nn.Threshold(0, 0), Model(lambda m, x: x.clamp(0, 2.5))])
+@pytest.mark.parametrize("shift", [-9.0, 9.0, 0.0])
+def test_rectifiers_written_otherwise(act: nn.Module, shift: float, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), act, nn.Linear(4, 2)).double().eval()
+    model[0].bias.data += shift
+    x = torch.rand(50, 3).double() * 2 - 1
+    with torch.no_grad(), lc.EntropyProbe(model) as probe:
+        model(x)
+    result = lc.collapse(model, x, probe.report())
+    assert result.max_abs_error < 1e-12
+    assert len(result.collapsed) == (1 if shift else 0)
+    result.save(tmp_path)
+    assert torch.equal(lc.load(tmp_path)(x), result.model(x))

@@ -18,6 +18,7 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu6": nn.ReLU6,
     "hardtanh": nn.Hardtanh,
     "leaky_relu": nn.LeakyReLU,
+    "rrelu": nn.RReLU,
     "gelu": nn.GELU,
     "silu": nn.SiLU,
     "mish": nn.Mish,

@@ -154,6 +154,14 @@ def _rectifier(node: fx.Node, model: Model) -> Reading | None:
     if site.kind == "leaky_relu":
         negative = float(argument(node, 1, 0.01))
         slope, arguments = torch.full((site.channels,), negative, dtype=torch.float64), {"negative_slope": negative}
+    elif site.kind == "rrelu":
+        low, high = float(argument(node, 1, 1 / 8)), float(argument(node, 2, 1 / 3))
+        slope, arguments = (
+            torch.full((site.channels,), (low + high) / 2, dtype=torch.float64),
+            {"lower": low, "upper": high},
+        )
+        if argument(node, 3, False):
+            return None  # random also in evaluation mode
     elif site.kind == "prelu":
         value = model.tensor(argument(node, 1))
         if value is None or (value.numel() > 1 and dim != (-1 if rank(source) == 2 else 1)):

@@ -47,6 +47,7 @@ _MODULES: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
     "Hardtanh": (nn.Hardtanh, ("min_val", "max_val")),
     "LeakyReLU": (nn.LeakyReLU, ("negative_slope",)),
     "PReLU": (nn.PReLU, ("num_parameters",)),
+    "RReLU": (nn.RReLU, ("lower", "upper")),
     "GELU": (nn.GELU, ("approximate",)),
     "SiLU": (nn.SiLU, ()),
     "Mish": (nn.Mish, ()),
