@@ -29,6 +29,11 @@ inline uint32_t to_common(Dtype dtype, uint32_t magnitude) {
   return ((magnitude << shift) << 13) + (static_cast<uint32_t>(112 - shift) << 23);
 }
 
+// Every magnitude on the common scale is a multiple of this.
+constexpr uint32_t grain(Dtype dtype) {
+  return dtype == Dtype::float32 ? 1u : dtype == Dtype::bfloat16 ? 1u << 16 : 1u << 13;
+}
+
 // Smallest magnitude of this type that is at least `common` (infinity + 1 if there is none): the bound that
 // `magnitude < bound` needs to select what `to_common(magnitude) < common` selects.
 inline uint32_t from_common(Dtype dtype, uint32_t common) {

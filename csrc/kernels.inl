@@ -273,7 +273,7 @@ void count_rows(const U* x, int64_t stride, int64_t rows, int64_t n, U infinity,
 // ---- masked_topk: 64 values against 64 keep-bits at a time ----------------------------------------------------
 
 struct Classes {
-  uint64_t below, under, number, nonzero;  // bit i: magnitude < lo, < hi, <= infinity; any bit set
+  uint64_t below, under, nonzero;  // bit i: magnitude < lo, < hi; any bit set
 };
 
 #if LC_VECTOR_BYTES == 64
@@ -282,34 +282,63 @@ inline __mmask16 less(__m512i a, __m512i b, uint32_t) { return _mm512_cmplt_epu3
 inline __mmask32 less(__m512i a, __m512i b, uint16_t) { return _mm512_cmplt_epu16_mask(a, b); }
 inline __mmask16 test(__m512i a, uint32_t) { return _mm512_test_epi32_mask(a, a); }
 inline __mmask32 test(__m512i a, uint16_t) { return _mm512_test_epi16_mask(a, a); }
+// Through a general register: GCC 12 may spill a mask in 2 bytes, reload 8 and take them for widened. Seen where a call
+// lies between, as ThreadSanitizer's do: single-threaded kernels counted wrong.
+inline uint64_t bits_of(uint32_t mask) {
+  __asm__("" : "+r"(mask));
+  return mask;
+}
 inline __m512i fill(uint32_t value) { return _mm512_set1_epi32(static_cast<int>(value)); }
 inline __m512i fill(uint16_t value) { return _mm512_set1_epi16(static_cast<short>(value)); }
-inline void zero_where(void* x, __mmask16 drop, uint32_t) { _mm512_mask_storeu_epi32(x, drop, _mm512_setzero_si512()); }
-inline void zero_where(void* x, __mmask32 drop, uint16_t) { _mm512_mask_storeu_epi16(x, drop, _mm512_setzero_si512()); }
+inline __m512i where(__m512i x, __mmask16 keep, uint32_t) { return _mm512_maskz_mov_epi32(keep, x); }
+inline __m512i where(__m512i x, __mmask32 keep, uint16_t) { return _mm512_maskz_mov_epi16(keep, x); }
 
+// top: the largest magnitude in each lane, in and out. A compare with infinity per vector took more, and only a NaN
+// in the whole piece is asked for.
 template <class U>
-inline Classes classify(const U* x, U lo, U hi, U infinity) {
+inline Classes classify(const U* x, U lo, U hi, Vector<U>* top) {
   constexpr int kStep = 64 / sizeof(U);
-  const __m512i magnitude_bits = fill(U(~kSign<U>)), lows = fill(lo), highs = fill(hi), ends = fill(U(infinity + 1));
-  Classes result{0, 0, 0, 0};
+  const __m512i lows = fill(lo), highs = fill(hi);
+  Classes result{0, 0, 0};
 #pragma GCC unroll 4
   for (int i = 0; i < 64; i += kStep) {
-    const __m512i value = _mm512_loadu_si512(x + i);
-    const __m512i magnitude = _mm512_and_si512(value, magnitude_bits);
-    result.below |= uint64_t(less(magnitude, lows, U())) << i;
-    result.under |= uint64_t(less(magnitude, highs, U())) << i;
-    result.number |= uint64_t(less(magnitude, ends, U())) << i;
-    result.nonzero |= uint64_t(test(value, U())) << i;
+    const Vector<U> value = load(x + i), magnitude = value & U(~kSign<U>);
+    result.below |= bits_of(less((__m512i)magnitude, lows, U())) << i;
+    result.under |= bits_of(less((__m512i)magnitude, highs, U())) << i;
+    result.nonzero |= bits_of(test((__m512i)value, U())) << i;
+    *top = maximum<U>(*top, magnitude);
   }
   return result;
 }
 
+// Whole vectors are stored: masked stores of 16 bits are several times slower, and the block is this thread's alone.
 template <class U>
 inline void keep_only(U* x, uint64_t keep) {
   constexpr int kStep = 64 / sizeof(U);
   using Mask = decltype(test(__m512i(), U()));
 #pragma GCC unroll 4
-  for (int i = 0; i < 64; i += kStep) zero_where(x + i, Mask(~keep >> i), U());
+  for (int i = 0; i < 64; i += kStep) {
+    _mm512_storeu_si512(x + i, where(_mm512_loadu_si512(x + i), Mask(keep >> i), U()));
+  }
+}
+
+// Appends the magnitudes chosen, in order; may write 16 more. In steps of 16 lanes of 32 bits, which every AVX-512 has.
+template <class U>
+inline void append(const U* x, uint64_t chosen, U* found) {
+#pragma GCC unroll 4
+  for (int i = 0; i < 64; i += 16) {
+    const auto mask = __mmask16(chosen >> i);
+    if constexpr (sizeof(U) == 4) {
+      const __m512i value = _mm512_and_si512(_mm512_loadu_si512(x + i), fill(U(~kSign<U>)));
+      _mm512_storeu_si512(found, _mm512_maskz_compress_epi32(mask, value));
+    } else {
+      const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + i));
+      const __m512i value = _mm512_and_si512(_mm512_maskz_cvtepu16_epi32(mask, half), fill(uint32_t(0x7fff)));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(found),
+                          _mm512_maskz_cvtepi32_epi16(__mmask16(-1), _mm512_maskz_compress_epi32(mask, value)));
+    }
+    found += __builtin_popcount(mask);
+  }
 }
 
 #else
@@ -318,16 +347,16 @@ inline void keep_only(U* x, uint64_t keep) {
 inline uint64_t gather_bits(uint64_t bytes) { return (bytes * 0x0102040810204080u) >> 56; }
 
 template <class U>
-inline Classes classify(const U* x, U lo, U hi, U infinity) {
+inline Classes classify(const U* x, U lo, U hi, Vector<U>* top) {
   // Magnitudes are below the sign bit, so signed compares, which SSE2 and AVX2 have, do.
   using S = Signed<U>;
   alignas(64) uint8_t flags[64];
   for (int i = 0; i < 64; ++i) {
     const S magnitude = S(x[i] & U(~kSign<U>));
-    flags[i] = uint8_t((magnitude < S(lo) ? 1 : 0) | (magnitude < S(hi) ? 2 : 0) |
-                       (magnitude <= S(infinity) ? 4 : 0) | (x[i] != 0 ? 8 : 0));
+    flags[i] = uint8_t((magnitude < S(lo) ? 1 : 0) | (magnitude < S(hi) ? 2 : 0) | (x[i] != 0 ? 4 : 0));
   }
-  Classes result{0, 0, 0, 0};
+  for (int i = 0; i < 64; i += kLanes<U>) *top = maximum<U>(*top, load(x + i) & U(~kSign<U>));
+  Classes result{0, 0, 0};
 #if LC_VECTOR_BYTES == 32
   const auto column = [](__m256i bytes, int shift) {
     return uint64_t(uint32_t(_mm256_movemask_epi8(_mm256_slli_epi16(bytes, shift))));
@@ -336,8 +365,7 @@ inline Classes classify(const U* x, U lo, U hi, U infinity) {
   const __m256i second = _mm256_load_si256(reinterpret_cast<const __m256i*>(flags + 32));
   result.below = column(first, 7) | column(second, 7) << 32;
   result.under = column(first, 6) | column(second, 6) << 32;
-  result.number = column(first, 5) | column(second, 5) << 32;
-  result.nonzero = column(first, 4) | column(second, 4) << 32;
+  result.nonzero = column(first, 5) | column(second, 5) << 32;
 #else
   constexpr uint64_t kOnes = 0x0101010101010101u;
   for (int i = 0; i < 64; i += 8) {
@@ -345,8 +373,7 @@ inline Classes classify(const U* x, U lo, U hi, U infinity) {
     __builtin_memcpy(&bytes, flags + i, 8);
     result.below |= gather_bits(bytes & kOnes) << i;
     result.under |= gather_bits(bytes >> 1 & kOnes) << i;
-    result.number |= gather_bits(bytes >> 2 & kOnes) << i;
-    result.nonzero |= gather_bits(bytes >> 3 & kOnes) << i;
+    result.nonzero |= gather_bits(bytes >> 2 & kOnes) << i;
   }
 #endif
   return result;
@@ -365,6 +392,11 @@ inline void keep_only(U* x, uint64_t keep) {
   }
 }
 
+template <class U>
+inline void append(const U* x, uint64_t chosen, U* found) {
+  for (; chosen; chosen &= chosen - 1) *found++ = x[__builtin_ctzll(chosen)] & U(~kSign<U>);
+}
+
 #endif
 
 inline uint64_t load_bits(const uint8_t* bytes, int64_t count) {
@@ -374,40 +406,45 @@ inline uint64_t load_bits(const uint8_t* bytes, int64_t count) {
 }
 
 template <class U>
-inline void scan_block(const U* x, uint64_t keep, U lo, U hi, U infinity, U** found, Scan* result) {
-  const Classes classes = classify(x, lo, hi, infinity);
-  result->nan |= classes.number != ~uint64_t(0);
+inline void scan_block(const U* x, uint64_t keep, U lo, U hi, U** found, Vector<U>* top, Scan* result) {
+  const Classes classes = classify(x, lo, hi, top);
   result->below += __builtin_popcountll(classes.below & keep);
   uint64_t inside = classes.under & ~classes.below & keep;
   const int count = __builtin_popcountll(inside);
   result->inside += count;
   if (*found == nullptr) return;
-  // Usually one or two: writing four without a branch costs less than one misprediction. (Bit 63 stands in for none.)
-  constexpr uint64_t kLast = uint64_t(1) << 63;
+  if (count > 4) {
+    append(x, inside, *found);
+  } else {
+    // Usually: writing four without a branch costs less than one misprediction. (Bit 63 stands in for none.)
+    constexpr uint64_t kLast = uint64_t(1) << 63;
 #pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i, inside &= inside - 1) (*found)[i] = x[__builtin_ctzll(inside | kLast)] & U(~kSign<U>);
-  for (int i = 4; i < count; ++i, inside &= inside - 1) (*found)[i] = x[__builtin_ctzll(inside)] & U(~kSign<U>);
+    for (int i = 0; i < 4; ++i, inside &= inside - 1) (*found)[i] = x[__builtin_ctzll(inside | kLast)] & U(~kSign<U>);
+  }
   *found += count;
 }
 
 template <class U>
 void scan(const U* x, const uint8_t* keep, int64_t n, U lo, U hi, U infinity, U* found, Scan* result) {
   Scan local = *result;
+  Vector<U> top{};
   int64_t i = 0;
-  for (; i + kBlock <= n; i += kBlock) scan_block(x + i, load_bits(keep + i / 8, 8), lo, hi, infinity, &found, &local);
+  for (; i + kBlock <= n; i += kBlock) scan_block(x + i, load_bits(keep + i / 8, 8), lo, hi, &found, &top, &local);
   if (const int64_t rest = n - i) {
     U tail[kBlock] = {};
     __builtin_memcpy(tail, x + i, static_cast<unsigned long>(rest) * sizeof(U));
     const uint64_t valid = (uint64_t(1) << rest) - 1;
-    scan_block(tail, load_bits(keep + i / 8, (rest + 7) / 8) & valid, lo, hi, infinity, &found, &local);
+    scan_block(tail, load_bits(keep + i / 8, (rest + 7) / 8) & valid, lo, hi, &found, &top, &local);
   }
+  local.nan |= any_above<U>(top, infinity);
   *result = local;
 }
 
 // Returns the keep-bits after clearing; *changed is set if a value was zeroed.
 template <class U>
 inline uint64_t apply_block(U* x, uint64_t keep, U lo, U hi, int64_t* ties, bool* changed) {
-  const Classes classes = classify(x, lo, hi, U(0));
+  Vector<U> top{};  // not asked for: the compiler drops it
+  const Classes classes = classify(x, lo, hi, &top);
   uint64_t tied = classes.under & ~classes.below & keep;
   if (tied) {
     int64_t count = __builtin_popcountll(tied);

@@ -15,12 +15,13 @@ namespace lc {
 struct Range {
   uint32_t lo = 0, hi = kCommonEnd;  // [lo, hi)
   bool single() const { return hi - lo == 1; }
+  bool several() const { return hi - lo > 1; }  // else counting says all
 };
 
-// Entries to draw from n. Sampling costs their number, collecting the bracket n / sqrt(number): balanced at n^(2/3).
+// Entries to draw from n. Sampling costs their number, collecting the bracket n / sqrt(number): balanced near 2 n^(2/3).
 inline int64_t sample_size(int64_t n) {
   const auto size = static_cast<double>(n);
-  return std::clamp<int64_t>(static_cast<int64_t>(std::cbrt(size * size)), 64, 131072);
+  return std::clamp<int64_t>(static_cast<int64_t>(2 * std::cbrt(size * size)), 64, 131072);
 }
 
 // Cuts a range into equal bins of a power of two, so that counting finds the bin of a rank.
@@ -56,18 +57,26 @@ inline Range extent(const uint32_t* keys, int64_t size) {
   return {static_cast<uint32_t>(least), static_cast<uint32_t>(most) + 1};
 }
 
-// Range that holds the k-th smallest of `kept` with odds of about 15,000 to 1 if `sample` was drawn from them one
-// by one (less if neighbours are alike); one that does not is found out by counting. Reorders the sample. Counting
-// finds the bins of both ends, and only what is in these is ordered: a sixth of the time of std::nth_element on all.
-inline Range bracket(uint32_t* sample, int64_t size, int64_t k, int64_t kept) {
+// A range that holds the threshold, or next to which it is: a magnitude with many equals is left out of it, as
+// collecting them could take more than the memory for it; `below` is then range.lo - 1, `above` range.hi.
+struct Bracket {
   Range range;
-  if (size == 0) return range;
+  bool below = false, above = false;
+};
+
+// Holds the k-th smallest of `kept` with odds of about 15,000 to 1 if `sample` was drawn from them one by one (less if
+// neighbours are alike); one that does not is found out by counting. Reorders the sample. Counting finds the bins of
+// both ends, and only what is in these is ordered: a sixth of the time of std::nth_element on all.
+inline Bracket bracket(uint32_t* sample, int64_t size, int64_t k, int64_t kept) {
+  Bracket result;
+  Range& range = result.range;
+  if (size == 0) return result;
   const double share = static_cast<double>(k) / static_cast<double>(kept);
   const double centre = share * static_cast<double>(size);
   const double margin = 4 * std::sqrt(centre * (1 - share)) + 2;
   const auto low = static_cast<int64_t>(std::floor(centre - margin));
   const auto high = static_cast<int64_t>(std::ceil(centre + margin));
-  if (low <= 0 && high >= size) return range;
+  if (low <= 0 && high >= size) return result;
 
   uint32_t counts[2048] = {};
   const Bins bins(extent(sample, size), 2048);
@@ -87,7 +96,14 @@ inline Range bracket(uint32_t* sample, int64_t size, int64_t k, int64_t kept) {
   };
   if (low > 0) range.lo = ranked(low);
   if (high < size) range.hi = ranked(high) + 1;
-  return range;
+  if (range.single()) return result;
+  // What lies strictly between the ends fills at most high - low places of the sample; the ends may fill any number.
+  const auto many = [&](uint32_t key) { return std::count(sample, sample + size, key) > (high - low) / 2 + 8; };
+  result.below = low > 0 && many(range.lo);
+  result.above = high < size && many(range.hi - 1);
+  range.lo += result.below;
+  range.hi -= result.above;
+  return result;
 }
 
 struct Selected {

@@ -188,6 +188,7 @@ void count_rows(const U* x, const Task& task, const Rows& rows, U infinity, U up
   const int64_t wanted = std::max<int64_t>(task.threads, std::min(task.threads * int64_t(kBoxesPerThread),
                                                                   total * rows.width / kWorthABox));
   const int64_t parts = task.threads == 1 ? 1 : std::min(groups, (wanted + strips - 1) / strips);
+  const bool shared = parts > 1 || rows.run > 1;  // or a channel may lie in two strips
   const bool dense = rows.block.stride == rows.width * rows.step;
   // An odd number: rows a power of two apart would meet in the same few sets of the cache.
   const int64_t join = dense && strips == 1 ? std::max<int64_t>(0, most / rows.width - 1) | 1 : 1;
@@ -201,7 +202,7 @@ void count_rows(const U* x, const Task& task, const Rows& rows, U infinity, U up
     Counters<U>& counters = all[worker];
     const int64_t first = box / parts * strip, width = std::min(strip, rows.width - first), part = box % parts;
     if (width <= 0) return;
-    if (first != counters.first) flush(task, rows, parts > 1, counters);
+    if (first != counters.first) flush(task, rows, shared, counters);
     counters.first = first;
     counters.width = width;
     U* above = counters.above.empty() ? nullptr : counters.above.data();
@@ -234,7 +235,7 @@ void count_rows(const U* x, const Task& task, const Rows& rows, U infinity, U up
       // As many joined rows as make whole groups, then fewer joined, then rows as they are.
       for (int64_t joined = join; left > 0;) {
         joined = std::min(joined, std::max<int64_t>(1, left / kRowGroup));
-        if (counters.most + kRowGroup > kMostRows) flush(task, rows, parts > 1, counters);
+        if (counters.most + kRowGroup > kMostRows) flush(task, rows, shared, counters);
         int64_t count = std::min(left / joined, kMostRows - counters.most);
         if (count > kRowGroup) count -= count % kRowGroup;
         feed(from, joined * rows.block.stride, count, joined * width);
