@@ -1,11 +1,56 @@
+import os
+from contextlib import contextmanager
+
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
+
+# Properties of the ops: slow on a busy machine, and large. LAYERCOLLAPSE_NIGHTLY_CASES: of each op, with -m nightly.
+slow_data = [HealthCheck.too_slow, HealthCheck.data_too_large]
+settings.register_profile("ops", deadline=None, suppress_health_check=slow_data)
+cases = int(os.environ.get("LAYERCOLLAPSE_NIGHTLY_CASES", "50000"))
+settings.register_profile("nightly", settings.get_profile("ops"), max_examples=cases)
+
+
+@contextmanager
+def core_using(threads=None, isa="auto"):
+    """The CPU backend with so many threads and this instruction set; skips where the CPU does not have it."""
+    before = torch.get_num_threads()
+    try:
+        if isa != "auto":
+            from layercollapse_core import _core
+
+            try:
+                _core.use_isa(isa)
+            except ValueError:
+                pytest.skip("not on this CPU")
+        torch.set_num_threads(threads or before)
+        yield
+    finally:
+        torch.set_num_threads(before)
+        if isa != "auto":
+            _core.use_isa("auto")
+
+
+@pytest.fixture(scope="session")
+def core():
+    return core_using
+
+
+@pytest.fixture(params=[1, 2, 7])
+def threads(request):
+    with core_using(threads=request.param):
+        yield request.param
+
+
+@pytest.fixture(params=["portable", "avx2", "avx512"])
+def isa(request):
+    with core_using(isa=request.param):
+        yield request.param
 
 
 @pytest.fixture(scope="module")
 def one_thread():
     """Networks this small train several times slower on two threads when the machine has other work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with core_using(threads=1):
+        yield

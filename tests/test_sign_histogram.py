@@ -1,13 +1,12 @@
 """`sign_histogram` against hand-computed counts and the reference: exact, for every type, layout and thread count."""
 
-import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from layercollapse import ops
@@ -28,26 +27,6 @@ HAND = [
     ([3.0], 0, None, [[0, 0, 1, 0]]),
     ([], 0, None, []),
 ]
-
-
-@pytest.fixture(params=[1, 2, 7])
-def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(params=["portable", "avx2", "avx512"])
-def isa(request):
-    from layercollapse_core import _core
-
-    try:
-        _core.use_isa(request.param)
-    except ValueError:
-        pytest.skip("not on this CPU")
-    yield request.param
-    _core.use_isa("auto")
 
 
 def agree(x, channel_dim, upper=None):
@@ -177,40 +156,27 @@ def layouts(draw):
     return x, draw(st.integers(0, x.dim() - 1))
 
 
-def check_layout(case, upper, count, isa_name):
-    from layercollapse_core import _core
-
-    before = torch.get_num_threads()
-    try:
-        _core.use_isa(isa_name)
-        torch.set_num_threads(count)
-        agree(*case, upper)
-    finally:
-        _core.use_isa("auto")
-        torch.set_num_threads(before)
-
-
 oracle = given(
     case=layouts(),
     upper=st.sampled_from([None, 6.0, 0.3, 1e-40, 65504.0]),
     count=st.sampled_from([1, 2, 7]),
     isa_name=st.sampled_from(["auto", "portable"]),
 )
-NIGHTLY_CASES = int(os.environ.get("LAYERCOLLAPSE_NIGHTLY_CASES", "50000"))  # of each op
-relaxed = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
 
 
-@settings(max_examples=500, **relaxed)
+@settings(settings.get_profile("ops"), max_examples=500)
 @oracle
-def test_any_layout_agrees_with_the_reference(case, upper, count, isa_name):
-    check_layout(case, upper, count, isa_name)
+def test_any_layout_agrees_with_the_reference(core, case, upper, count, isa_name):
+    with core(count, isa_name):
+        agree(*case, upper)
 
 
 @pytest.mark.nightly
-@settings(max_examples=NIGHTLY_CASES, **relaxed)
+@settings(settings.get_profile("nightly"))
 @oracle
-def test_any_layout_agrees_with_the_reference_many(case, upper, count, isa_name):
-    check_layout(case, upper, count, isa_name)
+def test_any_layout_agrees_with_the_reference_many(core, case, upper, count, isa_name):
+    with core(count, isa_name):
+        agree(*case, upper)
 
 
 @pytest.mark.slow
