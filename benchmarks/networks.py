@@ -36,6 +36,11 @@ from layercollapse.run import RunResult
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 PROVEN = "proven.json"
+HEADING = """# Trained networks, pruned, collapsed and compared on the whole test split
+
+Made by `python benchmarks/networks.py`; [what it means](README.md#six-networks).
+
+"""
 TOKENS, WORDS = 32, 4096  # per message; in the vocabulary
 
 
@@ -203,7 +208,7 @@ def rows(mail_folder: str | None) -> dict[str, Row]:
             {"steps": 7, **one_image},
         ),
         "mobilenet_v2": Row("MobileNetV2, digits", lambda: built_in(model="mobilenet_v2", data="digits"), one_image),
-        "vit": Row("ViT (ReLU), digits", lambda: vit("relu"), one_image),
+        "vit": Row("ViT (ReLU), digits", lambda: vit("relu")),
         "roberta": Row("RoBERTa (ReLU), mail", lambda: text("Roberta", mail_folder, "relu")),
         "bert": Row("BERT (GELU), mail", lambda: text("Bert", mail_folder, "gelu")),
     }
@@ -313,7 +318,7 @@ def main() -> None:
     folders = {name: arguments.out / name for name in known if (arguments.out / name / PROVEN).is_file()}
     results = {name: summary(Record.load(folder), folder) for name, folder in folders.items()}
     if not arguments.dry:
-        write_text(RESULTS / "networks.md", table(results, known))
+        write_text(RESULTS / "networks.md", HEADING + table(results, known))
         write_json(RESULTS / "networks.json", results)
     print(table(results, known))
 
