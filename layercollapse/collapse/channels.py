@@ -9,6 +9,7 @@ from torch import Tensor, fx
 
 from layercollapse.collapse.carry import VIEWS, carry, parts
 from layercollapse.collapse.ir import Affine, Field, Net, Rectify, Scale, operands, shape, source
+from layercollapse.collapse.weights import taken
 from layercollapse.nodes import packet
 
 aten = torch.ops.aten
@@ -23,7 +24,7 @@ def drop_unread_channels(net: Net) -> bool:
     for node, op in net.records(Affine):
         keep = kept.get(source(node))
         if keep is not None and op.groups == 1 and bool(keep.any()) and not bool(keep.all()):
-            net.set(node, replace(op, weight=op.weight[:, keep], source=None))
+            net.set(node, replace(op, weight=taken(op, columns=keep), source=None))
     for node, keep in kept.items():
         if not bool(keep.all()) and bool(keep.any()):
             _shrink(net, node, keep, kept)
@@ -153,7 +154,7 @@ def _shrink(net: Net, node: fx.Node, keep: Tensor, kept: dict[fx.Node, Tensor]) 
     if isinstance(op, Affine):
         plane = None if op.plane is None else op.plane[keep]
         groups = int(keep.sum()) if op.depthwise else op.groups
-        net.set(node, replace(op, weight=op.weight[keep], bias=op.bias[keep], plane=plane, groups=groups, source=None))
+        net.set(node, replace(op, weight=taken(op, keep), bias=op.bias[keep], plane=plane, groups=groups, source=None))
     elif isinstance(op, Field):
         net.set(node, replace(op, plane=None if op.plane is None else op.plane[keep], bias=op.bias[keep]))
     elif isinstance(op, Scale):

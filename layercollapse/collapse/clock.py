@@ -29,7 +29,7 @@ class Clock:
         """Time of ``op`` on an input (N, I, *spatial) or (N, *, I), in ms."""
         channels = list(inputs)
         channels[op.channel_dim] = op.inputs  # channels may have gone since the shape was noted
-        key = (tuple(op.weight.shape), op.window, op.groups, op.plane is None, tuple(channels), op.dtype)
+        key = (op.size, op.window, op.groups, op.plane is None, tuple(channels), op.dtype)
         if key not in self._times:
             parts = [build(op, self._device).eval()]
             if op.plane is not None:

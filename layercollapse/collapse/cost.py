@@ -38,7 +38,7 @@ def macs(op: Affine, shape: tuple[int, ...]) -> int:
     """
     positions = math.prod(_reads(op.window, shape[2:])) if op.window.kernel else math.prod(shape[1:-1])
     plane = 0 if op.plane is None else op.plane.numel() + op.outputs
-    return (op.weight.numel() + plane) * positions
+    return (math.prod(op.size) + plane) * positions
 
 
 def _reads(window: Window, sizes: tuple[int, ...]) -> tuple[int, ...]:

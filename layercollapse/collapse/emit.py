@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from layercollapse.collapse.elementwise import restore_numbers
 from layercollapse.collapse.ir import Affine, Field, Net, Op, Rectify, Scale, Window, source, transposed
 from layercollapse.collapse.lower import identifier
 from layercollapse.collapse.modules import ChannelAffine, ConstantMap
+from layercollapse.collapse.weights import held
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -42,35 +44,63 @@ def emit(net: Net, device: torch.device | None = None) -> fx.GraphModule:
         A parameter that did not change is frozen if it was; what the algebra made can be trained, unless the whole
         model was frozen.
     """
-    _split_planes(net)
-    restore_numbers(net)
-    modules: dict[str, Any] = {}
+    return emit_all([net], device)[0]
+
+
+def emit_all(nets: Sequence[Net], device: torch.device | None = None) -> list[fx.GraphModule]:
+    """Build the modules of several nets, as `emit` does; records that nets share become modules that they share.
+
+    Every record is let go once it is built: the algebra's float64 weights and the modules are not all there at once.
+    """
+    for net in nets:
+        _split_planes(net)
+        restore_numbers(net)
+    places: dict[int, list[tuple[int, str]]] = {}
+    for index, net in enumerate(nets):
+        for node in net.graph.nodes:
+            if node.op == "call_module":
+                places.setdefault(id(net.ops[str(node.target)]), []).append((index, str(node.target)))
     shared: dict[str, nn.Parameter] = {}
-    frozen = {identifier(name) for name in net.frozen}
+    modules: list[dict[str, Any]] = [{} for _ in nets]
+    for uses in places.values():
+        ops = [nets[index].ops.pop(target) for index, target in uses]
+        module = _shared(build(ops[0], device), ops[0], shared, nets[0].frozen)
+        for index, target in uses:
+            modules[index][target] = module
+        del ops
+    return [_assemble(net, own, shared) for net, own in zip(nets, modules, strict=True)]
+
+
+def _shared(module: nn.Module, op: Op, shared: dict[str, nn.Parameter], frozen: Collection[str]) -> nn.Module:
+    """The module of an unchanged layer, with the parameters of others that have the same source."""
+    if isinstance(op, Affine) and op.source is not None:
+        for attribute, name in zip(("weight", "bias"), op.source, strict=True):
+            if name is not None:
+                own = getattr(module, attribute).requires_grad_(name not in frozen)
+                setattr(module, attribute, shared.setdefault(identifier(name), own))
+    return module
+
+
+def _assemble(net: Net, modules: dict[str, Any], shared: dict[str, nn.Parameter]) -> fx.GraphModule:
+    records, frozen = set(modules), {identifier(name) for name in net.frozen}
     for node in list(net.graph.nodes):
-        if node.op == "call_module":
-            target = str(node.target)
-            modules[target] = build(net.ops[target], device)
-            op = net.ops[target]
-            if isinstance(op, Affine) and op.source is not None:
-                for attribute, name in zip(("weight", "bias"), op.source, strict=True):
-                    if name is not None:
-                        own = getattr(modules[target], attribute).requires_grad_(name not in net.frozen)
-                        setattr(modules[target], attribute, shared.setdefault(identifier(name), own))
-        elif node.op == "output":
+        if node.op == "output":
             node.args = (pack(net.out_spec, list(node.args[0])),)
-    for node in [node for node in net.graph.nodes if node.op == "get_attr"]:
-        name = str(node.target)
-        value: Any = net.tensors[name].detach().clone()
-        if name in net.parameters:
-            grad = (value.is_floating_point() or value.is_complex()) and name not in frozen
-            value = shared.setdefault(name, nn.Parameter(value, requires_grad=grad))
-        # The weight of a layer that has changed may also be used as it was, by an embedding that is tied to it.
-        parent, _, attribute = name.rpartition(".")
-        while parent in net.ops and getattr(modules[parent], attribute, value) is not value:
-            attribute += "_"
-        node.target = f"{parent}.{attribute}" if parent else attribute
-        modules[node.target] = value
+        elif node.op == "get_attr":
+            name = str(node.target)
+            value: Any = shared.get(name)
+            if value is None:
+                value = net.tensors[name].detach().clone()
+                if name in net.parameters:
+                    grad = (value.is_floating_point() or value.is_complex()) and name not in frozen
+                    value = nn.Parameter(value, requires_grad=grad)
+                    shared[name] = value
+            # The weight of a layer that has changed may also be used as it was, by an embedding that is tied to it.
+            parent, _, attribute = name.rpartition(".")
+            while parent in records and getattr(modules[parent], attribute, value) is not value:
+                attribute += "_"
+            node.target = f"{parent}.{attribute}" if parent else attribute
+            modules[node.target] = value
     # GraphModule registers plain tensors as buffers and keeps modules and parameters as they are.
     model = fx.GraphModule(modules, net.graph, class_name="Collapsed").eval()
     return model if net.trains else model.requires_grad_(False)
@@ -104,7 +134,7 @@ def _split_planes(net: Net) -> None:
             continue
         name = f"{node.target}_border"
         plane = Field(op.plane, torch.zeros_like(op.bias), op.window, (), op.dtype)
-        net.set(node, dataclasses.replace(op, plane=None, source=None))
+        net.set(node, dataclasses.replace(op, weight=held(op), plane=None, source=None))
         border = net.insert(name, plane, source(node), after=node)
         with net.graph.inserting_after(border):
             total = net.graph.call_function(torch.ops.aten.add.Tensor, (node, border))

@@ -81,7 +81,7 @@ def _of_record(op: Op, value: Tensor | None) -> Tensor | None:
 
 
 def _affine(op: Affine, value: Tensor | None) -> Tensor | None:
-    weight = op.dense().flatten(2) if op.weight.ndim > 2 else op.dense().unsqueeze(-1)  # (O, I, taps)
+    weight = op.dense().flatten(2) if op.window.kernel else op.dense().unsqueeze(-1)  # (O, I, taps)
     varies = torch.ones(op.inputs, dtype=torch.bool) if value is None else value.isnan()
     # A constant that meets a zero padding is not constant at the border.
     unknown = weight[:, torch.ones_like(varies) if op.window.uneven else varies].flatten(1).any(1)

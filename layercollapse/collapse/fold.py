@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from layercollapse.collapse.carry import MAXIMA, carry, parts
 from layercollapse.collapse.facts import constants
 from layercollapse.collapse.ir import Affine, Field, Net, Rectify, Scale, operands, shape, sole_user, source
+from layercollapse.collapse.weights import held, scaled
 from layercollapse.nodes import packet
 
 
@@ -48,7 +49,7 @@ def after(op: object, scale: Scale) -> Affine | Field | Scale | None:
         plane = None if op.plane is None else op.plane * _rows(s, op.plane)
         return replace(
             op,
-            weight=op.weight * _rows(s, op.weight),
+            weight=scaled(op, row=s),
             bias=op.bias * s + scale.shift,
             plane=plane,
             source=None,
@@ -114,10 +115,11 @@ def affine_readers(net: Net, node: fx.Node, dim: int) -> dict[fx.Node, list[int]
 def before(scale: Scale, op: Affine) -> Affine:
     """The record of ``op(scale(x))``."""
     index = input_channels(op)
-    taps = op.weight.ndim - 2
-    s = scale.scale[index].reshape(*index.shape, *[1] * taps)
-    t = scale.shift[index].reshape(*index.shape, *[1] * taps)
-    return add_plane(replace(op, weight=op.weight * s, source=None), (op.weight * t).sum(1))
+    shape = (*index.shape, *[1] * len(op.window.kernel))
+    weight = op.weight
+    scaled_weight = scaled(op, column=scale.scale) if op.groups == 1 else weight * scale.scale[index].reshape(shape)
+    plane = (weight * scale.shift[index].reshape(shape)).sum(1)
+    return add_plane(replace(op, weight=scaled_weight, source=None), plane)
 
 
 def add_plane(op: Affine, plane: Tensor) -> Affine:
@@ -126,8 +128,8 @@ def add_plane(op: Affine, plane: Tensor) -> Affine:
         return op
     if not op.window.uneven:
         total = plane.flatten(1).sum(1) if plane.ndim > 1 else plane
-        return replace(op, bias=op.bias + total, source=None)
-    return replace(op, plane=plane if op.plane is None else op.plane + plane, source=None)
+        return replace(op, weight=held(op), bias=op.bias + total, source=None)
+    return replace(op, weight=held(op), plane=plane if op.plane is None else op.plane + plane, source=None)
 
 
 def sink_scales(net: Net) -> bool:
@@ -209,14 +211,15 @@ def _fold_constants(op: Affine, value: Tensor) -> Affine | None:
             gone[carrier] = False
         else:
             gone &= filled == 0
-    if not bool(op.weight[:, gone].any()) and (carrier is None or op.plane is None):
+    if not bool((op.reads() & gone).any()) and (carrier is None or op.plane is None):
         return None
-    part = (op.weight * _columns(filled * gone, op.weight)).sum(1)  # (O, *kernel)
-    weight = op.weight.masked_fill(_columns(gone, op.weight), 0.0)
+    weight = op.weight
+    part = (weight[:, gone] * _columns(filled[gone], weight)).sum(1)  # (O, *kernel)
     if carrier is None:
-        return add_plane(replace(op, weight=weight, source=None), part)
+        return add_plane(replace(op, weight=scaled(op, column=(~gone).double()), source=None), part)
     if op.plane is not None:
         part = part + op.plane
+    weight = weight.masked_fill(_columns(gone, weight), 0.0)
     weight[:, carrier] += part / filled[carrier]
     return replace(op, weight=weight, plane=None, source=None)
 
@@ -227,13 +230,13 @@ def _fold_grouped(op: Affine, value: Tensor) -> Affine | None:
     constant = ~value.isnan()
     if op.window.uneven and not bool(constant.all()):
         constant &= filled == 0
-    taps = [1] * (op.weight.ndim - 2)
-    index = input_channels(op)
+    taps = [1] * len(op.window.kernel)
+    index, weight = input_channels(op), op.weight
     gone = constant[index].reshape(*index.shape, *taps)
-    if not bool((op.weight.ne(0) & gone).any()):
+    if not bool((weight.ne(0) & gone).any()):
         return None
-    part = (op.weight * gone * filled[index].reshape(gone.shape)).sum(1)
-    return add_plane(replace(op, weight=op.weight.masked_fill(gone, 0.0), source=None), part)
+    part = (weight * gone * filled[index].reshape(gone.shape)).sum(1)
+    return add_plane(replace(op, weight=weight.masked_fill(gone, 0.0), source=None), part)
 
 
 def constants_in_sums(net: Net) -> bool:
@@ -260,7 +263,7 @@ def cut_dead_layers(net: Net) -> bool:
     """A layer whose weights are all zero becomes a field: it reads only the size of its input."""
     changed = False
     for node, op in net.records(Affine):
-        if not bool(op.weight.any()):
+        if not bool(op.reads().any()):
             net.set(node, Field(op.plane, op.bias, op.window, (), op.dtype))
             changed = True
     return changed
@@ -290,7 +293,7 @@ def raise_references(net: Net) -> bool:
 
 def input_channels(op: Affine) -> Tensor:
     """int64 (O, I / groups): the input channel that each weight multiplies."""
-    per_group = op.weight.shape[1]
+    per_group = op.size[1]
     rows = max(1, op.outputs // op.groups)
     return (torch.arange(op.outputs) // rows * per_group)[:, None] + torch.arange(per_group)
 

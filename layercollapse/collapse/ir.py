@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, fx
 
+from layercollapse.collapse.weights import Float64, held
 from layercollapse.nodes import by_dims, packet
 
 aten = torch.ops.aten
@@ -59,7 +61,8 @@ class Affine:
     """A linear layer or a convolution: ``y = conv(x, weight) + conv(ones, plane) + bias``.
 
     Attributes:
-        weight: float64, (O, I / groups, *kernel), for a transposed convolution too.
+        weight: float64, (O, I / groups, *kernel), for a transposed convolution too; see `weights` for what is
+            held.
         bias: float64, (O,).
         window: kernel, stride, padding, dilation; empty for a linear layer.
         groups: number of channel groups.
@@ -79,12 +82,17 @@ class Affine:
     source: tuple[str, str | None] | None = None
 
     @property
+    def size(self) -> tuple[int, ...]:
+        """Shape of the weight; reading the weight itself may compute it."""
+        return held(self).size()
+
+    @property
     def outputs(self) -> int:
-        return self.weight.shape[0]
+        return self.size[0]
 
     @property
     def inputs(self) -> int:
-        return self.weight.shape[1] * self.groups
+        return self.size[1] * self.groups
 
     @property
     def depthwise(self) -> bool:
@@ -96,18 +104,26 @@ class Affine:
 
     def dense(self) -> Tensor:
         """The weight without groups: (O, I, *kernel)."""
+        weight = self.weight
         if self.groups == 1:
-            return self.weight
-        out = self.weight.new_zeros(self.outputs, self.inputs, *self.window.kernel)
-        rows, columns = self.outputs // self.groups, self.weight.shape[1]
+            return weight
+        out = weight.new_zeros(self.outputs, self.inputs, *self.window.kernel)
+        rows, columns = self.outputs // self.groups, weight.shape[1]
         for g in range(self.groups):
             block = slice(g * rows, (g + 1) * rows)
-            out[block, g * columns : (g + 1) * columns] = self.weight[block]
+            out[block, g * columns : (g + 1) * columns] = weight[block]
         return out
 
     def reads(self) -> Tensor:
         """Mask (I,) of the input channels that any weight multiplies."""
+        return self._reads
+
+    @cached_property
+    def _reads(self) -> Tensor:
         return self.dense().ne(0).transpose(0, 1).flatten(1).any(1) if self.outputs else torch.zeros(self.inputs).bool()
+
+
+Affine.weight = Float64("weight")  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
@@ -218,6 +234,15 @@ class Net:
         self.out_spec = out_spec
         self.clock: Callable[[Affine, tuple[int, ...]], float] | None = None
         self.kept: dict[tuple[str, str], str] = {}
+
+    def copy(self) -> Net:
+        """A net of its own over the same records and tensors, none of which is ever changed."""
+        graph = fx.Graph()
+        graph.output(graph.graph_copy(self.graph, {}))
+        new = Net(graph, self.out_spec)
+        new.ops, new.tensors, new.parameters = dict(self.ops), dict(self.tensors), set(self.parameters)
+        new.clock = self.clock
+        return new
 
     def op(self, node: Any) -> Op | None:
         """The record that a node stands for, or None."""

@@ -217,7 +217,7 @@ def trim_kernels(net: Net) -> bool:
     """Outer taps that are zero go, as far as the padding allows the same cut on both sides."""
     changed = False
     for node, op in net.records(Affine):
-        if not op.window.kernel or op.window.transposed or not bool(op.weight.any()):
+        if not op.window.kernel or op.window.transposed or not bool(op.reads().any()):
             continue
         trimmed = _trim(op)
         if trimmed is not None:
@@ -243,7 +243,8 @@ def _trim(op: Affine) -> Affine | None:
         padding=tuple(p - c * d for c, p, d in zip(cuts, op.window.padding, op.window.dilation, strict=True)),
     )
     plane = None if op.plane is None else op.plane[(slice(None), *inside)]
-    trimmed = replace(op, weight=op.weight[(slice(None), slice(None), *inside)], window=window, plane=None, source=None)
+    weight = op.weight[(slice(None), slice(None), *inside)].clone()
+    trimmed = replace(op, weight=weight, window=window, plane=None, source=None)
     return trimmed if plane is None else add_plane(trimmed, plane)
 
 

@@ -15,6 +15,7 @@ from torch import fx
 from layercollapse.collapse.elementwise import elementwise
 from layercollapse.collapse.ir import Affine, Op, Rectify, Scale, Window, transposed
 from layercollapse.collapse.reading import Model, argument, float64, rank
+from layercollapse.collapse.weights import Lazy
 from layercollapse.nodes import module_path, packet
 
 aten = torch.ops.aten
@@ -108,7 +109,7 @@ def _affine(node: fx.Node, model: Model, window: Window, groups: int) -> Affine 
         None if b is None else model.names.get(bias.name, f"{path}.bias"),
     )
     shift = torch.zeros(len(w), dtype=torch.float64) if b is None else float64(b)
-    return Affine(float64(w), shift, window, groups, w.dtype, source=source)
+    return Affine(Lazy(w), shift, window, groups, w.dtype, source=source)  # type: ignore[arg-type]
 
 
 def _product(node: fx.Node, model: Model) -> Reading | None:
@@ -121,7 +122,7 @@ def _product(node: fx.Node, model: Model) -> Reading | None:
     if b is not None and b.shape != w.shape[1:]:
         return None
     shift = torch.zeros(w.shape[1], dtype=torch.float64) if b is None else float64(b)
-    return Affine(float64(w).T.contiguous(), shift, Window(), 1, w.dtype), operands[0]
+    return Affine(Lazy(w.T), shift, Window(), 1, w.dtype), operands[0]  # type: ignore[arg-type]
 
 
 def _batch_norm(node: fx.Node, model: Model) -> Reading | None:

@@ -60,9 +60,16 @@ RULES: tuple[Rule, ...] = (
 )
 
 
-def simplify(net: Net, rules: tuple[Rule, ...] = RULES) -> None:
-    """Apply rules in order, from the first again after every change, until none has anything to do."""
+def simplify(net: Net, rules: tuple[Rule, ...] = RULES) -> set[Rule]:
+    """Apply rules in order, from the first again after every change, until none has anything to do.
+
+    Returns:
+        Those that had something to do.
+    """
+    applied = set()
     net.sweep()
-    while any(rule(net) for rule in rules):
+    while (rule := next((rule for rule in rules if rule(net)), None)) is not None:
+        applied.add(rule)
         net.sweep()
     net.graph.lint()
+    return applied
