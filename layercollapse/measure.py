@@ -5,7 +5,8 @@ from __future__ import annotations
 import platform
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,6 @@ def latency(
 ) -> list[float]:
     """Median time of a forward pass, in milliseconds, one number per model.
 
-    The models take turns, forwards and backwards (A B B A), so that a change of the machine's speed meets
-    all of them alike.
-
     Args:
         models: in evaluation mode, on the device of `example`.
         example: a tensor (N, ...), a tuple of arguments or a dict of them; N is the batch size measured.
@@ -37,17 +35,45 @@ def latency(
     """
     args, kwargs = call_arguments(example)
     device = next((x.device for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)), torch.device("cpu"))
-    times: list[list[float]] = [[] for _ in models]
+    calls = [partial(model, *args, **kwargs) for model in models]
+    return in_turns(calls, device, seconds=seconds, warmup=warmup, minimum=minimum)
+
+
+def in_turns(
+    calls: Sequence[Callable[[], object]],
+    device: torch.device,
+    *,
+    seconds: float,
+    warmup: int,
+    minimum: int,
+    maximum: int | None = None,
+) -> list[float]:
+    """Median time of each call, in milliseconds.
+
+    The calls take turns, forwards and backwards (A B B A), so that a change of the machine's speed meets
+    all of them alike.
+
+    Args:
+        calls: what to time.
+        device: where they work.
+        seconds: stop after this long in all.
+        warmup: calls of each that are not counted.
+        minimum: calls of each that are counted even if it takes longer.
+        maximum: calls of each after which it stops before `seconds` are over; None for no such number.
+    """
+    times: list[list[float]] = [[] for _ in calls]
     for _ in range(warmup):
-        for model in models:
-            model(*args, **kwargs)
+        for call in calls:
+            call()
     _synchronize(device)
     end = time.perf_counter() + seconds
-    order = list(range(len(models)))
-    while len(times[0]) < minimum or time.perf_counter() < end:
+    order = list(range(len(calls)))
+    while calls and (len(times[0]) < minimum or time.perf_counter() < end):
+        if maximum is not None and len(times[0]) >= maximum:
+            break
         for index in order + order[::-1]:
             start = time.perf_counter()
-            models[index](*args, **kwargs)
+            calls[index]()
             _synchronize(device)
             times[index].append(time.perf_counter() - start)
     return [1e3 * statistics.median(samples) for samples in times]

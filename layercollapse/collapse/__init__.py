@@ -4,35 +4,31 @@
     result.model            # a plain nn.Module
     print(result.explain())
 
-The steps, one module each: `lower` (graph to records), `decide` (which sites, by counts and by `bounds`), `linearize`
-(rectifiers that never bend), `rules` (fold, drop, merge), `emit` (records to modules), `verify` (compare on data),
-`store` (save and load).
+The steps, one module each: `lower` (graph to records), `decide` (which sites, by counts and by `bounds`), `search`
+(which of them together), `linearize` (rectifiers that never bend), `rules` (fold, drop, merge), `emit` (records to
+modules), `verify` (compare on data), `forms` (the fastest way to write it), `store` (save and load).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from layercollapse.collapse.bounds import Box
 from layercollapse.collapse.check import check_options, check_parameters, check_statistics
-from layercollapse.collapse.clock import Clock
-from layercollapse.collapse.cost import Summary, captured_depth, net_depth, summarize
-from layercollapse.collapse.decide import GUARANTEES, Candidate, candidates, entropies, why_kept
-from layercollapse.collapse.emit import emit
-from layercollapse.collapse.linearize import bending_sites, linearize
+from layercollapse.collapse.cost import Summary, captured_depth, summarize
+from layercollapse.collapse.decide import GUARANTEES, candidates, entropies, why_kept
+from layercollapse.collapse.linearize import bending_sites
 from layercollapse.collapse.lower import lower
 from layercollapse.collapse.result import CollapseResult, SiteResult
-from layercollapse.collapse.rules import simplify
+from layercollapse.collapse.search import Search
 from layercollapse.collapse.store import load, save
 from layercollapse.collapse.verify import Agreement, compare
 from layercollapse.counts import EntropyReport
 from layercollapse.errors import LayerCollapseError
-from layercollapse.graph import Capture, call_arguments, capture
+from layercollapse.graph import call_arguments, capture
 from layercollapse.watch import unwrapped
 
 __all__ = ["Agreement", "CollapseResult", "SiteResult", "Summary", "collapse", "compare", "load", "save"]
@@ -68,8 +64,10 @@ def collapse(
         mode: ``"exact"``: two convolutions that no single one can replace at the border stay in sequence, without
             the rectifier between them.
         tolerance: largest absolute difference of any output that is accepted.
-        cost: what decides where merging layers needs more multiply-accumulates: ``"latency"``, measured on the
-            model's device with the shapes of the example inputs, or ``"macs"``: such layers stay as they are.
+        cost: what decides how the collapsed model is written. ``"latency"``: time, measured on the model's device
+            with the example inputs, which should have the batch size of later use: of layers where merging needs
+            more multiply-accumulates, then of whole models, without one kind of merge each and the model that came
+            among them, in turns. ``"macs"``: multiply-accumulates, and nothing is timed.
 
     Returns:
         The collapsed model and what is known of it.
@@ -98,18 +96,9 @@ def collapse(
     read = bending_sites(net)
     found = candidates(captured, net, report, box)
 
-    parameter = next(model.parameters(), None)
-    clock = Clock(torch.device("cpu") if parameter is None else parameter.device) if cost == "latency" else None
-
-    def attempt(names: Collection[str]) -> _Attempt:
-        return _attempt(captured, model, {name: found[name].states for name in names}, batches, clock)
-
-    best, missed = _within(tolerance, found, attempt)
-    if best.agreement.max_abs_error > tolerance:
-        raise LayerCollapseError(
-            f"tolerance: expected outputs within {tolerance:g} of the model's, got {best.agreement.max_abs_error:.3g} "
-            "with nothing but exact algebra; raise the tolerance if the outputs are large, or collapse in float64"
-        )
+    search = Search(model, net, found, batches, example_inputs, tolerance, timed=cost == "latency")
+    outcome = search.run()
+    best, missed = outcome.form, outcome.missed
     sites = []
     for site in captured.sites:
         if site.name in found and site.name not in missed:
@@ -129,60 +118,10 @@ def collapse(
         kept={" → ".join(pair): reason for pair, reason in best.kept.items()},
         before=summarize(model, example_inputs, captured_depth(captured)),
         after=summarize(best.model, example_inputs, best.depth),
-        max_abs_error=best.agreement.max_abs_error,
-        same_predictions=best.agreement.same,
-        samples=best.agreement.samples,
+        max_abs_error=outcome.agreement.max_abs_error,
+        same_predictions=outcome.agreement.same,
+        samples=outcome.agreement.samples,
         example_inputs=example_inputs,
+        form=best.name,
+        latency={} if outcome.race is None else outcome.race.times,
     )
-
-
-@dataclass(frozen=True)
-class _Attempt:
-    """A collapse of some sites, and how it compares."""
-
-    agreement: Agreement
-    model: nn.Module
-    depth: int
-    bending: set[str]
-    kept: Mapping[tuple[str, str], str]
-
-
-def _attempt(
-    captured: Capture,
-    model: nn.Module,
-    states: Mapping[str, Tensor | None],
-    data: Iterable[Any],
-    clock: Clock | None,
-) -> _Attempt:
-    net = lower(captured, model)
-    net.clock = clock
-    linearize(net, states)
-    simplify(net)
-    depth, bending = net_depth(net), bending_sites(net)
-    parameter = next(model.parameters(), None)
-    emitted = emit(net, torch.device("cpu") if parameter is None else parameter.device)
-    return _Attempt(compare(model, emitted, data), emitted, depth, bending, net.kept)
-
-
-def _within(
-    tolerance: float, found: Mapping[str, Candidate], attempt: Callable[[Collection[str]], _Attempt]
-) -> tuple[_Attempt, dict[str, float]]:
-    """Collapse all candidates, or, where that misses the tolerance, the proven ones and then one after the other.
-
-    Returns:
-        The best attempt, and for every site that it leaves out the error that it made.
-    """
-    whole = attempt(found)
-    kept = [name for name, candidate in found.items() if candidate.proven]
-    if len(kept) == len(found) or whole.agreement.max_abs_error <= tolerance:
-        return whole, {}
-    best, missed = attempt(kept), {}
-    for name in found:
-        if found[name].proven:
-            continue
-        more = attempt([*kept, name])
-        if more.agreement.max_abs_error <= tolerance:
-            best, kept = more, [*kept, name]
-        else:
-            missed[name] = more.agreement.max_abs_error
-    return best, missed

@@ -62,6 +62,7 @@ class _Channels:
             need[ids] = True
         while True:
             self._spread(need)
+            self._round_up(need)
             kept = {node: need[ids] for node, ids in self.ids.items() if len(ids)}
             empty = {node for node, keep in kept.items() if not bool(keep.any())}
             # A tensor without channels cannot be; one that something still takes its size from keeps a channel.
@@ -78,6 +79,14 @@ class _Channels:
             for a, b in self.pairs:
                 need[a[need[b]]] = True
                 need[b[need[a]]] = True
+
+    def _round_up(self, need: Tensor) -> None:
+        """Keep channels that nothing needs, so that every layer makes a multiple of `Net.multiple`."""
+        for node, _ in self.net.records(Affine) if self.net.multiple > 1 else ():
+            keep = need[self.ids[node]]
+            if bool(keep.any()):
+                need[self.ids[node][~keep][: -int(keep.sum()) % self.net.multiple]] = True
+                self._spread(need)
 
     def _spares(self, user: fx.Node, empty: set[fx.Node]) -> bool:
         """Whether a reader of a tensor without needed channels can do without the tensor."""

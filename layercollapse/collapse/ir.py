@@ -222,6 +222,7 @@ class Net:
         out_spec: how the outputs are packed.
         clock: measures a layer for an input shape, in ms; None to count multiply-accumulates instead.
         kept: pairs of layers that follow each other and stay two -> why.
+        multiple: channels are dropped so that a multiple of this number is left.
     """
 
     def __init__(self, graph: fx.Graph, out_spec: Any) -> None:
@@ -234,6 +235,7 @@ class Net:
         self.out_spec = out_spec
         self.clock: Callable[[Affine, tuple[int, ...]], float] | None = None
         self.kept: dict[tuple[str, str], str] = {}
+        self.multiple = 1
 
     def copy(self) -> Net:
         """A net of its own over the same records and tensors, none of which is ever changed."""
@@ -241,7 +243,7 @@ class Net:
         graph.output(graph.graph_copy(self.graph, {}))
         new = Net(graph, self.out_spec)
         new.ops, new.tensors, new.parameters = dict(self.ops), dict(self.tensors), set(self.parameters)
-        new.clock = self.clock
+        new.clock, new.kept, new.multiple = self.clock, dict(self.kept), self.multiple
         return new
 
     def op(self, node: Any) -> Op | None:

@@ -1,0 +1,165 @@
+"""The ways to write one collapsed network, and the race that chooses among them.
+
+All forms compute the same. The first has every rule applied; each of the others leaves out one that changed the
+first: fewer multiply-accumulates are not always less time. On one core of a Xeon a 1x1 convolution of 15 channels took
+a third longer than one of 16 (0.38 ms instead of 0.28 ms, 16 maps of 28x28).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from layercollapse.collapse.chain import merge_in_sequence
+from layercollapse.collapse.channels import drop_unread_channels
+from layercollapse.collapse.cost import net_depth
+from layercollapse.collapse.emit import emit_all
+from layercollapse.collapse.ir import Affine, Net
+from layercollapse.collapse.linearize import bending_sites, linearize
+from layercollapse.collapse.merge import merge_side_by_side, trim_kernels
+from layercollapse.collapse.rules import RULES, Rule, simplify
+from layercollapse.graph import call_arguments, copied, evaluating
+from layercollapse.measure import in_turns
+
+INPUT = "the model as it came"
+ALL = "every rule applied"
+# Rules that may cost time, and what the form without one is called.
+_OPTIONAL: dict[Rule, str] = {
+    merge_in_sequence: "no layers merged in sequence",
+    merge_side_by_side: "no layers merged side by side",
+    trim_kernels: "kernels not trimmed",
+    drop_unread_channels: "channels dropped in eights",
+}
+_EIGHTS = 8
+# Of two times that differ by less, neither is called faster: medians of the same model, in turns with itself, differed
+# by up to 2 % on a machine with other work.
+MARGIN = 0.03
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way to write the collapsed network.
+
+    Attributes:
+        name: what was done, or left out.
+        model: the module.
+        depth: the largest number of affine layers with weights on any path.
+        bending: sites that still have their rectifier.
+        kept: layers that follow each other and stay two, "first", "second" -> why.
+        changed: whether it does anything but what the model does, call by call.
+    """
+
+    name: str
+    model: nn.Module
+    depth: int
+    bending: frozenset[str]
+    kept: Mapping[tuple[str, str], str]
+    changed: bool
+
+
+def forms(
+    base: Net,
+    states: Mapping[str, Tensor | None],
+    clock: Callable[[Affine, tuple[int, ...]], float] | None,
+    device: torch.device,
+    alternatives: bool,
+) -> list[Form]:
+    """The forms of a collapse, the one with every rule applied first.
+
+    Args:
+        base: the network as lowered; it stays as it is.
+        states: the sites to linearize, as for `linearize`.
+        clock: measures layers, or None to count multiply-accumulates.
+        device: where the parameters go.
+        alternatives: whether to make more than the first form.
+    """
+    start = base.copy()
+    start.clock = clock
+    linearize(start, states)
+    first = start.copy()
+    applied = simplify(first)
+    made, changed = {ALL: first}, bool(states or applied)
+    for rule in _OPTIONAL if alternatives else ():
+        if rule not in applied:
+            continue
+        net = start.copy()
+        if rule is drop_unread_channels:
+            net.multiple = _EIGHTS
+            simplify(net)
+        else:
+            simplify(net, tuple(r for r in RULES if r is not rule))
+        if not any(_same(net, other) for other in made.values()):
+            made[_OPTIONAL[rule]] = net
+    facts = [(net_depth(net), frozenset(bending_sites(net)), dict(net.kept), changed) for net in made.values()]
+    models = emit_all(list(made.values()), device)
+    return [Form(name, model, *known) for name, model, known in zip(made, models, facts, strict=True)]
+
+
+def _same(a: Net, b: Net) -> bool:
+    """Whether two nets do the same operations with layers of the same sizes."""
+    if len(a.graph.nodes) != len(b.graph.nodes):
+        return False
+    for x, y in zip(a.graph.nodes, b.graph.nodes, strict=True):
+        if (x.op, x.target, x.meta.get("shape")) != (y.op, y.target, y.meta.get("shape")):
+            return False
+        p, q = a.op(x), b.op(y)
+        if type(p) is not type(q):
+            return False
+        if isinstance(p, Affine) and isinstance(q, Affine) and (p.size, p.window) != (q.size, q.window):
+            return False
+    return True
+
+
+@dataclass(frozen=True)
+class Race:
+    """What was measured.
+
+    Attributes:
+        times: form, or `INPUT`, -> median time of a forward pass on the example inputs, in ms.
+        order: the forms, best first: those in turn that the next is not faster than by more than the margin.
+    """
+
+    times: dict[str, float]
+    order: tuple[str, ...]
+
+    @property
+    def slower(self) -> bool:
+        """Whether the best form takes longer than the input, by more than the margin."""
+        return bool(self.order) and self.times[self.order[0]] > (1 + MARGIN) * self.times[INPUT]
+
+
+def race(model: nn.Module, made: list[Form], example_inputs: Any, device: torch.device) -> Race:
+    """Time the forms against the model that they came from, in turns; close or surprising outcomes twice as long.
+
+    A form with fewer rules wins against the first only if it is faster by more than the margin.
+    """
+    times = _timed({INPUT: model, **{form.name: form.model for form in made}}, example_inputs, device, passes=50)
+    found = Race(times, _ordered(times))
+    if found.slower or found.order[0] != ALL:
+        again = {form.name: form.model for form in made if form.name in (ALL, found.order[0])}
+        times |= _timed({INPUT: model, **again}, example_inputs, device, passes=150)
+        found = Race(times, _ordered(times))
+    return found
+
+
+def _ordered(times: Mapping[str, float]) -> tuple[str, ...]:
+    """The forms by time; the first of them keeps its place against those that are within the margin."""
+    names = [name for name in times if name != INPUT]
+    return tuple(sorted(names, key=lambda name: times[name] * (1 - MARGIN if name == ALL else 1)))
+
+
+def _timed(models: Mapping[str, nn.Module], example_inputs: Any, device: torch.device, passes: int) -> dict[str, float]:
+    args, kwargs = call_arguments(example_inputs)
+    calls = []
+    for model in models.values():
+        # A model may work in place on what it is given: each has its own.
+        own = copied((args, kwargs))
+        calls.append(partial(model, *own[0], **own[1]))
+    with evaluating(models[INPUT]), torch.no_grad():
+        limits: Any = {"seconds": passes / 50, "warmup": 2, "minimum": 6, "maximum": passes}
+        return dict(zip(models, in_turns(calls, device, **limits), strict=True))

@@ -1,0 +1,111 @@
+"""Which of the candidate sites collapse: all, or those with which the outputs stay within the tolerance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from layercollapse.collapse.clock import Clock
+from layercollapse.collapse.decide import Candidate
+from layercollapse.collapse.forms import ALL, Form, Race, forms, race
+from layercollapse.collapse.ir import Net
+from layercollapse.collapse.verify import Agreement, compare
+from layercollapse.errors import LayerCollapseError
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The best form, and what led to it.
+
+    Attributes:
+        form: the form that was chosen.
+        agreement: how it compares with the model on the data.
+        missed: site that was tried and kept -> what the outputs differed by without it.
+        race: the times; None where none were taken.
+    """
+
+    form: Form
+    agreement: Agreement
+    missed: dict[str, float]
+    race: Race | None
+
+
+@dataclass(frozen=True)
+class Search:
+    """Attempts to collapse one model.
+
+    Attributes:
+        model: what came.
+        base: the same as lowered.
+        found: the candidate sites.
+        data: batches to compare on; gone through more than once.
+        example_inputs: what to time with.
+        tolerance: largest difference of any output that is accepted.
+        timed: whether time decides, or multiply-accumulates.
+    """
+
+    model: nn.Module
+    base: Net
+    found: Mapping[str, Candidate]
+    data: Iterable[Any]
+    example_inputs: Any
+    tolerance: float
+    timed: bool
+
+    def run(self) -> Outcome:
+        """Collapse all candidates, or, where that misses the tolerance, the proven ones and then one after the other.
+
+        Raises:
+            LayerCollapseError: even the proven ones miss the tolerance.
+        """
+        parameter = next(self.model.parameters(), None)
+        device = torch.device("cpu") if parameter is None else parameter.device
+        clock = Clock(device) if self.timed else None
+
+        def attempt(names: Collection[str], alternatives: bool = False) -> tuple[list[Form], Agreement]:
+            made = forms(self.base, {n: self.found[n].states for n in names}, clock, device, alternatives)
+            return made, compare(self.model, made[0].model, self.data)
+
+        names, missed = list(self.found), dict[str, float]()
+        made, agreement = attempt(names, self.timed)
+        proven = [name for name in names if self.found[name].proven]
+        if agreement.max_abs_error > self.tolerance and len(proven) < len(names):
+            made.clear()  # one model less in memory while others are tried
+            names, missed = self._one_by_one(proven, lambda tried: attempt(tried)[1].max_abs_error)
+            made, agreement = attempt(names, self.timed)
+        if agreement.max_abs_error > self.tolerance:
+            raise LayerCollapseError(
+                f"tolerance: expected outputs within {self.tolerance:g} of the model's, got "
+                f"{agreement.max_abs_error:.3g} with nothing but exact algebra; raise the tolerance if the outputs "
+                "are large, or collapse in float64"
+            )
+        if not self.timed or not made[0].changed:
+            return Outcome(made[0], agreement, missed, None)
+        times = race(self.model, made, self.example_inputs, device)
+        by_name = {form.name: form for form in made}
+        for name in times.order:
+            if name == ALL:
+                break
+            other = compare(self.model, by_name[name].model, self.data)
+            if other.max_abs_error <= self.tolerance:
+                return Outcome(by_name[name], other, missed, times)
+        return Outcome(made[0], agreement, missed, times)
+
+    def _one_by_one(
+        self, proven: Collection[str], error: Callable[[Collection[str]], float]
+    ) -> tuple[list[str], dict[str, float]]:
+        """The sites that keep within the tolerance, and for every other the error that it made."""
+        kept, missed = list(proven), {}
+        for name in self.found:
+            if name in proven:
+                continue
+            difference = error([*kept, name])
+            if difference <= self.tolerance:
+                kept.append(name)
+            else:
+                missed[name] = difference
+        return kept, missed
