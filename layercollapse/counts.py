@@ -117,6 +117,16 @@ class LayerEntropy:
         states[pieces.sum(1) > 1] = MIXED
         return states
 
+    @property
+    def rarer(self) -> Tensor:
+        """Share of every neuron's values outside the piece that has most of them, float64 (C,): 0 where it is linear.
+
+        Zeros count as in `states`: for neither side.
+        """
+        pieces = self._pieces("ignore").double()
+        total = pieces.sum(1)
+        return (total - pieces.amax(1)) / total.clamp(min=1)
+
     def count(self, state: str) -> int:
         """Number of neurons in a state: ``"off"``, ``"on"``, ``"mixed"`` or ``"saturated"``."""
         return int((self.states == _choose("state", state, STATES)).sum())

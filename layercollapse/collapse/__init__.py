@@ -19,12 +19,13 @@ from torch import nn
 from layercollapse.collapse.bounds import Box
 from layercollapse.collapse.check import check_options, check_parameters, check_statistics
 from layercollapse.collapse.cost import Summary, captured_depth, summarize
-from layercollapse.collapse.decide import GUARANTEES, candidates, entropies, why_kept
+from layercollapse.collapse.decide import candidates, entropies
 from layercollapse.collapse.linearize import bending_sites
 from layercollapse.collapse.lower import lower
 from layercollapse.collapse.result import CollapseResult, SiteResult
 from layercollapse.collapse.search import Search
 from layercollapse.collapse.store import load, save
+from layercollapse.collapse.verdicts import Verdicts
 from layercollapse.collapse.verify import Agreement, compare
 from layercollapse.counts import EntropyReport
 from layercollapse.errors import LayerCollapseError
@@ -44,6 +45,7 @@ def collapse(
     mode: str = "exact",
     tolerance: float = 1e-4,
     cost: str = "latency",
+    partial: bool = False,
 ) -> CollapseResult:
     """Remove the rectifiers that never bend, and merge what is left between the others.
 
@@ -68,6 +70,10 @@ def collapse(
             with the example inputs, which should have the batch size of later use: of layers where merging needs
             more multiply-accumulates, then of whole models, without one kind of merge each and the model that came
             among them, in turns. ``"macs"``: multiply-accumulates, and nothing is timed.
+        partial: whether neurons that were off (or saturated) on the data of the report are removed from sites with
+            others that are mixed. Those that algebra, or the box, proves to be are removed in any case. On pruned
+            ResNet-18 and MobileNetV2 the data added 2 neurons to 159 proven ones: little is gained for the
+            risk, so the default is False.
 
     Returns:
         The collapsed model and what is known of it.
@@ -94,27 +100,15 @@ def collapse(
         batches = list(batches)  # an iterator would be empty at the second comparison
     net = lower(captured, model)
     read = bending_sites(net)
-    found = candidates(captured, net, report, box)
+    found = candidates(captured, net, report, box, partial)
 
     search = Search(model, net, found, batches, example_inputs, tolerance, timed=cost == "latency")
     outcome = search.run()
-    best, missed = outcome.form, outcome.missed
-    sites = []
-    for site in captured.sites:
-        if site.name in found and site.name not in missed:
-            one = found[site.name]
-            sites.append(SiteResult(site.name, site.kind, "collapsed", one.guarantee, one.reason))
-        elif site.name in read and site.name not in best.bending:
-            reason = "nothing that the outputs need reads it once other sites have collapsed"
-            used = [found[name].guarantee for name in found if name not in missed]
-            weakest = max(used, key=GUARANTEES.index, default="exact")
-            sites.append(SiteResult(site.name, site.kind, "collapsed", weakest, reason))
-        else:
-            reason = why_kept(site, layers.get(site.name), missed.get(site.name))
-            sites.append(SiteResult(site.name, site.kind, "kept", "", reason))
+    best = outcome.form
+    verdicts = Verdicts(captured, found, outcome, read, layers)
     return CollapseResult(
         model=best.model,
-        sites=tuple(sites),
+        sites=tuple(verdicts.of(site) for site in captured.sites),
         kept={" → ".join(pair): reason for pair, reason in best.kept.items()},
         before=summarize(model, example_inputs, captured_depth(captured)),
         after=summarize(best.model, example_inputs, best.depth),

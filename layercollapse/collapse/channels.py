@@ -168,8 +168,9 @@ def _shrink(net: Net, node: fx.Node, keep: Tensor, kept: dict[fx.Node, Tensor]) 
         net.set(node, replace(op, plane=None if op.plane is None else op.plane[keep], bias=op.bias[keep]))
     elif isinstance(op, Scale):
         net.set(node, replace(op, scale=op.scale[keep], shift=op.shift[keep]))
-    elif isinstance(op, Rectify) and op.slope is not None:
-        net.set(node, replace(op, slope=op.slope[keep]))
+    elif isinstance(op, Rectify):
+        slope, fixed = (None if values is None else values[keep] for values in (op.slope, op.fixed))
+        net.set(node, replace(op, slope=slope, fixed=fixed))
     elif joined is not None:
         node.args = ([part for part in joined[1] if bool(kept[part].any())], *node.args[1:])
     elif packet(node) in VIEWS:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from layercollapse import rectifiers
-from layercollapse.collapse.bounds import Box, proven_states
-from layercollapse.collapse.ir import Net
+from layercollapse.collapse.bounds import Box, neuron_states
+from layercollapse.collapse.facts import constants
+from layercollapse.collapse.ir import Affine, Net, Rectify, shape, source
 from layercollapse.collapse.linearize import bending_sites, constant_sites
-from layercollapse.counts import EntropyReport, LayerEntropy
+from layercollapse.counts import MIXED, OFF, SATURATED, STATES, EntropyReport, LayerEntropy
 from layercollapse.errors import LayerCollapseError
 from layercollapse.graph import Capture, Site
 
@@ -21,13 +24,13 @@ GUARANTEES = ("exact", "certified", "empirical", "approximate")  # the strongest
 
 @dataclass(frozen=True)
 class Candidate:
-    """A site that may collapse.
+    """A site that may collapse, or lose neurons.
 
     Attributes:
         guarantee: see `layercollapse.collapse.SiteResult`.
         reason: one sentence.
-        states: int8 (C,), see `layercollapse.counts.STATES`; None if its input is constant, so that the rectifier is
-            evaluated and its states do not matter.
+        states: int8 (C,), see `layercollapse.counts.STATES`; the rectifier stays for those that are mixed. None if
+            its input is constant, so that the rectifier is evaluated and its states do not matter.
     """
 
     guarantee: str
@@ -38,28 +41,83 @@ class Candidate:
     def proven(self) -> bool:
         return self.guarantee in ("exact", "certified")
 
+    @property
+    def partial(self) -> bool:
+        """Whether the rectifier stays, with fewer neurons."""
+        return self.states is not None and bool((self.states == MIXED).any())
+
 
 def candidates(
-    captured: Capture, net: Net, report: EntropyReport | None, box: tuple[Any, Any] | Box | None
+    captured: Capture,
+    net: Net,
+    report: EntropyReport | None,
+    box: tuple[Any, Any] | Box | None,
+    partial: bool = False,
 ) -> dict[str, Candidate]:
     """The sites that may collapse, by the strongest guarantee that holds; arguments as for `collapse`."""
     found: dict[str, Candidate] = {}
     for name in constant_sites(net):
         found[name] = Candidate("exact", "its input is constant: no weight that feeds it is left", None)
-    for name, states in proven_states(net).items():
-        found.setdefault(name, Candidate("exact", "no neuron can change its sign, whatever the input", states))
+    known = [("exact", "whatever the input", neuron_states(net))]
     if box is not None:
-        for name, states in proven_states(net, _by_input(box, captured)).items():
-            reason = "no neuron can change its sign for an input in the box"
-            found.setdefault(name, Candidate("certified", reason, states))
+        known.append(("certified", "for an input in the box", neuron_states(net, _by_input(box, captured))))
+    for guarantee, when, sites in known:
+        for name, states in sites.items():
+            if not bool((states == MIXED).any()):
+                found.setdefault(name, Candidate(guarantee, f"no neuron can change its sign {_comma(when)}", states))
     replaceable = bending_sites(net)
-    for layer in entropies(captured, report).values():
+    layers = entropies(captured, report)
+    for layer in layers.values():
         if layer.collapsible and layer.name in replaceable:
             kinds = ", ".join(f"{layer.count(s)} {s}" for s in ("on", "off", "saturated") if layer.count(s))
             reason = f"no sign changed on {layer.samples:,} values per neuron ({kinds})"
             linear = rectifiers.BY_KIND[layer.kind].piecewise_linear
             found.setdefault(layer.name, Candidate("empirical" if linear else "approximate", reason, layer.states))
+    if partial:
+        counted = {n: x.states for n, x in layers.items() if x.samples and rectifiers.BY_KIND[x.kind].piecewise_linear}
+        known.append(("empirical", "on the data counted", counted))
+    return {**found, **_partial(captured, net, known, found)}
+
+
+def _partial(
+    captured: Capture, net: Net, known: Sequence[tuple[str, str, Mapping[str, Tensor]]], whole: Collection[str]
+) -> dict[str, Candidate]:
+    """Sites of which some neurons have one value: those that are off, or saturated; the strongest guarantee first.
+
+    Not beside a layer that is called more than once: each of its calls would need weights of its own.
+    """
+    already, found = constants(net), {}
+    calls = Counter(op.source[0] for _, op in net.records(Affine) if op.source is not None)
+    for node, op in net.records(Rectify):
+        readers = [reader.source[0] for user in node.users if (reader := net.affine(user)) and reader.source]
+        if op.site in whole or any(calls[name] > 1 for name in (*captured.site(op.site).feeding, *readers)):
+            continue
+        value = already.get(source(node), op.channel_dim)
+        left = torch.ones(shape(node)[op.channel_dim], dtype=torch.bool) if value is None else value.isnan()
+        states = torch.full((len(left),), MIXED, dtype=torch.int8)
+        reasons, weakest = [], ""
+        for guarantee, when, sites in known:
+            theirs = sites.get(op.site)
+            if theirs is None:
+                continue
+            fixed = left & ((theirs == SATURATED) | ((theirs == OFF) & (op.slope is None)))
+            if bool(fixed.any()):
+                states[fixed], left = theirs[fixed], left & ~fixed
+                kinds = ", ".join(f"{n} {s}" for s in ("off", "saturated") if (n := _count(theirs[fixed], s)))
+                reasons.append(f"{kinds} {when}")
+                weakest = guarantee
+        if reasons:
+            found[op.site] = Candidate(weakest, "; ".join(reasons), states)
     return found
+
+
+def _comma(when: str) -> str:
+    """``, whatever the input``; but ``for an input in the box`` has none."""
+    return f", {when}" if when.startswith("whatever") else when
+
+
+def _count(states: Tensor, state: str) -> int:
+    return int((states == STATES.index(state)).sum())
 
 
 def entropies(captured: Capture, report: EntropyReport | None) -> dict[str, LayerEntropy]:
@@ -83,21 +141,53 @@ def entropies(captured: Capture, report: EntropyReport | None) -> dict[str, Laye
     return layers
 
 
-def why_kept(site: Site, layer: LayerEntropy | None, error: float | None) -> str:
-    """Why a site did not collapse; `error` is what the outputs differ by without it, if that was tried."""
-    if error is not None:
+def why_kept(captured: Capture, site: Site, layer: LayerEntropy | None, error: float | None, replaceable: bool) -> str:
+    """Why a rectifier stays, and how far it is from linear.
+
+    Args:
+        captured: the graph that the site is in.
+        site: the site.
+        layer: what was counted there.
+        error: what the outputs differ by without it, if that was tried.
+        replaceable: whether the rectifier is in a form that can be replaced.
+    """
+    if not replaceable:
+        reason = _form(captured, site)
+    elif error is not None and (layer is None or not layer.mixed):
         reason = f"no sign changed on the data counted, but without it the outputs differ by {error:.3g}"
     elif layer is None:
         reason = "the report has no counts for it"
     elif layer.samples == 0:
         reason = "nothing was counted"
-    elif layer.mixed:
-        reason = f"{layer.mixed} of {layer.neurons} neurons are mixed"
     else:
-        reason = "its parameters are computed, not stored"
+        reason = f"{layer.mixed} of {layer.neurons} neurons are mixed{_closeness(layer)}"
+        if error is not None:
+            reason += f"; without those that were off on the data counted the outputs differ by {error:.3g}"
     if not rectifiers.BY_KIND[site.kind].piecewise_linear:
         reason += f"; {site.kind} is not piecewise linear"
     return reason
+
+
+def _closeness(layer: LayerEntropy) -> str:
+    """How many values of its mixed neurons are not in the piece of the rectifier that has most."""
+    shares = layer.rarer[layer.states == MIXED]
+    if not len(shares):
+        return ""
+    low, high = (f"{100 * float(end):.2g}" for end in (shares.min(), shares.max()))
+    return f" (the rarer sign is {low if low == high else f'{low} to {high}'} % of their values)"
+
+
+def _form(captured: Capture, site: Site) -> str:
+    """Why there is no record for a rectifier; see `readers`."""
+    node = next(node for node in captured.graph.nodes if node.name == site.node)
+    operands = node.all_input_nodes
+    if operands[0].meta["val"].ndim < 2:
+        return "its tensor is (N,): it has no dimension of neurons"
+    if site.kind == "prelu" and operands[-1].name not in captured.tensors:
+        return "its slopes are computed, not stored"
+    if site.kind == "prelu":
+        return "its slopes lie along dimension 1, and its neurons along the last"
+    return f"this form of {site.kind} cannot be replaced"
 
 
 def _by_input(box: tuple[Any, Any] | Box, captured: Capture) -> Box:

@@ -77,7 +77,10 @@ def _of_record(op: Op, value: Tensor | None) -> Tensor | None:
         # A scale of zero makes a constant of anything.
         varies = torch.full_like(op.scale, torch.nan) if value is None else value
         return torch.where(op.scale == 0, op.shift, op.scale * varies + op.shift)
-    return None if value is None else rectified(op, value)
+    value = None if value is None else rectified(op, value)
+    if op.fixed is None or value is None:
+        return value if op.fixed is None else op.fixed
+    return torch.where(value.isnan(), op.fixed, value)
 
 
 def _affine(op: Affine, value: Tensor | None) -> Tensor | None:

@@ -19,8 +19,8 @@ from layercollapse.collapse.chain import merge_in_sequence
 from layercollapse.collapse.channels import drop_unread_channels
 from layercollapse.collapse.cost import net_depth
 from layercollapse.collapse.emit import emit_all
-from layercollapse.collapse.ir import Affine, Net
-from layercollapse.collapse.linearize import bending_sites, linearize
+from layercollapse.collapse.ir import Affine, Net, Rectify, shape
+from layercollapse.collapse.linearize import linearize
 from layercollapse.collapse.merge import merge_side_by_side, trim_kernels
 from layercollapse.collapse.rules import RULES, Rule, simplify
 from layercollapse.graph import call_arguments, copied, evaluating
@@ -49,7 +49,7 @@ class Form:
         name: what was done, or left out.
         model: the module.
         depth: the largest number of affine layers with weights on any path.
-        bending: sites that still have their rectifier.
+        bending: site that still has its rectifier -> neurons that it has left.
         kept: layers that follow each other and stay two, "first", "second" -> why.
         changed: whether it does anything but what the model does, call by call.
     """
@@ -57,7 +57,7 @@ class Form:
     name: str
     model: nn.Module
     depth: int
-    bending: frozenset[str]
+    bending: Mapping[str, int]
     kept: Mapping[tuple[str, str], str]
     changed: bool
 
@@ -95,9 +95,13 @@ def forms(
             simplify(net, tuple(r for r in RULES if r is not rule))
         if not any(_same(net, other) for other in made.values()):
             made[_OPTIONAL[rule]] = net
-    facts = [(net_depth(net), frozenset(bending_sites(net)), dict(net.kept), changed) for net in made.values()]
+    facts = [(net_depth(net), _neurons(net), dict(net.kept), changed) for net in made.values()]
     models = emit_all(list(made.values()), device)
     return [Form(name, model, *known) for name, model, known in zip(made, models, facts, strict=True)]
+
+
+def _neurons(net: Net) -> dict[str, int]:
+    return {op.site: shape(node)[op.channel_dim] for node, op in net.records(Rectify)}
 
 
 def _same(a: Net, b: Net) -> bool:

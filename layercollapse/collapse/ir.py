@@ -171,6 +171,8 @@ class Rectify:
         slope: float64, (C,), the slope below the lower bend (LeakyReLU, PReLU), or None for a flat one.
         arguments: of the emitted module.
         dtype: what its parameters are emitted in.
+        fixed: float64, (C,), or None: the value of each neuron that has only one, NaN for the others; known from the
+            data or from bounds, where `facts` could not say it.
     """
 
     site: str
@@ -181,6 +183,7 @@ class Rectify:
     slope: Tensor | None
     arguments: dict[str, Any] = field(default_factory=dict)
     dtype: torch.dtype = torch.float32
+    fixed: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -243,6 +246,7 @@ class Net:
         graph.output(graph.graph_copy(self.graph, {}))
         new = Net(graph, self.out_spec)
         new.ops, new.tensors, new.parameters = dict(self.ops), dict(self.tensors), set(self.parameters)
+        new.frozen, new.trains = set(self.frozen), self.trains
         new.clock, new.kept, new.multiple = self.clock, dict(self.kept), self.multiple
         return new
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from layercollapse.collapse.facts import constants, rectified
 from layercollapse.collapse.ir import Net, Rectify, Scale, source
-from layercollapse.counts import OFF, SATURATED
+from layercollapse.counts import MIXED, OFF, SATURATED
 
 
 def bending_sites(net: Net) -> set[str]:
@@ -33,15 +34,21 @@ def linearize(net: Net, states: Mapping[str, Tensor | None]) -> None:
 
     Args:
         net: the net to change.
-        states: site -> int8 (C,) states without a mixed one (see `layercollapse.counts.STATES`), counted or proven:
-            on has slope 1, off the rectifier's slope below its lower bend, saturated is the constant at its upper
-            bend. None for a site of `constant_sites`, of any kind: its rectifier is evaluated.
+        states: site -> int8 (C,) states (see `layercollapse.counts.STATES`), counted or proven: on has slope 1, off
+            the rectifier's slope below its lower bend, saturated is the constant at its upper bend. Where one is
+            mixed the rectifier stays, and those that are off or saturated have one value. None for a site of
+            `constant_sites`, of any kind: its rectifier is evaluated.
     """
     known = constants(net)
     for node, op in net.records(Rectify):
         if op.site not in states:
             continue
         state = states[op.site]
+        if state is not None and bool((state == MIXED).any()):
+            line = _scale(op, state)
+            fixed = (line.scale == 0) & (state != MIXED)
+            net.set(node, replace(op, fixed=line.shift.masked_fill(~fixed, torch.nan)))
+            continue
         if state is not None:
             net.set(node, _scale(op, state))
             continue
