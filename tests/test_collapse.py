@@ -245,7 +245,7 @@ def test_errors() -> None:
     model, x = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), torch.randn(8, 4)
     report = report_on(model, x)
     other = report_on(nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)), x)
-    with pytest.raises(lc.LayerCollapseError, match="mode: expected 'exact', got 'fast'"):
+    with pytest.raises(lc.LayerCollapseError, match="mode: expected 'exact' or 'repad', got 'fast'"):
         lc.collapse(model, x, report, mode="fast")
     with pytest.raises(lc.LayerCollapseError, match="tolerance"):
         lc.collapse(model, x, report, tolerance=-1)

@@ -64,7 +64,9 @@ def collapse(
             normalized pixels, for instance; a dict of these by input name for a model with several. Sites that are
             linear for every input in the box are certified. None: nothing is assumed of the input.
         mode: ``"exact"``: two convolutions that no single one can replace at the border stay in sequence, without
-            the rectifier between them.
+            the rectifier between them. ``"repad"``: they may merge, where that pays, by moving the padding of the
+            second to the first; the outputs then differ, as the result says, until the model is trained once more.
+            The tolerance judges the same sites with the border as it was.
         tolerance: largest absolute difference of any output that is accepted.
         cost: what decides how the collapsed model is written. ``"latency"``: time, measured on the model's device
             with the example inputs, which should have the batch size of later use: of layers where merging needs
@@ -102,7 +104,7 @@ def collapse(
     read = bending_sites(net)
     found = candidates(captured, net, report, box, partial)
 
-    search = Search(model, net, found, batches, example_inputs, tolerance, timed=cost == "latency")
+    search = Search(model, net, found, batches, example_inputs, tolerance, cost == "latency", mode == "repad")
     outcome = search.run()
     best = outcome.form
     verdicts = Verdicts(captured, found, outcome, read, layers)
@@ -118,4 +120,5 @@ def collapse(
         example_inputs=example_inputs,
         form=best.name,
         latency={} if outcome.race is None else outcome.race.times,
+        repadded=best.repadded,
     )

@@ -18,7 +18,7 @@ from torch import fx
 
 from layercollapse.collapse.cost import macs
 from layercollapse.collapse.ir import Affine, Net, shape, sole_user, source
-from layercollapse.collapse.merge import compose, mergeable
+from layercollapse.collapse.merge import compose, mergeable, repadded
 
 # Kernels grow with every merge, and the ways to cut a chain with the square of its length.
 _LONGEST = 8
@@ -41,6 +41,8 @@ def merge_in_sequence(net: Net) -> bool:
             if first == last:
                 continue
             head, tail = chain[first], chain[last]
+            if _moves(net, chain, segments, first, last):
+                net.repadded.append((str(head.target), str(tail.target)))
             net.set(tail, segments[first, last])
             tail.replace_input_with(source(tail), source(head))
             for node in reversed(chain[first:last]):
@@ -69,19 +71,30 @@ def _next(net: Net, node: fx.Node) -> fx.Node | None:
 
 
 def _segments(net: Net, chain: list[fx.Node]) -> Segments:
-    """The merged layer of every segment that one layer can do exactly, (first, last) inclusive."""
+    """The merged layer of every segment that one layer can do exactly, (first, last) inclusive.
+
+    In a net that may be padded anew also of the others, which differ at the border.
+    """
     segments: Segments = {}
     for last in range(len(chain)):
         merged = net.affine(chain[last])
         for first in range(last, -1, -1):
             if first < last:
                 op = net.affine(chain[first])
-                if op is None or merged is None or not mergeable(op, merged):
+                if op is None or merged is None or not (mergeable(op, merged) or net.repad):
                     break
-                merged = compose(op, merged)
+                merged = compose(op, merged) if mergeable(op, merged) else compose(*repadded(op, merged))
             assert merged is not None
             segments[first, last] = merged
     return segments
+
+
+def _moves(net: Net, chain: list[fx.Node], segments: Segments, first: int, last: int) -> bool:
+    """Whether a segment is one of those that differ at the border."""
+    ops = [net.affine(node) for node in chain[first:last]]
+    return net.repad and any(
+        op is not None and not mergeable(op, segments[first + index + 1, last]) for index, op in enumerate(ops)
+    )
 
 
 def _choose(net: Net, chain: list[fx.Node], segments: Segments) -> Cut:

@@ -11,7 +11,7 @@ from layercollapse.nodes import packet
 
 aten = torch.ops.aten
 
-MODES = ("exact",)
+MODES = ("exact", "repad")
 COSTS = ("latency", "macs")
 _NORMS = {aten.batch_norm, aten._native_batch_norm_legit_no_training}
 

@@ -52,6 +52,7 @@ class Form:
         bending: site that still has its rectifier -> neurons that it has left.
         kept: layers that follow each other and stay two, "first", "second" -> why.
         changed: whether it does anything but what the model does, call by call.
+        repadded: layers that merged though that changes the border, "first → last".
     """
 
     name: str
@@ -60,14 +61,17 @@ class Form:
     bending: Mapping[str, int]
     kept: Mapping[tuple[str, str], str]
     changed: bool
+    repadded: tuple[str, ...]
 
 
 def forms(
     base: Net,
     states: Mapping[str, Tensor | None],
+    *,
     clock: Callable[[Affine, tuple[int, ...]], float] | None,
     device: torch.device,
     alternatives: bool,
+    repad: bool = False,
 ) -> list[Form]:
     """The forms of a collapse, the one with every rule applied first.
 
@@ -77,9 +81,10 @@ def forms(
         clock: measures layers, or None to count multiply-accumulates.
         device: where the parameters go.
         alternatives: whether to make more than the first form.
+        repad: whether layers may merge that differ at the border then.
     """
     start = base.copy()
-    start.clock = clock
+    start.clock, start.repad = clock, repad
     linearize(start, states)
     first = start.copy()
     applied = simplify(first)
@@ -95,7 +100,10 @@ def forms(
             simplify(net, tuple(r for r in RULES if r is not rule))
         if not any(_same(net, other) for other in made.values()):
             made[_OPTIONAL[rule]] = net
-    facts = [(net_depth(net), _neurons(net), dict(net.kept), changed) for net in made.values()]
+    facts = [
+        (net_depth(net), _neurons(net), dict(net.kept), changed, tuple(" → ".join(pair) for pair in net.repadded))
+        for net in made.values()
+    ]
     models = emit_all(list(made.values()), device)
     return [Form(name, model, *known) for name, model, known in zip(made, models, facts, strict=True)]
 

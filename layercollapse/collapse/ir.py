@@ -226,6 +226,8 @@ class Net:
         clock: measures a layer for an input shape, in ms; None to count multiply-accumulates instead.
         kept: pairs of layers that follow each other and stay two -> why.
         multiple: channels are dropped so that a multiple of this number is left.
+        repad: whether layers may merge that differ at the border then (see `merge.repadded`).
+        repadded: those that did, first and last.
     """
 
     def __init__(self, graph: fx.Graph, out_spec: Any) -> None:
@@ -239,6 +241,8 @@ class Net:
         self.clock: Callable[[Affine, tuple[int, ...]], float] | None = None
         self.kept: dict[tuple[str, str], str] = {}
         self.multiple = 1
+        self.repad = False
+        self.repadded: list[tuple[str, str]] = []
 
     def copy(self) -> Net:
         """A net of its own over the same records and tensors, none of which is ever changed."""
@@ -248,6 +252,7 @@ class Net:
         new.ops, new.tensors, new.parameters = dict(self.ops), dict(self.tensors), set(self.parameters)
         new.frozen, new.trains = set(self.frozen), self.trains
         new.clock, new.kept, new.multiple = self.clock, dict(self.kept), self.multiple
+        new.repad, new.repadded = self.repad, list(self.repadded)
         return new
 
     def op(self, node: Any) -> Op | None:

@@ -5,7 +5,8 @@ In sequence, for sizes k, strides s, paddings p and dilations d:
     k = k₁ + (k₂ − 1)·s₁      s = s₁·s₂      p = p₁ + p₂·s₁          (extents for k where d > 1)
 
 which is exact where p₂ = 0, and where the first reads one position (k₁ = 1, p₁ = 0); its bias then meets the padding
-of the second and becomes a plane. For p₂ > 0 and k₁ > 1 no single convolution is exact at the border: the two stay.
+of the second and becomes a plane. For p₂ > 0 and k₁ > 1 no single convolution is exact at the border: the two stay, or
+the padding moves from the second to the first (`repadded`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor, fx
 from layercollapse.collapse.cost import macs
 from layercollapse.collapse.fold import add_plane
 from layercollapse.collapse.ir import Affine, Net, Scale, Window, operands, shape, sole_user, source
+from layercollapse.collapse.weights import held
 
 
 def mergeable(first: Affine, second: Affine) -> bool:
@@ -30,6 +32,20 @@ def mergeable(first: Affine, second: Affine) -> bool:
         return first.window.pointwise or second.window.pointwise
     reads_one = all(k == 1 for k in first.window.kernel) and not first.window.uneven
     return not second.window.uneven or reads_one
+
+
+def repadded(first: Affine, second: Affine) -> tuple[Affine, Affine]:
+    """The two with the padding moved to the first, p₁ + p₂·s₁ and 0: the same sizes, other values at the border.
+
+    The second then reads what the first makes of zeros, where it read zeros.
+    """
+    padding = tuple(
+        p + q * s for p, q, s in zip(first.window.padding, second.window.padding, first.window.stride, strict=True)
+    )
+    none = replace(second.window, padding=(0,) * len(padding))
+    wide = replace(first, weight=held(first), window=replace(first.window, padding=padding), source=None)
+    bare = replace(second, weight=held(second), window=none, plane=None, source=None)
+    return wide, bare if second.plane is None else add_plane(bare, second.plane)
 
 
 def compose(first: Affine, second: Affine) -> Affine:

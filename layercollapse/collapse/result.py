@@ -59,6 +59,8 @@ class CollapseResult:
         form: how it is written: ``"every rule applied"``, or what was left out because that is faster.
         latency: form, or ``"the model as it came"`` -> median time of a forward pass on the example inputs in ms, all
             measured in turns; empty where nothing was timed (``cost="macs"``, or nothing to change).
+        repadded: layers that merged though one padding cannot do what their two did, ``"first → last"``, only with
+            ``mode="repad"``: approximate at the border. Where there are any, train the model once more.
     """
 
     model: nn.Module
@@ -72,6 +74,7 @@ class CollapseResult:
     example_inputs: Any
     form: str
     latency: dict[str, float]
+    repadded: tuple[str, ...] = ()
 
     @property
     def latency_before(self) -> float | None:
@@ -97,6 +100,11 @@ class CollapseResult:
             for site in self.sites
         ]
         lines += [f"{pair}: kept in sequence: {reason}" for pair, reason in self.kept.items()]
+        lines += [
+            f"{pair}: merged with the padding moved to the first: approximate at the border (the outputs differ by "
+            f"{self.max_abs_error:.3g}); train the model once more"
+            for pair in self.repadded
+        ]
         return "\n".join([*lines, *self._timing()])
 
     def _timing(self) -> list[str]:
