@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from layercollapse import bench as timings
 from layercollapse import report
 from layercollapse._version import __version__
 from layercollapse.budget import GLOBAL, RULES
+from layercollapse.collapse.check import MODES
 from layercollapse.compare import collapse_and_compare
 from layercollapse.data import DATA_SETS
 from layercollapse.display import RunDisplay
@@ -24,6 +26,7 @@ from layercollapse.job import Job
 from layercollapse.models import MODELS
 from layercollapse.record import FILE, Record
 from layercollapse.run import run as run_schedule
+from layercollapse.schedule import settled
 
 if TYPE_CHECKING:
     import click
@@ -34,6 +37,7 @@ else:
 
 INTERRUPTED = 130  # 128 + SIGINT, what shells expect
 
+MODE_HELP = "repad: also merge what then differs at the border, and train once more."
 RUN_FOLDER = click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
 
 
@@ -92,6 +96,7 @@ def layercollapse() -> None:
 @click.option(
     "--max-drop", type=float, default=0.5, show_default=True, help="Accuracy budget in points, on validation."
 )
+@click.option("--mode", type=click.Choice(MODES), default="exact", show_default=True, help=MODE_HELP)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the results.  [default: runs/DATA-MODEL]")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out after its last finished step.")
@@ -101,6 +106,7 @@ def run(
     steps: int,
     rule: str,
     max_drop: float,
+    mode: str,
     seed: int,
     out: Path | None,
     resume: bool,
@@ -138,6 +144,7 @@ def run(
                 max_drop=max_drop,
                 rule=rule,
                 box=job.images.box,
+                mode=mode,
                 seed=seed,
                 out=folder,
                 resume=resume,
@@ -183,7 +190,7 @@ def analyze(folder: Path | None, seed: int, json_file: Path | None, **job_argume
 
 @layercollapse.command()
 @RUN_FOLDER
-@click.option("--mode", default="exact", show_default=True, help="How to treat borders: see layercollapse.collapse.")
+@click.option("--mode", type=click.Choice(MODES), default="exact", show_default=True, help=MODE_HELP)
 @click.option("--tolerance", type=float, default=1e-4, show_default=True, help="Largest error of a merge.")
 @click.option("--explain", is_flag=True, help="Say for every site why it collapsed or did not.")
 def collapse(folder: Path, mode: str, tolerance: float, explain: bool) -> None:
@@ -200,6 +207,7 @@ def collapse(folder: Path, mode: str, tolerance: float, explain: bool) -> None:
         test=job.test,
         record=record,
         folder=writable_folder(folder, "run"),
+        settle=partial(settled, train=job.fit, evaluate=job.validate, record=record),
         mode=mode,
         tolerance=tolerance,
         box=job.images.box,

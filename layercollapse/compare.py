@@ -30,6 +30,7 @@ def collapse_and_compare(
     test: Callable[[nn.Module], float],
     record: Record,
     folder: Path,
+    settle: Callable[[nn.Module], bool] | None = None,
     **options: Any,
 ) -> CollapseResult:
     """Collapse a sparse model and write the collapsed model and the completed record to the run's folder.
@@ -43,11 +44,15 @@ def collapse_and_compare(
         test: accuracy in percent.
         record: completed in place; its `chosen` and `dense_top1` must be there.
         folder: the run's folder.
+        settle: trains a model whose merges changed a border (``mode="repad"``) once more, in place, and says whether
+            its accuracy is good enough; if not, the exact collapse is taken. None leaves such a model untrained.
         options: for `collapse`, for example ``tolerance``.
     """
     assert record.chosen is not None
     assert record.dense_top1 is not None
     result = collapse(model, example, report, data=data, **options)
+    if result.repadded and settle is not None and not settle(result.model):
+        result = collapse(model, example, report, data=data, **{**options, "mode": "exact"})
     result.model.eval()
     result.save(folder)
     write_text(folder / ENTROPY_FILE, report.to_json())
@@ -55,6 +60,7 @@ def collapse_and_compare(
     found = compare(model, result.model, test_data)
     record.max_abs_error = found.max_abs_error
     record.identical, record.compared = found.same, found.samples
+    record.repadded = list(result.repadded)
     record.verdicts = [Verdict(site.name, site.kind, site.status, site.guarantee, site.reason) for site in result.sites]
     timings: tuple[dict[str, float], dict[str, float]] = ({}, {})
     for batch_size in BATCH_SIZES:

@@ -53,7 +53,7 @@ class Side:
 
 @dataclass
 class Verdict:
-    """What became of a site: `status` is "collapsed" or "kept", `reason` says why."""
+    """What became of a site: `status` is "collapsed", "partial" or "kept", `reason` says why."""
 
     name: str
     kind: str
@@ -82,6 +82,7 @@ class Record:
     identical: int | None = None
     compared: int | None = None
     verdicts: list[Verdict] = field(default_factory=list)
+    repadded: list[str] = field(default_factory=list)
 
     @property
     def sites_collapsed(self) -> int:

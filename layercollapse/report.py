@@ -80,6 +80,11 @@ def agreement_text(record: Record) -> str:
     """One sentence on how far the collapsed model is from the sparse one; empty before the comparison."""
     if record.max_abs_error is None:
         return ""
+    if record.repadded:
+        return (
+            f"Merged with a padding moved, which changes the border: {', '.join(record.repadded)}; the outputs are not "
+            f"those of the sparse model any more: {record.identical:,} of {record.compared:,} predictions identical."
+        )
     return (
         f"Collapsed against sparse: max abs error {record.max_abs_error:.1e} over {record.compared:,} samples, "
         f"{record.identical:,} of {record.compared:,} predictions identical."

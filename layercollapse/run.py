@@ -18,6 +18,7 @@ from torch import nn
 
 from layercollapse import report
 from layercollapse.collapse import CollapseResult
+from layercollapse.collapse.check import check_mode
 from layercollapse.errors import LayerCollapseError
 from layercollapse.files import free_folder, writable_folder
 from layercollapse.inputs import Inputs
@@ -57,6 +58,7 @@ def run(
     rule: Any = "nepenthe",
     ignore: Sequence[str] = (),
     box: Any = None,
+    mode: str = "exact",
     seed: int = 0,
     out: str | Path | None = None,
     resume: bool = False,
@@ -88,6 +90,9 @@ def run(
         rule: name of a budget rule or a function (see `layercollapse.budget`).
         ignore: layers never pruned, as for `Pruner`.
         box: the range of the inputs, as for `collapse`: sites that are linear for every input in it are certified.
+        mode: ``"exact"`` or ``"repad"``, as for `collapse`. Where ``"repad"`` merges layers that differ at the border
+            then, the collapsed model is trained once more, and taken if it is within the accuracy budget; otherwise
+            the exact collapse is.
         seed: torch is seeded with seed + step before each training.
         out: folder for the results; must not hold another run unless `resume`. By default the first of `runs/run`,
             `runs/run-2`, ... that is not there yet.
@@ -101,6 +106,7 @@ def run(
     """
     report.check_installed()
     _check(amount=amount, steps=steps, max_drop=max_drop)
+    check_mode(mode)
     inputs = Inputs(data, "data", model)
     test_inputs = inputs if test_data is None else Inputs(test_data, "test_data", model)
     example = inputs.first(2) if example_inputs is None else example_inputs
@@ -133,6 +139,7 @@ def run(
         folder=folder,
         record=record,
         box=box,
+        mode=mode,
         progress=progress or (lambda event: None),
     )
     if resume and (folder / FILE).exists():

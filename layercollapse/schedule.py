@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,7 @@ class Schedule:
     record: Record
     progress: Callable[[Event], object]
     box: Any = None
+    mode: str = "exact"
 
     def resume(self) -> None:
         """Take over the steps and the last weights of the run in the folder."""
@@ -194,13 +196,27 @@ class Schedule:
                 test=self.test,
                 record=record,
                 folder=self.folder,
+                settle=partial(settled, train=self.train, evaluate=self.evaluate, record=record),
                 box=self.box,
+                mode=self.mode,
             )
         finally:  # also of a collapse that fails: the steps were expensive
             record.save(self.folder)
             write_html(record, self.folder)
         self.progress(Event("done", record.chosen, record))
         return result
+
+
+def settled(
+    model: nn.Module, *, train: Callable[[nn.Module], object], evaluate: Callable[[nn.Module], float], record: Record
+) -> bool:
+    """Train a collapsed model once more, in place; whether it is within the accuracy budget then."""
+    torch.manual_seed(record.settings["seed"] + len(record.steps))
+    model.train()
+    train(model)
+    model.eval()
+    limit = record.steps[0].top1_validation - record.settings["max_drop"]
+    return _percent(evaluate(model), "evaluate") >= limit
 
 
 def _percent(value: Any, argument: str) -> float:

@@ -323,3 +323,43 @@ def test_batches_may_be_dicts(tmp_path):
 def test_dicts_must_hold_arguments_of_the_model(tmp_path):
     with pytest.raises(LayerCollapseError, match=r"data: expected .* a dict of arguments of the model, got dict"):
         run(Tagger(), train=None, evaluate=None, data=[{"tokens": torch.zeros(2, 5)}], out=tmp_path / "made")
+
+
+def wide_pair():
+    """Between its convolutions stands a rectifier that is always on, and merging them pays but for the border."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 40, 3, padding=1), nn.ReLU(), nn.Conv2d(40, 2, 3, padding=1), nn.ReLU(), nn.Flatten()
+    )
+    model[0].bias.data += 20
+    return model
+
+
+@pytest.mark.parametrize("holds", [True, False])
+def test_a_model_padded_anew_is_trained_again_and_taken_if_it_is_good_enough(tmp_path, holds):
+    trained = []
+
+    def accuracy(model):
+        return 90.0 if isinstance(model, nn.Sequential) or holds else 80.0
+
+    result = run(
+        wide_pair(),
+        train=trained.append,
+        evaluate=accuracy,
+        data=[torch.rand(6, 1, 8, 8)],
+        steps=0,
+        mode="repad",
+        out=tmp_path / "made",
+    )
+    assert [type(model).__name__ for model in trained] == ["Sequential", "Collapsed"]
+    assert (trained[1] is result.model) == holds
+    assert result.record.repadded == (["0 → 2"] if holds else [])
+    assert result.record.after.depth == (1 if holds else 2)
+    text = (tmp_path / "made" / "report.html").read_text(encoding="utf-8")
+    assert ("changes the border: 0 → 2" in text) == holds
+    assert Record.load(tmp_path / "made").repadded == result.record.repadded
+
+
+def test_an_unknown_mode_is_refused_before_anything_is_trained(tmp_path):
+    with pytest.raises(LayerCollapseError, match="mode: expected 'exact' or 'repad', got 'fast'"):
+        run(wide_pair(), train=pytest.fail, evaluate=pytest.fail, data=[torch.rand(6, 1, 8, 8)], mode="fast")

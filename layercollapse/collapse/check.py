@@ -18,11 +18,17 @@ _NORMS = {aten.batch_norm, aten._native_batch_norm_legit_no_training}
 
 def check_options(mode: str, tolerance: float, cost: str) -> None:
     """Raise unless the options are among those that `layercollapse.collapse` describes."""
-    for name, value, known in (("mode", mode, MODES), ("cost", cost, COSTS)):
-        if value not in known:
-            raise LayerCollapseError(f"{name}: expected {' or '.join(map(repr, known))}, got {value!r}")
+    check_mode(mode)
+    if cost not in COSTS:
+        raise LayerCollapseError(f"cost: expected {' or '.join(map(repr, COSTS))}, got {cost!r}")
     if not isinstance(tolerance, int | float) or not tolerance >= 0:
         raise LayerCollapseError(f"tolerance: expected a number not below 0, got {tolerance!r}")
+
+
+def check_mode(mode: str) -> None:
+    """Raise unless a mode is one that `layercollapse.collapse` describes."""
+    if mode not in MODES:
+        raise LayerCollapseError(f"mode: expected {' or '.join(map(repr, MODES))}, got {mode!r}")
 
 
 def check_parameters(model: nn.Module) -> None:
