@@ -78,3 +78,35 @@ def test_measured_time_decides_where_it_is_asked_for() -> None:
 def test_errors() -> None:
     with pytest.raises(lc.LayerCollapseError, match="cost: expected 'latency' or 'macs', got 'speed'"):
         lc.collapse(nn.Linear(2, 2), torch.zeros(1, 2), None, cost="speed")
+
+
+class Attention(nn.Module):
+    """What stands between the layers of a transformer, a sum, and a layer that two others read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out, self.up, self.down, self.side = (nn.Linear(4, 4) for _ in range(7))
+        self.norm = nn.LayerNorm(4)
+
+    def forward(self, x):
+        v = self.v(x)
+        y = (self.q(x) @ self.k(x).transpose(-1, -2)).softmax(-1) @ v
+        x = x + self.out(y)
+        z = self.up(self.norm(x).tanh())
+        return self.down(z), self.side(z).relu()
+
+
+def test_what_stands_between_layers_is_named() -> None:
+    result = lc.collapse(Attention(), torch.randn(2, 3, 4), None)
+    assert result.kept["v → out"] == "between them: matmul"
+    assert result.kept["q → out"] == "between them: matmul, softmax"
+    assert result.kept["out → up"].startswith("between them: add, ")
+    assert "tanh" in result.kept["out → up"]
+    assert result.kept["up → down"] == "the first is also read by side"
+    assert "q → out, k → out: kept in sequence: between them" not in result.explain()  # k passes through a transpose
+    assert "q → out: kept in sequence: between them: matmul, softmax" in result.explain()
+    many = nn.Sequential(*(layer for _ in range(6) for layer in (nn.Linear(4, 4), nn.Softmax(-1))))
+    assert (
+        "0 → 2, 2 → 4, 4 → 6 and 2 more pairs: kept in sequence: between them: softmax"
+        in lc.collapse(many, torch.randn(2, 4), None).explain()
+    )

@@ -22,6 +22,7 @@ from layercollapse.collapse.emit import emit_all
 from layercollapse.collapse.ir import Affine, Net, Rectify, shape
 from layercollapse.collapse.linearize import linearize
 from layercollapse.collapse.merge import merge_side_by_side, trim_kernels
+from layercollapse.collapse.obstacles import obstacles
 from layercollapse.collapse.rules import RULES, Rule, simplify
 from layercollapse.graph import call_arguments, copied, evaluating
 from layercollapse.measure import in_turns
@@ -100,10 +101,10 @@ def forms(
             simplify(net, tuple(r for r in RULES if r is not rule))
         if not any(_same(net, other) for other in made.values()):
             made[_OPTIONAL[rule]] = net
-    facts = [
-        (net_depth(net), _neurons(net), dict(net.kept), changed, tuple(" → ".join(pair) for pair in net.repadded))
-        for net in made.values()
-    ]
+    facts = []
+    for net in made.values():
+        kept, repadded = {**net.kept, **obstacles(net)}, tuple(" → ".join(pair) for pair in net.repadded)
+        facts.append((net_depth(net), _neurons(net), kept, changed, repadded))
     models = emit_all(list(made.values()), device)
     return [Form(name, model, *known) for name, model, known in zip(made, models, facts, strict=True)]
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from layercollapse.collapse.cost import Summary
 from layercollapse.collapse.forms import INPUT, MARGIN
+from layercollapse.collapse.obstacles import grouped
 from layercollapse.collapse.onnx import save_onnx
 from layercollapse.collapse.store import save
 
@@ -49,7 +50,8 @@ class CollapseResult:
     Attributes:
         model: a plain module with ordinary parameters: no masks, no hooks; trainable and exportable.
         sites: one entry for each rectifier site of the original, in execution order.
-        kept: layers that follow each other without a rectifier and stay two, ``"first → second"`` -> why.
+        kept: layers that follow each other without a rectifier and stay two, ``"first → second"`` -> why: the border,
+            what merging them would cost, or the operations between them.
         before: depth, parameters and multiply-accumulates of the sparse model.
         after: the same of the collapsed one.
         max_abs_error: largest absolute difference between their outputs on the data.
@@ -99,7 +101,7 @@ class CollapseResult:
             f"{(site.guarantee + ': ') if site.guarantee else ''}{site.reason}"
             for site in self.sites
         ]
-        lines += [f"{pair}: kept in sequence: {reason}" for pair, reason in self.kept.items()]
+        lines += grouped(self.kept.items())
         lines += [
             f"{pair}: merged with the padding moved to the first: approximate at the border (the outputs differ by "
             f"{self.max_abs_error:.3g}); train the model once more"
