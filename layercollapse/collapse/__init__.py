@@ -73,9 +73,8 @@ def collapse(
             more multiply-accumulates, then of whole models, without one kind of merge each and the model that came
             among them, in turns. ``"macs"``: multiply-accumulates, and nothing is timed.
         partial: whether neurons that were off (or saturated) on the data of the report are removed from sites with
-            others that are mixed. Those that algebra, or the box, proves to be are removed in any case. On pruned
-            ResNet-18 and MobileNetV2 the data added 2 neurons to 159 proven ones: little is gained for the
-            risk, so the default is False.
+            others that are mixed. Those that algebra, or the box, proves to be are removed in any case: 161 of 163 in a
+            pruned MobileNetV2, so that the data gain little for the risk.
 
     Returns:
         The collapsed model and what is known of it.
