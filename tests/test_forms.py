@@ -86,9 +86,21 @@ def test_a_close_race_is_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(forms, "_timed", timed)
     assert lc.collapse(model, x, None).form == MERGED
-    assert len(seen) == 2
-    assert len(seen[0]) == 4
-    assert len(seen[1]) == 3
+    assert [len(names) for names in seen] == [4, 4]
+
+
+def test_an_alternative_wins_twice_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = shrinking()
+    seen = []
+
+    def timed(models, example_inputs, device, passes):
+        seen.append(tuple(models))
+        fastest = SEPARATE if len(seen) == 1 else EIGHTS  # which was behind in the first race, and does not run again
+        return {name: 1.0 if name == fastest else 4.0 if name == EIGHTS else 3.0 for name in models}
+
+    monkeypatch.setattr(forms, "_timed", timed)
+    assert lc.collapse(model, x, None).form == MERGED
+    assert set(seen[1]) == {forms.INPUT, MERGED, SEPARATE}
 
 
 def test_nothing_to_change_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:

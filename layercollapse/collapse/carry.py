@@ -39,7 +39,7 @@ def carry(node: fx.Node, dim: int) -> tuple[int, int] | None:
     if called in VIEWS:
         if not isinstance(arguments[1], list | tuple):
             return None  # a view of the same bits as another dtype
-        return (-1, 1) if dim == -1 and after and after[-1] == before[-1] else None
+        return (-1, 1) if dim == -1 and before and after and after[-1] == before[-1] else None
     if len(before) < 3:
         return None
     position = dim % len(before)

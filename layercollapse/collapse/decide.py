@@ -183,10 +183,8 @@ def _form(captured: Capture, site: Site) -> str:
     operands = node.all_input_nodes
     if operands[0].meta["val"].ndim < 2:
         return "its tensor is (N,): it has no dimension of neurons"
-    if site.kind == "prelu" and operands[-1].name not in captured.tensors:
-        return "its slopes are computed, not stored"
     if site.kind == "prelu":
-        return "its slopes lie along dimension 1, and its neurons along the last"
+        return "its slopes are computed, not stored"
     return f"this form of {site.kind} cannot be replaced"
 
 
