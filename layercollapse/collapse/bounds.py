@@ -31,6 +31,7 @@ aten = torch.ops.aten
 # Where the smooth rectifiers have their one minimum: they fall before it and rise after it.
 _LOWEST = {"gelu": -0.7517915, "silu": -1.2784645, "mish": -1.1924312, "hardswish": -1.5}
 _SQUASHED = {aten.softmax: (0.0, 1.0), aten.sigmoid: (0.0, 1.0), aten.tanh: (-1.0, 1.0), aten.relu: (0.0, math.inf)}
+_ROW_ENTRIES = 2**18
 
 
 class Interval(NamedTuple):
@@ -180,15 +181,17 @@ def _affine(op: Affine, interval: Interval | None) -> Interval | None:
     low, high = (-every, every) if interval is None else (interval.low, interval.high)
     if op.window.uneven:
         low, high = low.clamp(max=0), high.clamp(min=0)  # the padding is zero
-    up, down = weight.clamp(min=0).sum(2), weight.clamp(max=0).sum(2)  # (O, I)
-    terms = [_product(up, low) + _product(down, high), op.bias[:, None]]
-    tops = [_product(up, high) + _product(down, low), op.bias[:, None]]
-    if op.plane is not None:
-        taps = op.plane.flatten(1)
-        terms.append(taps.clamp(max=0))
-        tops.append(taps.clamp(min=0))
     count = weight.shape[1] * weight.shape[2] + 2
-    return Interval(op.channel_dim, *_rounded(torch.cat(terms, 1).T, torch.cat(tops, 1).T, op.dtype, count))
+    plane = torch.zeros(op.outputs, 0, dtype=torch.float64) if op.plane is None else op.plane.flatten(1)
+    ends: list[tuple[Tensor, Tensor]] = []
+    # Some rows at a time: a dozen temporaries of the largest layer of a Swin-T were three times its size.
+    rows = max(1, _ROW_ENTRIES // max(1, weight.shape[1] * weight.shape[2]))
+    for part, bias, taps in zip(weight.split(rows), op.bias[:, None].split(rows), plane.split(rows), strict=True):
+        up, down = part.clamp(min=0).sum(2), part.clamp(max=0).sum(2)  # (O, I)
+        terms = [_product(up, low) + _product(down, high), bias, taps.clamp(max=0)]
+        tops = [_product(up, high) + _product(down, low), bias, taps.clamp(min=0)]
+        ends.append(_rounded(torch.cat(terms, 1).T, torch.cat(tops, 1).T, op.dtype, count))
+    return Interval(op.channel_dim, *(torch.cat(end) for end in zip(*ends, strict=True)))
 
 
 def _scale(op: Scale, interval: Interval | None) -> Interval:
