@@ -60,7 +60,7 @@ def collapse_and_compare(
     found = compare(model, result.model, test_data)
     record.max_abs_error = found.max_abs_error
     record.identical, record.compared = found.same, found.samples
-    record.repadded = list(result.repadded)
+    record.repadded, record.forms = list(result.repadded), dict(result.latency)
     record.verdicts = [Verdict(site.name, site.kind, site.status, site.guarantee, site.reason) for site in result.sites]
     timings: tuple[dict[str, float], dict[str, float]] = ({}, {})
     for batch_size in BATCH_SIZES:

@@ -64,7 +64,10 @@ class Verdict:
 
 @dataclass
 class Record:
-    """A run from its settings to the comparison; the later fields stay empty until the run gets there."""
+    """A run from its settings to the comparison; the later fields stay empty until the run gets there.
+
+    `repadded` and `forms` are what `CollapseResult.repadded` and `CollapseResult.latency` (ms) were.
+    """
 
     settings: dict[str, Any]
     environment: dict[str, str]
@@ -83,6 +86,7 @@ class Record:
     compared: int | None = None
     verdicts: list[Verdict] = field(default_factory=list)
     repadded: list[str] = field(default_factory=list)
+    forms: dict[str, float] = field(default_factory=dict)
 
     @property
     def sites_collapsed(self) -> int:

@@ -354,6 +354,8 @@ def test_a_model_padded_anew_is_trained_again_and_taken_if_it_is_good_enough(tmp
     assert [type(model).__name__ for model in trained] == ["Sequential", "Collapsed"]
     assert (trained[1] is result.model) == holds
     assert result.record.repadded == (["0 → 2"] if holds else [])
+    assert result.record.forms == result.collapse.latency
+    assert result.collapse.form in result.record.forms
     assert result.record.after.depth == (1 if holds else 2)
     text = (tmp_path / "made" / "report.html").read_text(encoding="utf-8")
     assert ("changes the border: 0 → 2" in text) == holds
