@@ -80,6 +80,9 @@ class Step:
         changed = (f for f in fields(self)[1:] if getattr(self, f.name) != f.default)
         return f"Step({', '.join([repr(self.op), *(f'{f.name}={getattr(self, f.name)!r}' for f in changed)])})"
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(repr(self))  # hypothesis would print every field
+
 
 @dataclass(frozen=True)
 class Spec:
