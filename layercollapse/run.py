@@ -96,7 +96,9 @@ def run(
         seed: torch is seeded with seed + step before each training.
         out: folder for the results; must not hold another run unless `resume`. By default the first of `runs/run`,
             `runs/run-2`, ... that is not there yet.
-        resume: go on after the last finished step of the run in `out`.
+        resume: go on after the last finished step of the run in `out`, or collapse it again if none is left to do.
+            `steps` and `max_drop` may be others than before; what is chosen is among the steps whose weights are
+            still there: the dense one, the one chosen before, and the last.
         settings: anything JSON that should be on record beside the arguments above.
         progress: called at every stage.
 

@@ -93,7 +93,8 @@ class Schedule:
         """Take over the steps and the last weights of the run in the folder."""
         earlier = Record.load(self.folder, "out")
         ours, theirs = self.record.settings, earlier.settings
-        if other := [key for key in ours if key != "steps" and ours[key] != theirs.get(key)]:
+        free = ("steps", "max_drop")  # they change when to stop and what to choose, not what was trained
+        if other := [key for key in ours if key not in free and ours[key] != theirs.get(key)]:
             raise LayerCollapseError(
                 f"resume: expected the settings of the run in {self.folder}, got "
                 + ", ".join(f"{key}={ours[key]!r} instead of {theirs.get(key)!r}" for key in other)
@@ -157,11 +158,16 @@ class Schedule:
         )
         checkpoint.save(self.folder, number, self.model, self.pruner)
         record.steps.append(step)
-        record.chosen = choose(record.steps, record.settings["max_drop"])
+        record.chosen = self._choice()
         record.save(self.folder)
         checkpoint.keep_only(self.folder, {0, record.chosen, number})
         self.progress(Event("step", number, record))
         return report
+
+    def _choice(self) -> int:
+        """The step to collapse, of those whose weights are still there: another budget may want one that is gone."""
+        steps = [s for s in self.record.steps if s.step == 0 or checkpoint.path(self.folder, s.step).is_file()]
+        return choose(steps, self.record.settings["max_drop"])
 
     def _measure(self, number: int) -> EntropyReport:
         self.progress(Event("measure", number, self.record))
@@ -182,7 +188,7 @@ class Schedule:
     def finish(self, example: Any, test_inputs: Inputs) -> CollapseResult:
         """Collapse the chosen step, compare, and write the model, the record and the report."""
         record = self.record
-        record.chosen = choose(record.steps, record.settings["max_drop"])
+        record.chosen = self._choice()
         self.progress(Event("collapse", record.chosen, record))
         checkpoint.load(self.folder, record.chosen, self.model, self.pruner)
         self.model.eval()

@@ -365,3 +365,24 @@ def test_a_model_padded_anew_is_trained_again_and_taken_if_it_is_good_enough(tmp
 def test_an_unknown_mode_is_refused_before_anything_is_trained(tmp_path):
     with pytest.raises(LayerCollapseError, match="mode: expected 'exact' or 'repad', got 'fast'"):
         run(wide_pair(), train=pytest.fail, evaluate=pytest.fail, data=[torch.rand(6, 1, 8, 8)], mode="fast")
+
+
+def test_another_budget_chooses_anew_without_training(tmp_path):
+    tops = iter([90.0, 89.0, 88.0])  # dense, and after each pruning
+    _, first = start(tmp_path / "made", job=SMALL, steps=2, max_drop=0.0, evaluate=lambda model: next(tops))
+    assert first.record.chosen == 0
+
+    def train(model):
+        raise AssertionError("there is nothing left to train")
+
+    again = {"job": SMALL, "steps": 2, "resume": True, "train": train}
+    _, second = start(tmp_path / "made", max_drop=5.0, **again)
+    # Step 1 would be within the budget too, but its weights were not kept: of 0 and 2, the one with more linear sites.
+    assert sorted(path.name[:7] for path in (tmp_path / "made" / "checkpoints").glob("*.masks.*")) == [
+        "step-00",
+        "step-02",
+    ]
+    best = max((0, 2), key=lambda n: (first.record.steps[n].sites_collapsed, first.record.steps[n].top1_validation))
+    assert second.record.chosen == best
+    assert second.record.settings["max_drop"] == 5.0
+    assert second.record.before.top1 == first.record.before.top1
