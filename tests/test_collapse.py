@@ -14,7 +14,7 @@ from torch.nn.utils import prune
 import layercollapse as lc
 from layercollapse.collapse.ir import Affine, Window
 from layercollapse.collapse.merge import add, compose, mergeable
-from layercollapse.collapse.modules import ConstantMap
+from layercollapse.collapse.modules import ChannelAffine, ConstantMap
 from layercollapse.models import build
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
@@ -525,3 +525,22 @@ def test_frozen_parameters_stay_frozen(tmp_path: Path) -> None:
     assert {name for name, parameter in loaded.named_parameters() if not parameter.requires_grad} == frozen
     whole = lc.collapse(model.requires_grad_(False), torch.rand(2, 4))
     assert not any(parameter.requires_grad for parameter in whole.model.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(2, 3, 4), (2, 3, 4, 5), (2, 3, 2, 4, 5), (2, 3, 1, 1)])
+def test_a_channel_affine_is_the_same_in_every_layout(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    module = ChannelAffine(3).to(dtype)
+    nn.init.normal_(module.scale)
+    nn.init.normal_(module.shift)
+    x = torch.randn(shape).to(dtype)
+    layouts = [x, x.movedim(1, -1).contiguous().movedim(-1, 1)]
+    sizes = (-1, *[1] * (len(shape) - 2))
+    expected = torch.addcmul(module.shift.view(sizes), x, module.scale.view(sizes))
+    for values in layouts:
+        y = module(values)
+        assert torch.equal(y, expected)
+        module.zero_grad()
+        y.sum().backward()
+        assert torch.allclose(module.shift.grad.float(), torch.full((3,), x.numel() / 3.0))

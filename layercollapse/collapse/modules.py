@@ -28,11 +28,16 @@ class ChannelAffine(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, *spatial) or (N, *, C) -> the same."""
         trailing = (1,) * (x.ndim - 2 if self.channel_dim == 1 else 0)
-        shift = None if self.shift is None else self.shift.view(-1, *trailing)
-        scale = None if self.scale is None else self.scale.view(-1, *trailing)
-        if scale is None:
-            return x if shift is None else x + shift
-        return x * scale if shift is None else torch.addcmul(shift, x, scale)
+        if self.scale is None:
+            return x if self.shift is None else x + self.shift.view(-1, *trailing)
+        if self.shift is None:
+            return x * self.scale.view(-1, *trailing)
+        if trailing and x.stride(1) != 1 and not torch.compiler.is_compiling():
+            # Where the channels are not the last in memory: on one thread (16, 64, 28, 28) took 0.15 ms so and 0.42 ms
+            # with addcmul; where they are, 0.22 ms and 0.09 ms. The values are the same.
+            zeros, ones = torch.zeros_like(self.shift), torch.ones_like(self.shift)
+            return F.batch_norm(x, zeros, ones, self.scale, self.shift, training=False, eps=0.0)
+        return torch.addcmul(self.shift.view(-1, *trailing), x, self.scale.view(-1, *trailing))
 
     def extra_repr(self) -> str:
         parts = f"scaled={self.scale is not None}, shifted={self.shift is not None}"
