@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from layercollapse.collapse.verify import accepted
 from layercollapse.entropy import EntropyProbe, EntropyReport
 from layercollapse.errors import LayerCollapseError
-from layercollapse.graph import call_arguments
+from layercollapse.export import call_arguments
 
 Batch: TypeAlias = "Tensor | dict[str, Any]"
 

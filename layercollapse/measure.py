@@ -14,7 +14,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from layercollapse.graph import call_arguments
+from layercollapse.export import call_arguments
 
 MIB = 1024**2
 BATCH_SIZES = (1, 64)

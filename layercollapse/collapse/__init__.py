@@ -29,7 +29,8 @@ from layercollapse.collapse.verdicts import Verdicts
 from layercollapse.collapse.verify import Agreement, compare
 from layercollapse.counts import EntropyReport
 from layercollapse.errors import LayerCollapseError
-from layercollapse.graph import call_arguments, capture
+from layercollapse.export import call_arguments
+from layercollapse.graph import capture
 from layercollapse.watch import unwrapped
 
 __all__ = ["Agreement", "CollapseResult", "SiteResult", "Summary", "collapse", "compare", "load", "save"]

@@ -24,7 +24,7 @@ from layercollapse.collapse.linearize import linearize
 from layercollapse.collapse.merge import merge_side_by_side, trim_kernels
 from layercollapse.collapse.obstacles import obstacles
 from layercollapse.collapse.rules import RULES, Rule, simplify
-from layercollapse.graph import call_arguments, copied, evaluating
+from layercollapse.export import call_arguments, copied, evaluating
 from layercollapse.measure import in_turns
 
 INPUT = "the model as it came"

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from layercollapse.errors import LayerCollapseError, require
+from layercollapse.export import call_arguments, evaluating, export
 from layercollapse.files import atomic
-from layercollapse.graph import call_arguments, evaluating, export
 
 
 def save_onnx(model: nn.Module, path: Path, example_inputs: Any, tolerance: float = 1e-4) -> None:

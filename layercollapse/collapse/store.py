@@ -23,8 +23,8 @@ from torch import Tensor, fx, nn
 
 from layercollapse.collapse.modules import ChannelAffine, ConstantMap
 from layercollapse.errors import LayerCollapseError
+from layercollapse.export import call_arguments, evaluating, export
 from layercollapse.files import atomic, write_text
-from layercollapse.graph import call_arguments, evaluating, export
 
 FORMAT, VERSION = "layercollapse.model", 1
 

@@ -12,7 +12,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from layercollapse.errors import LayerCollapseError
-from layercollapse.graph import call_arguments, copied, describe, evaluating
+from layercollapse.export import call_arguments, copied, describe, evaluating
 
 
 @dataclass(frozen=True)

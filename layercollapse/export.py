@@ -1,0 +1,190 @@
+"""Call a model as its users do, and export it: arguments, evaluation mode, open sizes, a graph without mutation."""
+
+from __future__ import annotations
+
+import inspect
+import operator
+import os
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, fx, nn
+
+from layercollapse.errors import LayerCollapseError
+from layercollapse.nodes import ANY_SIZE, VIEWS, functional, mutates, packet
+
+aten = torch.ops.aten
+
+
+def call_arguments(example_inputs: Any) -> tuple[tuple, dict[str, Any]]:
+    """Positional and keyword arguments from a tensor, a tuple or list of arguments, or a dict of keywords."""
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    if isinstance(example_inputs, tuple | list):
+        return tuple(example_inputs), {}
+    if isinstance(example_inputs, Tensor):
+        return (example_inputs,), {}
+    raise LayerCollapseError(
+        "example_inputs: expected a tensor, a tuple of arguments or a dict of keyword arguments, got "
+        f"{type(example_inputs).__name__}"
+    )
+
+
+def copied(values: Any) -> Any:
+    """Nested values with copies of the tensors, for a model that may work in place on what it is given."""
+    return pytree.tree_map_only(Tensor, torch.clone, values)
+
+
+def describe(*values: Any) -> str:
+    """The shapes and dtypes of all tensors in nested values, for a message."""
+    tensors = [value for value in pytree.tree_leaves(values) if isinstance(value, Tensor)]
+    return ", ".join(f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in tensors) or "no tensor"
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for the block; modes and buffers are afterwards what they were, also after an error."""
+    modes = {module: module.training for module in model.modules()}
+    buffers = {module: dict(module._buffers) for module in modes if module._buffers}
+    # A forward pass may count its calls, or fill a cache.
+    values = [(b, b.clone()) for b in dict.fromkeys(model.buffers())]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+        for module, tensors in buffers.items():
+            module._buffers.update(tensors)
+        with torch.no_grad():
+            for buffer, value in values:
+                if not _identical(buffer, value):
+                    buffer.copy_(value)
+
+
+def _identical(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors hold the same values, NaN for NaN."""
+    return bool(torch.where(a.isnan() & b.isnan(), True, a.eq(b)).all())
+
+
+def export(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> torch.export.ExportedProgram:
+    """Export with every size dynamic that the model leaves open, else the batch alone, else with the shapes given.
+
+    Images keep their height and width, unless the model is a graph of operations that take any: what torch.export
+    infers of them took 50 s for two blocks of a Swin, which pads them to whole windows, and 1.2 s without.
+    """
+    leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    if leaves and leaves[0].ndim > 0:
+        batch, auto = leaves[0].shape[0], torch.export.Dim.AUTO
+
+        def batched(leaf: Any) -> bool:
+            return isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == batch
+
+        def every(leaf: Any) -> dict[int, Any] | None:
+            return dict.fromkeys(range(leaf.ndim), auto) if isinstance(leaf, Tensor) else None
+
+        def first(leaf: Any) -> dict[int, Any] | None:
+            return {0: auto} if batched(leaf) else None
+
+        # torch.export treats a dimension of size 1 as constant: a batch of one is shown as a batch of two.
+        two = pytree.tree_map(lambda x: torch.cat([x, x]) if batch == 1 and batched(x) else x, (args, kwargs))
+        images = any(leaf.is_floating_point() and leaf.ndim > 3 for leaf in leaves)
+        for dynamic in (first,) if images and not _takes_any_size(model) else (every, first):
+            shapes = _by_name(model, *pytree.tree_map(dynamic, (args, kwargs)))
+            try:
+                return torch.export.export(model, two[0], two[1], dynamic_shapes=shapes, strict=False)
+            except Exception:
+                pass  # sizes that the model fixes; the last line says what is wrong if it is something else
+    return torch.export.export(model, args, kwargs, strict=False)
+
+
+def _takes_any_size(model: nn.Module) -> bool:
+    """Whether a model is a graph in which no call depends on the size of the maps."""
+    return isinstance(model, fx.GraphModule) and all(
+        packet(node) in ANY_SIZE for node in model.graph.nodes if node.op == "call_function"
+    )
+
+
+def _by_name(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """Dynamic shapes in the form that torch.export wants: positional ones as a tuple, else by argument name."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    if not kwargs and all(p.kind is not inspect.Parameter.VAR_POSITIONAL for p in parameters):
+        return args
+    if not args:
+        return kwargs
+    return dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
+
+
+def reason(error: BaseException) -> str:
+    """The user's line that an error came from, and the first line of its message."""
+    torch_folder = os.path.dirname(torch.__file__)
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(torch_folder)]
+    frame = frames[-1] if frames else None
+    message = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    if frame is None or os.path.dirname(frame.filename) == os.path.dirname(__file__):
+        return f"{type(error).__name__}: {message}"
+    return f"`{frame.line}` ({os.path.basename(frame.filename)}:{frame.lineno}): {type(error).__name__}: {message}"
+
+
+def functionalize(graph: fx.Graph) -> bool:
+    """Replace in-place operations by their functional twins; False if something else sees the change.
+
+    `run_decompositions` does this for every graph, but breaks flatten and batch norm into smaller pieces; it is
+    the fallback.
+    """
+    order = {node: index for index, node in enumerate(graph.nodes)}
+    mutating = [n for n in graph.nodes if n.op == "call_function" and mutates(n)]
+    for node in mutating:
+        base = node.args[0]
+        if not isinstance(base, fx.Node) or functional(node) is None:
+            return False
+        root, family = _family(base)
+        if root.op == "placeholder":
+            return False
+        if any(order[user] > order[node] for alias in family - {base} for user in alias.users):
+            return False
+    for node in mutating:
+        base = node.args[0]
+        node.target = functional(node)
+        later = [user for user in base.users if order[user] > order[node]]
+        for user in later:
+            user.replace_input_with(base, node)
+    return True
+
+
+def _family(node: fx.Node) -> tuple[fx.Node, set[fx.Node]]:
+    """The tensor whose memory a node's tensor is, and all nodes that are views of it, that one included."""
+    root = node
+    while _shares_memory(root) and isinstance(root.args[0], fx.Node):
+        root = root.args[0]
+    family, stack = {root}, [root]
+    while stack:
+        for user in stack.pop().users:
+            if _shares_memory(user) and user not in family:
+                family.add(user)
+                stack.append(user)
+    return root, family
+
+
+def _shares_memory(node: fx.Node) -> bool:
+    """Whether a node's tensor may be a view of its first argument, or an item of a list of such views."""
+    if packet(node) in VIEWS or node.target is operator.getitem:
+        return True
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and not schema.is_mutable and any(a.alias_info is not None for a in schema.arguments)
+
+
+def drop_idle(graph: fx.Graph) -> None:
+    """Remove calls that do nothing: checks of a dtype, which torch.export adds to casts, and dropouts, which return
+    their argument itself, as `run_decompositions` forgets.
+    """
+    for node in list(graph.nodes):
+        if packet(node) is aten._assert_tensor_metadata and not node.users:
+            graph.erase_node(node)
+        elif packet(node) in (aten.dropout, aten.feature_dropout) and len(node.args) > 2 and not node.args[2]:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
