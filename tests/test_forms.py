@@ -22,7 +22,13 @@ def times(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     monkeypatch.setattr(search, "Clock", lambda device: macs)
 
     def give(**milliseconds: float) -> None:
-        by_name = {"input": forms.INPUT, "merged": MERGED, "separate": SEPARATE, "eights": EIGHTS}
+        by_name = {
+            "input": forms.INPUT,
+            "merged": MERGED,
+            "separate": SEPARATE,
+            "eights": EIGHTS,
+            "unchanged": forms.UNCHANGED,
+        }
         known = {by_name[key]: value for key, value in milliseconds.items()}
 
         def timed(models, example_inputs, device, passes):
@@ -73,6 +79,20 @@ def test_what_is_slower_than_the_input_is_said() -> None:
         said = lc.CollapseResult(**{**vars(result), "latency": timed}).explain()
         assert text in said
         assert "also timed: another: 7.000 ms" in said
+
+
+def test_nothing_slower_than_the_input_is_emitted(times) -> None:
+    model, x = shrinking()
+    nn.init.constant_(model[1].bias, 50.0)  # on, whatever the input
+    times(input=1, merged=1.5, separate=1.4, eights=1.3, unchanged=1)
+    result = lc.collapse(model, x, box=(-5.0, 5.0), tolerance=1e-5)
+    assert result.form == forms.UNCHANGED
+    assert result.collapsed == ()
+    assert "slower in every way" in result.sites[0].reason
+    assert result.after == result.before
+    torch.testing.assert_close(result.model(x), model(x))
+    times(input=1, merged=1.5, separate=1.4, eights=1.3, unchanged=2)  # the emitted twin is no faster either
+    assert lc.collapse(model, x, box=(-5.0, 5.0), tolerance=1e-5).collapsed == ("2",)
 
 
 def test_a_close_race_is_run_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,7 @@ from layercollapse.measure import in_turns
 
 INPUT = "the model as it came"
 ALL = "every rule applied"
+UNCHANGED = "nothing removed or merged"
 # Rules that may cost time, and what the form without one is called.
 _OPTIONAL: dict[Rule, str] = {
     merge_in_sequence: "no layers merged in sequence",
@@ -110,6 +111,12 @@ def forms(
     return [Form(name, model, *known) for name, model, known in zip(made, models, facts, strict=True)]
 
 
+def unchanged(base: Net, device: torch.device) -> Form:
+    """The network as lowered, layer by layer."""
+    net = base.copy()
+    return Form(UNCHANGED, emit_all([net.copy()], device)[0], net_depth(net), _neurons(net), {}, False, ())
+
+
 def _neurons(net: Net) -> dict[str, int]:
     return {op.site: shape(node)[op.channel_dim] for node, op in net.records(Rectify)}
 
@@ -144,7 +151,11 @@ class Race:
     @property
     def slower(self) -> bool:
         """Whether the best form takes longer than the input, by more than the margin."""
-        return bool(self.order) and self.times[self.order[0]] > (1 + MARGIN) * self.times[INPUT]
+        return bool(self.order) and self.slower_than_input(self.order[0])
+
+    def slower_than_input(self, name: str) -> bool:
+        """Whether a form takes longer than the input, by more than the margin."""
+        return self.times[name] > (1 + MARGIN) * self.times[INPUT]
 
 
 def race(model: nn.Module, made: list[Form], example_inputs: Any, device: torch.device) -> Race:
@@ -158,9 +169,13 @@ def race(model: nn.Module, made: list[Form], example_inputs: Any, device: torch.
     if not found.slower and found.order[0] == ALL:
         return found
     ahead = found.order[: found.order.index(ALL) + 1]
-    again = {form.name: form.model for form in made if form.name in ahead}
-    times = times | _timed({INPUT: model, **again}, example_inputs, device, passes=150)
-    return Race(times, tuple(name for name in _ordered(times) if name in ahead))
+    return again(found, model, [form for form in made if form.name in ahead], example_inputs, device)
+
+
+def again(race: Race, model: nn.Module, made: list[Form], example_inputs: Any, device: torch.device) -> Race:
+    """A race with its second, longer part repeated for other forms."""
+    times = _timed({INPUT: model, **{form.name: form.model for form in made}}, example_inputs, device, passes=150)
+    return Race(race.times | times, _ordered(times))
 
 
 def _ordered(times: Mapping[str, float]) -> tuple[str, ...]:

@@ -117,7 +117,7 @@ class CollapseResult:
         if abs(after - before) <= MARGIN * before:
             outcome = f"no faster: a difference below {MARGIN:.0%} is within the noise"
         elif outcome == "slower":
-            outcome = "slower; no other way to write it was faster"
+            outcome = "slower; no other way to write it was faster, the layers as they came included"
         lines = [f"latency on the example inputs: {before:.3f} ms → {after:.3f} ms ({outcome}), with {self.form}"]
         others = {name: time for name, time in self.latency.items() if name not in (INPUT, self.form)}
         lines += [f"also timed: {name}: {time:.3f} ms" for name, time in others.items()]

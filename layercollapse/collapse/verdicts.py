@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from layercollapse.collapse.decide import GUARANTEES, Candidate, why_kept
+from layercollapse.collapse.forms import UNCHANGED
 from layercollapse.collapse.result import SiteResult
 from layercollapse.collapse.search import Outcome
 from layercollapse.counts import LayerEntropy
@@ -39,6 +40,9 @@ class Verdicts:
         def result(status: str, guarantee: str, reason: str) -> SiteResult:
             return SiteResult(name, site.kind, status, guarantee, reason, site.channels, removed)
 
+        if self.outcome.form.name == UNCHANGED and one is not None:
+            slower = "but the network was slower in every way to write it that makes use of that"
+            return SiteResult(name, site.kind, "kept", "", f"{one.reason}; {slower}", site.channels, 0)
         if one is not None and not one.partial:
             return result("collapsed", one.guarantee, one.reason)
         if name in self.read and name not in left:
