@@ -272,3 +272,38 @@ def test_rectifiers_written_otherwise(act: nn.Module, shift: float, tmp_path: Pa
     assert len(result.collapsed) == (1 if shift else 0)
     result.save(tmp_path)
     assert torch.equal(lc.load(tmp_path)(x), result.model(x))
+
+
+class Made(nn.Module):
+    """Layers without modules of their own, whose weights are computed; the third is a parameter as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.v, self.w = (nn.Parameter(torch.randn(4, 4)) for _ in range(3))
+        self.bias = nn.Parameter(torch.randn(4))
+
+    def forward(self, x):
+        x = torch.relu(nn.functional.linear(x, 2 * self.v, 2 * self.bias))
+        x = torch.relu(nn.functional.linear(x, self.w.abs(), 3 * self.bias))
+        return nn.functional.linear(x, self.weight)
+
+
+def test_computed_weights_of_one_module_are_kept_apart() -> None:
+    torch.manual_seed(0)
+    agrees_exactly(nn.Sequential(Made(), nn.ReLU(), Made()).double(), torch.randn(2, 4).double())
+    shared = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
+    with nn.utils.parametrize.cached():
+        result = agrees_exactly(nn.Sequential(shared, nn.ReLU(), shared).double(), torch.randn(2, 4).double())
+    assert sum(p.numel() for p in result.model.parameters()) == 20
+
+
+def test_a_factor_and_a_summand_of_one_element_over_maps() -> None:
+    class Gate(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate, self.more = nn.Parameter(torch.tensor([0.5])), nn.Parameter(torch.tensor([0.25]))
+
+        def forward(self, x):
+            return torch.softmax(self.gate * torch.relu(x) + self.more, 1)
+
+    agrees_exactly(Gate().double(), torch.randn(2, 3, 4, 5).double())

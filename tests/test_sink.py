@@ -97,3 +97,48 @@ def test_a_convolution_merges_through_flatten(dims: int, window: dict) -> None:
     features = wide(x).flatten(1).shape[1]
     result = collapsed(Between(wide, lambda x: x.flatten(1), nn.Linear(features, 64)), x)
     assert result.after.macs == result.before.macs
+
+
+@pytest.mark.parametrize("dims", [(2,), (-1,)])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_a_pointwise_convolution_sinks_below_a_mean_over_one_dimension(dims: tuple[int, ...], groups: int) -> None:
+    torch.manual_seed(0)
+    model = Between(nn.Conv2d(3, 3, 1, groups=groups), lambda x: x.mean(dims), nn.ReLU())
+    # With as many samples as channels, (N, C, L) also looks like one map of N channels.
+    result = collapsed(model, torch.randn(3, 3, 6, 8), torch.randn(2, 3, 7, 5))
+    assert [type(m) for m in result.model.modules()][1:] == [nn.Conv1d, nn.ReLU]
+
+
+def test_merged_through_flatten_maps_of_another_size_are_refused() -> None:
+    """The original takes them by accident; the weights of the merged layer are for positions of one map."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Flatten(), nn.Linear(4 * 48, 1)).double()
+    x = torch.randn(2, 3, 6, 8).double()
+    result = collapsed(model, x)
+    assert result.after.depth == 1
+    with pytest.raises(RuntimeError, match="size"):
+        result.model(x.transpose(2, 3))
+    # What reads one position fits maps of all sizes.
+    collapsed(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(), nn.Linear(4 * 48, 1)), x, x.transpose(2, 3))
+
+
+def test_a_scale_stays_before_a_flatten_that_no_layer_reads() -> None:
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(3)
+    norm.running_mean.normal_()
+    model = Between(nn.ReLU(), lambda x: x, nn.Sequential(norm, nn.Flatten(), nn.Softmax(1)))
+    result = collapsed(model, torch.randn(2, 3, 6, 8), torch.randn(2, 3, 5, 7))
+    assert result.after.parameters == 6
+
+
+def test_a_constant_map_stays_before_a_flatten_that_no_layer_reads() -> None:
+    torch.manual_seed(0)
+    first = nn.Conv2d(3, 3, 1)
+    first.weight.data.zero_()
+
+    class Sum(Between):
+        def forward(self, x):
+            return self.first(x).flatten(1) + self.last(x).flatten(1)
+
+    result = collapsed(Sum(first, torch.relu, nn.ReLU()), torch.randn(2, 3, 6, 8), torch.randn(2, 3, 5, 7))
+    assert result.after.parameters == 3

@@ -15,6 +15,8 @@ from layercollapse.collapse.lower import identifier
 from layercollapse.collapse.modules import ChannelAffine, ConstantMap
 from layercollapse.collapse.weights import held
 
+aten = torch.ops.aten
+
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
     "relu6": nn.ReLU6,
@@ -54,6 +56,7 @@ def emit_all(nets: Sequence[Net], device: torch.device | None = None) -> list[fx
     """
     for net in nets:
         _split_planes(net)
+        _require_sizes(net)
         restore_numbers(net)
     places: dict[int, list[tuple[int, str]]] = {}
     for index, net in enumerate(nets):
@@ -137,8 +140,19 @@ def _split_planes(net: Net) -> None:
         net.set(node, dataclasses.replace(op, weight=held(op), plane=None, source=None))
         border = net.insert(name, plane, source(node), after=node)
         with net.graph.inserting_after(border):
-            total = net.graph.call_function(torch.ops.aten.add.Tensor, (node, border))
+            total = net.graph.call_function(aten.add.Tensor, (node, border))
         net.reroute(node, total)
+
+
+def _require_sizes(net: Net) -> None:
+    """A flatten in front of weights for maps of one size takes no others: expanding to it is a view, or an error."""
+    for node in list(net.graph.nodes):
+        size = node.meta.get("maps")
+        if size is None:
+            continue
+        read = node.args[0]
+        with net.graph.inserting_before(node):
+            node.replace_input_with(read, net.graph.call_function(aten.expand.default, (read, [-1, -1, *size])))
 
 
 def build(op: Op, device: torch.device | None) -> nn.Module:

@@ -14,6 +14,8 @@ from layercollapse.collapse.ir import Affine, Field, Net, Rectify, Scale, operan
 from layercollapse.collapse.weights import held, scaled
 from layercollapse.nodes import packet
 
+aten = torch.ops.aten
+
 
 def drop_identities(net: Net) -> bool:
     """A scale of one and a shift of zero goes."""
@@ -144,6 +146,8 @@ def sink_scales(net: Net) -> bool:
         if user is None or place is None or (packet(user) in MAXIMA and bool((op.scale < 0).any())):
             continue
         dim, repeat = place
+        if repeat > 1 and op.uniform is None and not affine_readers(net, user, dim):
+            continue  # a value for every position: more parameters, for maps of one size
         scale, shift = (values.repeat_interleave(repeat) for values in (op.scale, op.shift))
         moved = replace(op, scale=scale, shift=shift, channel_dim=dim)
         user.replace_input_with(node, source(node))
@@ -252,6 +256,9 @@ def constants_in_sums(net: Net) -> bool:
             if fact is None or known.complete(kept) is not None:
                 continue
             dim, value = fact
+            spread = packet(other) is aten.flatten and carry(other, 1) != (-1, 1)
+            if spread and not affine_readers(net, node, dim):
+                break  # a value for every position: more parameters, for maps of one size
             shift = Scale(torch.ones_like(value), value, dim, dtype_of(net, other))
             net.replace(node, net.insert(f"{_layer_above(other)}_shift", shift, kept, after=kept))
             changed = True

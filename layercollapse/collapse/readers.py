@@ -105,8 +105,8 @@ def _affine(node: fx.Node, model: Model, window: Window, groups: int) -> Affine 
         return None
     path = module_path(node)
     source = (
-        model.names.get(argument(node, 1).name, f"{path}.weight"),
-        None if b is None else model.names.get(bias.name, f"{path}.bias"),
+        model.name(argument(node, 1), f"{path}.weight"),
+        None if b is None else model.name(bias, f"{path}.bias"),
     )
     shift = torch.zeros(len(w), dtype=torch.float64) if b is None else float64(b)
     return Affine(Lazy(w), shift, window, groups, w.dtype, source=source)  # type: ignore[arg-type]

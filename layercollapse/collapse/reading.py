@@ -43,6 +43,13 @@ class Model:
                 self.values[argument.name] = self._value(argument)
         return self.values.get(argument.name)
 
+    def name(self, node: fx.Node, default: str) -> str:
+        """The name of a tensor in the model, or for one that `tensor` made a name that no other has.
+
+        Without a module of their own, layers whose weights are computed would all go by one default.
+        """
+        return self.names.get(node.name, f"{default} of {node.name}")
+
     def _value(self, node: fx.Node) -> Any:
         if node.name in self.values:
             return self.values[node.name]

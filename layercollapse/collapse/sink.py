@@ -56,12 +56,16 @@ def _reads_one_position(op: Affine) -> bool:
 
 
 def _at(op: Affine, dim: int, rank: int) -> Affine | None:
-    """The same layer over a tensor with its channels along another dimension."""
-    if dim == op.channel_dim:
-        return op
+    """The same layer over a tensor with its channels along another dimension, or with fewer dimensions."""
+    dims = rank - 2 if dim == 1 else 0
+    if dims == len(op.window.kernel):
+        return op if dim == op.channel_dim else None
+    if dim == 1 and op.window.kernel:
+        window = Window((1,) * dims, (1,) * dims, (0,) * dims, (1,) * dims)
+        return replace(op, weight=op.weight.reshape(*op.size[:2], *window.kernel), window=window, source=None)
     if dim == -1 and op.groups == 1 and rank == 2:
         return replace(op, weight=op.weight.flatten(1), window=Window(), source=None)
-    return None
+    return op if not op.window.kernel and dim == -1 else None
 
 
 def merge_with_pooling(net: Net) -> bool:
@@ -105,6 +109,8 @@ def _pooling(node: fx.Node, op: Affine) -> Affine | None:
 def merge_through_flatten(net: Net) -> bool:
     """A convolution, and the linear layer that alone reads its flattened map, are one linear layer, if that is less
     work: its weights are those of the second, spread over the positions that the first reads.
+
+    They fit maps of one size, where the two took all that flatten to as many values: the flatten then says which.
     """
     changed = False
     for node, op in net.records(Affine):
@@ -131,6 +137,8 @@ def merge_through_flatten(net: Net) -> bool:
         flat = (size[0], merged.inputs)
         user.replace_input_with(node, source(node))
         user.meta["shape"] = flat
+        if not op.window.pointwise:
+            user.meta["maps"] = size[2:]  # flattened, maps of another size may have as many positions
         net.set(below, merged)
         net.erase(node)
         changed = True
