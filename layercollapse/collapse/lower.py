@@ -85,7 +85,10 @@ class _Lowering:
         reading = read(node, self.context)
         if reading is None:
             arguments, keywords = fx.map_arg(node.args, self._mapped), fx.map_arg(node.kwargs, self._mapped)
-            self._put(node, self.net.graph.call_function(node.target, arguments, keywords))  # type: ignore[arg-type]
+            # What a layer gives lies in memory as its weights do, or its input: a view that fits the one may not fit
+            # the other.
+            called = aten.reshape.default if node.target is aten.view.default else node.target
+            self._put(node, self.net.graph.call_function(called, arguments, keywords))  # type: ignore[arg-type]
             return
         op, source = reading
         self._put(node, self._record(identifier(_path(node, op, self.model)), op, source))
