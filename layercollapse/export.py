@@ -85,7 +85,10 @@ def export(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> torch.expor
             return isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == batch
 
         def every(leaf: Any) -> dict[int, Any] | None:
-            return dict.fromkeys(range(leaf.ndim), auto) if isinstance(leaf, Tensor) else None
+            if not isinstance(leaf, Tensor):
+                return None
+            # A size of 1 is fixed, and torch.export would say so on the console.
+            return {dim: auto for dim, size in enumerate(leaf.shape) if size > 1 or (dim == 0 and batched(leaf))}
 
         def first(leaf: Any) -> dict[int, Any] | None:
             return {0: auto} if batched(leaf) else None
