@@ -81,6 +81,12 @@ def test_exports_take_every_size_that_the_network_takes(tmp_path: Path) -> None:
                 assert torch.allclose(got, expected, atol=1e-6)
 
 
+def test_no_data_goes_into_the_files(tmp_path: Path) -> None:
+    data = torch.rand(100_000, 8)
+    lc.collapse(nn.Sequential(nn.Linear(8, 4), nn.ReLU()).eval(), data[:2]).save(tmp_path)
+    assert sum(file.stat().st_size for file in tmp_path.iterdir()) < 100_000
+
+
 def test_pt2_loads_without_the_package(saved: tuple[Path, nn.Module, torch.Tensor], tmp_path: Path) -> None:
     folder, model, x = saved
     torch.save({"x": x, "y": model(x).detach()}, tmp_path / "data.pt")

@@ -101,6 +101,8 @@ def save(model: nn.Module, folder: str | os.PathLike[str], example_inputs: Any) 
     args, kwargs = call_arguments(example_inputs)
     with evaluating(model), torch.no_grad():
         exported = export(model, args, kwargs)
+    # Else the file holds the example, and with one that is a slice of a data set all of the data.
+    exported.example_inputs = None
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
