@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from layercollapse.collapse.chain import merge_in_sequence
 from layercollapse.collapse.channels import drop_unread_channels
 from layercollapse.collapse.cost import net_depth
-from layercollapse.collapse.emit import emit_all
+from layercollapse.collapse.emit import emit, emit_all
 from layercollapse.collapse.ir import Affine, Net, Rectify, shape
 from layercollapse.collapse.linearize import linearize
 from layercollapse.collapse.merge import merge_side_by_side, trim_kernels
@@ -113,8 +113,7 @@ def forms(
 
 def unchanged(base: Net, device: torch.device) -> Form:
     """The network as lowered, layer by layer."""
-    net = base.copy()
-    return Form(UNCHANGED, emit_all([net.copy()], device)[0], net_depth(net), _neurons(net), {}, False, ())
+    return Form(UNCHANGED, emit(base.copy(), device), net_depth(base), _neurons(base), {}, False, ())
 
 
 def _neurons(net: Net) -> dict[str, int]:
