@@ -5,6 +5,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from layercollapse.collapse import forms, search
+from layercollapse.collapse.cost import macs
+
 # Properties of the ops: slow on a busy machine, and large. LAYERCOLLAPSE_NIGHTLY_CASES: of each op, with -m nightly.
 slow_data = [HealthCheck.too_slow, HealthCheck.data_too_large]
 settings.register_profile("ops", deadline=None, suppress_health_check=slow_data)
@@ -54,3 +57,14 @@ def one_thread():
     """Networks this small train several times slower on two threads when the machine has other work."""
     with core_using(threads=1):
         yield
+
+
+@pytest.fixture(autouse=True)
+def counted(request, monkeypatch):
+    """Multiplications decide how a network is written, where a test is not marked `timed`.
+
+    Networks this small take microseconds, and on a machine with other work every race has two outcomes.
+    """
+    if request.node.get_closest_marker("timed") is None:
+        monkeypatch.setattr(search, "Clock", lambda device: macs)
+        monkeypatch.setattr(forms, "_timed", lambda models, *_, **__: dict.fromkeys(models, 1.0))

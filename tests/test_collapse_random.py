@@ -6,6 +6,7 @@ A network is a `Spec`: steps that hypothesis draws freely and shrinks to few. A 
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
@@ -18,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from torch import Tensor, nn
 
 import layercollapse as lc
+from layercollapse.collapse import forms, search
 
 TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-10}
 SIZES = {"flat": (), "tokens": (5,), "1d": (7,), "2d": (7, 6), "3d": (5, 4, 4)}
@@ -436,7 +438,7 @@ def assert_same(model: nn.Module, network: nn.Module, x: Tensor) -> None:
         expected, got = network(x.clone()), model(x.clone())
     assert got.shape == expected.shape
     scale = max(1.0, float(expected.abs().max()))
-    assert float((got - expected).abs().max()) <= TOLERANCES[x.dtype] * scale
+    assert float((got - expected).detach().abs().max()) <= TOLERANCES[x.dtype] * scale
 
 
 def check_counted(spec: Spec, dtype: torch.dtype) -> None:
@@ -451,9 +453,16 @@ def check_counted(spec: Spec, dtype: torch.dtype) -> None:
 
 
 def check_proven(spec: Spec, dtype: torch.dtype) -> None:
-    """What bounds prove, no input contradicts: neither those counted, nor others in the box, of other sizes too."""
+    """What bounds prove, no input contradicts: neither those counted, nor others in the box, of other sizes too.
+
+    That holds whichever way to write the network is the fastest: the times are drawn.
+    """
     network, x, report = observe(spec, dtype)
-    result = lc.collapse(network, x, None, box=(-1.0, 1.0), tolerance=float("inf"), cost="latency")
+    drawn = random.Random(spec.seed).random
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "Clock", lambda device: lambda op, inputs: drawn())
+        patch.setattr(forms, "_timed", lambda models, *_, **__: {name: drawn() for name in models})
+        result = lc.collapse(network, x, None, box=(-1.0, 1.0), tolerance=float("inf"), cost="latency")
     steady = {site.name for site in result.sites if "can change its sign" in site.reason}
     assert steady <= {layer.name for layer in report or [] if layer.collapsible}
     larger = (8, *(n + 3 for n in x.shape[1:])) if spec.layout == "tokens" else (8, 3, *(n + 3 for n in x.shape[2:]))

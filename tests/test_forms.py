@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 import layercollapse as lc
-from layercollapse.collapse import forms, search
-from layercollapse.collapse.cost import macs
+from layercollapse.collapse import forms
 
 MERGED, SEPARATE, EIGHTS = forms.ALL, "no layers merged in sequence", "channels dropped in eights"
 
@@ -18,8 +17,6 @@ MERGED, SEPARATE, EIGHTS = forms.ALL, "no layers merged in sequence", "channels 
 @pytest.fixture
 def times(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Give the times of the input and of each form, in ms, in the order of the race; a second race repeats them."""
-    # Layers alone take as long as they have multiplications: only the whole models are in question here.
-    monkeypatch.setattr(search, "Clock", lambda device: macs)
 
     def give(**milliseconds: float) -> None:
         by_name = {
@@ -136,6 +133,7 @@ def test_nothing_to_change_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None
     assert counted.form == MERGED
 
 
+@pytest.mark.timed
 def test_the_times_are_measured() -> None:
     model, x = shrinking()
     result = lc.collapse(model, x, None)
