@@ -22,6 +22,7 @@ from torch import Tensor, fx, nn
 
 from layercollapse.errors import LayerCollapseError
 from layercollapse.export import call_arguments, copied, describe, drop_idle, evaluating, export, functionalize, reason
+from layercollapse.moves import MOVING, behind, name_of
 from layercollapse.nodes import (
     AFFINE,
     FIRST_DIM,
@@ -49,7 +50,8 @@ class Site:
             ``forward`` stands for the model itself.
         kind: the rectifier, for example ``"relu"`` (see `layercollapse.rectifiers`).
         channels: number of neurons.
-        channel_dim: dimension of the neurons in the site's tensor: 1 for (N, C, *spatial), -1 for (N, *, C).
+        channel_dim: dimension of the neurons in the site's tensor: 1 for (N, C, *spatial), -1 for (N, *, C), another
+            where the model has moved them between its positions.
         lower: the bend at which a neuron changes piece; 0 but for a hardtanh.
         upper: the upper bend (6 for ReLU6), or None.
         feeding: names of the weights that reach the site through affine operations alone.
@@ -211,13 +213,39 @@ def channel_dims(graph: fx.Graph) -> dict[fx.Node, int]:
         elif called in FIRST_DIM:
             dims[node] = 1
         elif node.op == "call_function":
-            # getitem takes the first of a native norm's results, which has the norm's shape.
-            for source in node.all_input_nodes:
-                same = called in RESIZING or _shape(source) is None or _shape(source) == _shape(node)
-                if source in dims and same:
-                    dims[node] = dims[source]
-                    break
+            dim = _carried(node, dims) if name_of(called) in MOVING else _kept(node, dims)
+            if dim is not None:
+                dims[node] = dim
     return dims
+
+
+def _carried(node: fx.Node, dims: Mapping[fx.Node, int]) -> int | None:
+    """Channel dimension of what an operation makes that moves, joins or drops dimensions; of the first of its parts."""
+    source, value = node.args[0], node.meta.get("val")
+    after = _example(value[0] if isinstance(value, list | tuple) and value else value)
+    before = _example(source.meta.get("val")) if isinstance(source, fx.Node) else None
+    if before is None or after is None or source not in dims:
+        return None
+    args, kwargs = fx.map_arg((node.args[1:], dict(node.kwargs)), lambda n: _number(n.meta.get("val")))
+    return behind(node.target, args, kwargs, (before, after), dims[source])  # type: ignore[arg-type,index]
+
+
+def _kept(node: fx.Node, dims: Mapping[fx.Node, int]) -> int | None:
+    # getitem takes the first of a native norm's results, which has the norm's shape.
+    for source in node.all_input_nodes:
+        same = packet(node) in RESIZING or _shape(source) is None or _shape(source) == _shape(node)
+        if source in dims and same:
+            return dims[source]
+    return None
+
+
+def _example(value: Any) -> tuple[int, ...] | None:
+    """A tensor's shape for the example inputs."""
+    return tuple(_number(size) for size in value.shape) if isinstance(value, Tensor) else None
+
+
+def _number(size: Any) -> Any:
+    return size.node.hint if isinstance(size, torch.SymInt) else size
 
 
 def _sites(graph: fx.Graph, tensors: Mapping[str, str], model: nn.Module) -> Iterator[Site]:

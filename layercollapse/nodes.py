@@ -47,6 +47,11 @@ RESIZING = by_dims("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_po
     aten.constant_pad_nd,
     aten.upsample_linear1d,
     aten.upsample_bilinear2d,
+    # What decomposition makes of some of these.
+    aten._adaptive_avg_pool2d,
+    aten._adaptive_avg_pool3d,
+    aten.max_pool2d_with_indices,
+    aten.max_pool3d_with_indices,
 }
 # Operations that do the same for maps of every height and width.
 ANY_SIZE = RESIZING | {aten.add, aten.sub, aten.mul, aten.neg, aten.mean, aten.amax, aten.flatten, aten.squeeze}

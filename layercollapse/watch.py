@@ -20,6 +20,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from layercollapse import ops, rectifiers
 from layercollapse.errors import LayerCollapseError
+from layercollapse.moves import MOVING, behind, name_of
 from layercollapse.nodes import FIRST_DIM, LAST_DIM, RESIZING, WEIGHTED
 
 # Path of the model itself, and names that wrappers put into module paths; they are left out of site names.
@@ -80,14 +81,20 @@ class ForwardWatch(TorchFunctionMode):
         if rectifier is not None:
             self._count(rectifier, args, kwargs)
         result = func(*args, **kwargs)
-        if isinstance(result, Tensor) and result.ndim > 2:  # below, both conventions name the same dimension
-            self._tag(called, args, kwargs, result)
+        for part in result if isinstance(result, list | tuple) else [result]:
+            if isinstance(part, Tensor) and part.ndim > 1:
+                self._tag(called, args, kwargs, part)
         return result
 
     def _tag(self, called: Any, args: tuple, kwargs: dict[str, Any], result: Tensor) -> None:
-        dim = _CHANNEL_DIMS.get(getattr(called, "__name__", ""))
-        if dim is None:
-            resizing = getattr(called, "__name__", "") in _RESIZING
+        dim = _CHANNEL_DIMS.get(name_of(called))
+        first = args[0] if args else kwargs.get("input")
+        if dim is None and name_of(called) in MOVING and isinstance(first, Tensor):
+            if first in self._dims:
+                rest = {name: value for name, value in kwargs.items() if name != "input"}
+                dim = behind(called, args[1:], rest, (first.shape, result.shape), self._dims[first])
+        elif dim is None:
+            resizing = name_of(called) in _RESIZING
             sources = (
                 x
                 for x in tree_leaves((args, kwargs))

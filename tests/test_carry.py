@@ -40,6 +40,15 @@ CASES = [
     ((2, 3, 4), -1, lambda x: x.view(-1, 12), None),
     ((6, 4), -1, lambda x: x.view(2, 3, 4), (-1, 1)),
     ((2, 3, 4), 1, lambda x: x.contiguous(), (1, 1)),
+    ((2, 3, 4, 6), 1, lambda x: x.mean(2), (1, 1)),
+    ((2, 3, 4, 6), 1, lambda x: x.view(2, 3, -1), (1, 1)),
+    ((2, 3, 4, 6), 1, lambda x: x.view(2, 4, 3, 6), None),
+    ((2, 3, 1, 6), 1, lambda x: x.squeeze(2), (1, 1)),
+    ((2, 3, 1, 1), 1, lambda x: x.squeeze(3).squeeze(2), (-1, 1)),
+    ((2, 3), -1, lambda x: x.unsqueeze(2), (1, 1)),
+    ((2, 3), -1, lambda x: x.unsqueeze(1), (-1, 1)),
+    ((2, 3, 3), 1, lambda x: x.transpose(1, 2), (-1, 1)),
+    ((2, 3, 4), -1, lambda x: x.transpose(0, 1), None),
 ]
 
 

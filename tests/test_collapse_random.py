@@ -278,6 +278,14 @@ def reduce(step: Step, x: Tensor, last: bool, generator: torch.Generator, before
         return Part(lambda part, x: function(x, 1), False)
     if step.kind == "tokens":
         return Part(lambda part, x: x.flatten(2).transpose(1, 2), True)
+    if step.kind == "rows":
+        return Part(lambda part, x: x.mean(2), False) if x.ndim > 3 else None
+    if step.kind == "one row":
+        return Part(lambda part, x: x[:, :, 0], False) if x.ndim > 3 else None
+    if step.kind == "join":
+        return Part(lambda part, x: x.reshape(x.shape[0], x.shape[1], -1), False)
+    if step.kind == "squeeze":
+        return Part(lambda part, x: F.max_pool2d(x, (x.shape[2], 1)).squeeze(2), False) if x.ndim == 4 else None
     return Part(lambda part, x: x.mean(tuple(range(2, x.ndim))), False)
 
 
@@ -404,7 +412,8 @@ def step(draw: Any, same: bool, inner: bool) -> Step:
     if op == "pad":
         return Step(op, padding=draw(st.integers(0, 2)))
     if op == "reduce":
-        return Step(op, kind=draw(st.sampled_from(("mean", "flatten", "pool", "tokens"))))
+        kinds = ("mean", "flatten", "pool", "tokens", "rows", "one row", "join", "squeeze")
+        return Step(op, kind=draw(st.sampled_from(kinds)))
     if op == "dropout":
         return Step(op)
     ways = st.lists(step(True, True), max_size=4).map(tuple)

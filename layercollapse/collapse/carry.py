@@ -8,6 +8,7 @@ import torch
 from torch import fx
 
 from layercollapse.collapse.ir import shape
+from layercollapse.moves import moved
 from layercollapse.nodes import by_dims, packet
 
 aten = torch.ops.aten
@@ -16,6 +17,8 @@ MAXIMA = by_dims("max_pool", "adaptive_max_pool")
 AVERAGES = by_dims("avg_pool", "adaptive_avg_pool") | {aten.mean}
 VIEWS = {aten.view, aten.reshape, aten._unsafe_view}
 _SAME = {aten.contiguous, aten.clone}
+_KEEP_SAMPLES = {aten.mean, aten.permute, aten.transpose}
+_MOVES = _KEEP_SAMPLES | {aten.flatten, aten.select, aten.slice, aten.squeeze, aten.unsqueeze}
 
 
 def carry(node: fx.Node, dim: int) -> tuple[int, int] | None:
@@ -36,29 +39,11 @@ def carry(node: fx.Node, dim: int) -> tuple[int, int] | None:
     before, after, called = shape(source), shape(node), packet(node)
     if called in _SAME:
         return dim, 1
-    if called in VIEWS:
-        if not isinstance(arguments[1], list | tuple):
-            return None  # a view of the same bits as another dtype
-        return (-1, 1) if dim == -1 and before and after and after[-1] == before[-1] else None
-    if len(before) < 3:
-        return None
-    position = dim % len(before)
-    if called in (aten.permute, aten.transpose):
-        return _moved(called, arguments, position, len(before))
-    if called in (aten.select, aten.slice):
-        along = (arguments[1] if len(arguments) > 1 else 0) % len(before)
-        kept = along != position and (dim == -1 or along > 1)
-        return (_named(dim, len(after)), 1) if kept else None
-    if called is aten.mean:
-        dims = arguments[1] if len(arguments) > 1 else None
-        if not isinstance(dims, list | tuple) or not dims:
-            return None
-        gone = {d % len(before) for d in dims}
-        kept = 0 not in gone and position not in gone and (dim == -1 or min(gone) > 1)
-        return (_named(dim, len(after)), 1) if kept else None
-    if called is aten.flatten:
-        return _flattened(arguments, dim, before, after)
-    if dim == 1 and (called in MAXIMA or (called in AVERAGES and _weighs_alike(arguments))):
+    if called in VIEWS and not isinstance(arguments[1], list | tuple):
+        return None  # a view of the same bits as another dtype
+    if called in VIEWS | _MOVES:
+        return _moved(node, dim, before, after)
+    if len(before) > 2 and dim == 1 and (called in MAXIMA or (called in AVERAGES and _weighs_alike(arguments))):
         return 1, 1
     return None
 
@@ -79,34 +64,19 @@ def parts(node: Any) -> tuple[int, list[fx.Node]] | None:
     return -1 if along == rank - 1 else 1, joined
 
 
-def _named(dim: int, rank: int) -> int:
-    """A channel dimension 1 that has become the last one is called -1."""
-    return -1 if dim == -1 or rank == 2 else 1
+def _moved(node: fx.Node, dim: int, before: tuple[int, ...], after: tuple[int, ...]) -> tuple[int, int] | None:
+    def at(place: int) -> int | None:
+        return moved(node.target, node.args[1:], {}, (before, after), place)  # type: ignore[arg-type]
 
-
-def _moved(called: Any, arguments: Any, position: int, rank: int) -> tuple[int, int] | None:
-    order = list(range(rank))
-    if called is aten.transpose:
-        a, b = (d % rank for d in arguments[1:3])
-        order[a], order[b] = b, a
-    else:
-        order = [d % rank for d in arguments[1]]
-    target = order.index(position)
-    if order[0] != 0:
+    called, place = packet(node), at(dim % len(before))
+    if node.kwargs or (called in _KEEP_SAMPLES and at(0) != 0):
         return None
-    return (-1, 1) if target == rank - 1 else (1, 1) if target == 1 else None
-
-
-def _flattened(arguments: Any, dim: int, before: tuple[int, ...], after: tuple[int, ...]) -> tuple[int, int] | None:
-    start = (arguments[1] if len(arguments) > 1 else 0) % len(before)
-    end = (arguments[2] if len(arguments) > 2 else -1) % len(before)
-    if dim == 1 and start > 1:
-        return 1, 1
-    if dim == 1 and start == 1 and end == len(before) - 1:
-        return -1, max(1, after[1] // max(1, before[1]))
-    if dim == -1 and start > 0 and end < len(before) - 1:
-        return -1, 1
-    return None
+    if place is None:
+        whole = called is aten.flatten and dim == 1 and len(after) == 2 and after[0] == before[0]
+        return (-1, max(1, after[1] // max(1, before[1]))) if whole else None
+    if place not in (1, len(after) - 1) or after[place] != before[dim]:
+        return None
+    return -1 if place == len(after) - 1 else 1, 1
 
 
 def _weighs_alike(arguments: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -27,9 +28,10 @@ def drop_unread_channels(net: Net) -> bool:
             net.set(node, replace(op, weight=taken(op, columns=keep), source=None))
     for node, keep in kept.items():
         if not bool(keep.all()) and bool(keep.any()):
-            _shrink(net, node, keep, kept)
+            dim = channels.dims[node]
+            _shrink(net, node, dim, keep, kept)
             size = list(shape(node))
-            size[channels.dims[node]] = int(keep.sum())
+            size[dim] = int(keep.sum())
             node.meta["shape"] = tuple(size)
     return True
 
@@ -152,12 +154,12 @@ class _Channels:
         if any(other.meta.get("shape") is not None for other in node.all_input_nodes[1:]):
             return None
         place = carry(node, self.dims[first])
-        if place is not None and packet(node) in VIEWS and not isinstance(node.args[1][-1], int):  # type: ignore[index]
+        if place is not None and packet(node) in VIEWS and not isinstance(node.args[1][place[0]], int):  # type: ignore[index]
             return None
         return place
 
 
-def _shrink(net: Net, node: fx.Node, keep: Tensor, kept: dict[fx.Node, Tensor]) -> None:
+def _shrink(net: Net, node: fx.Node, dim: int, keep: Tensor, kept: dict[fx.Node, Tensor]) -> None:
     """Give a node only some of its channels."""
     op, joined = net.op(node), parts(node)
     if isinstance(op, Affine):
@@ -174,4 +176,6 @@ def _shrink(net: Net, node: fx.Node, keep: Tensor, kept: dict[fx.Node, Tensor]) 
     elif joined is not None:
         node.args = ([part for part in joined[1] if bool(kept[part].any())], *node.args[1:])
     elif packet(node) in VIEWS:
-        node.args = (node.args[0], [*node.args[1][:-1], int(keep.sum())])  # type: ignore[index,misc]
+        sizes: list[Any] = list(node.args[1])  # type: ignore[arg-type]
+        sizes[dim] = int(keep.sum())
+        node.args = (node.args[0], sizes)

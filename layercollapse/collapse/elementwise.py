@@ -69,6 +69,8 @@ def _values(value: Any, read: fx.Node, model: Model) -> tuple[Tensor, int, str |
     tensor = model.tensor(value)
     if tensor is not None and read not in model.dims:
         return None  # no layer above could take it
+    if model.dims.get(read, 1) not in (1, -1, len(size) - 1):
+        return None  # records have their channels in dimension 1 or the last
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if number or (tensor is not None and tensor.numel() == 1 and tensor.ndim <= len(size)):
         channels = fixed(size[dim])

@@ -148,6 +148,8 @@ def _rectifier(node: fx.Node, model: Model) -> Reading | None:
     site, source = model.sites[node.name], argument(node, 0)
     if rank(source) < 2:
         return None  # (N,): the one neuron has no dimension
+    if rank(source) > 2 and site.channel_dim not in (1, -1):
+        return None  # records have their channels in dimension 1 or the last
     dim = -1 if rank(source) == 2 else site.channel_dim
     # A rectifier that becomes linear is emitted with parameters: they must not change the dtype of what flows.
     slope, dtype = None, node.meta["val"].dtype
