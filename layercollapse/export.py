@@ -6,6 +6,7 @@ import inspect
 import operator
 import os
 import traceback
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -64,6 +65,17 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             for buffer, value in values:
                 if not _identical(buffer, value):
                     buffer.copy_(value)
+
+
+@contextmanager
+def unwarned() -> Iterator[None]:
+    """The block without two warnings of torch.export that ask nothing of whoever collapses a model."""
+    with warnings.catch_warnings():
+        # torch.nn.utils.prune and weight_norm assign a weight in every forward pass, and the next one does so again.
+        warnings.filterwarnings("ignore", r"The tensor attributes? .* assigned during export", UserWarning)
+        # Of torch about itself, where it copies an exported program.
+        warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
+        yield
 
 
 def _identical(a: Tensor, b: Tensor) -> bool:

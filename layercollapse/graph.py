@@ -21,7 +21,17 @@ import torch
 from torch import Tensor, fx, nn
 
 from layercollapse.errors import LayerCollapseError
-from layercollapse.export import call_arguments, copied, describe, drop_idle, evaluating, export, functionalize, reason
+from layercollapse.export import (
+    call_arguments,
+    copied,
+    describe,
+    drop_idle,
+    evaluating,
+    export,
+    functionalize,
+    reason,
+    unwarned,
+)
 from layercollapse.moves import MOVING, behind, name_of
 from layercollapse.nodes import (
     AFFINE,
@@ -138,7 +148,7 @@ def capture(model: nn.Module, example_inputs: Any) -> Capture:
     """
     args, kwargs = call_arguments(example_inputs)
     model = unwrapped(model)
-    with evaluating(model), torch.no_grad():
+    with evaluating(model), unwarned(), torch.no_grad():
         try:
             model(*copied(args), **copied(kwargs))
         except Exception as error:

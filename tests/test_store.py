@@ -6,6 +6,7 @@ import contextlib
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils.prune import l1_unstructured
 
 import layercollapse as lc
 
@@ -178,3 +180,24 @@ def test_a_folder_that_cannot_be_written(saved: tuple[Path, nn.Module, torch.Ten
 
     with pytest.raises(lc.LayerCollapseError, match="expected the model of a CollapseResult"):
         save(nn.Linear(2, 2), tmp_path, x)
+
+
+class Rectified(nn.Module):
+    """A convolution pruned by torch, and a view changed in place, which torch.export has to decompose."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+        l1_unstructured(self.conv, "weight", 0.5)
+
+    def forward(self, x):
+        x = self.conv(x)
+        x.view(x.shape[0], -1).relu_()
+        return x
+
+
+def test_nothing_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        lc.collapse(Rectified(), torch.randn(2, 3, 4, 4)).save(tmp_path)
+    assert capfd.readouterr() == ("", "")

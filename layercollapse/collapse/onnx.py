@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from layercollapse.errors import LayerCollapseError, require
-from layercollapse.export import call_arguments, evaluating, export
+from layercollapse.export import call_arguments, evaluating, export, unwarned
 from layercollapse.files import atomic
 
 
@@ -32,7 +32,7 @@ def save_onnx(model: nn.Module, path: Path, example_inputs: Any, tolerance: floa
         require(module, "export")
     runtime = require("onnxruntime", "export")
     args, kwargs = call_arguments(example_inputs)
-    with evaluating(model), torch.no_grad():
+    with evaluating(model), unwarned(), torch.no_grad():
         expected = [t for t in pytree.tree_leaves(model(*args, **kwargs)) if isinstance(t, Tensor)]
         try:
             program = torch.onnx.export(export(model, args, kwargs), dynamo=True, verbose=False)

@@ -23,7 +23,7 @@ from torch import Tensor, fx, nn
 
 from layercollapse.collapse.modules import ChannelAffine, ConstantMap
 from layercollapse.errors import LayerCollapseError
-from layercollapse.export import call_arguments, evaluating, export
+from layercollapse.export import call_arguments, evaluating, export, unwarned
 from layercollapse.files import atomic, write_text
 
 FORMAT, VERSION = "layercollapse.model", 1
@@ -99,7 +99,7 @@ def save(model: nn.Module, folder: str | os.PathLike[str], example_inputs: Any) 
     state = {name: value for name, value in model.state_dict().items() if name not in tied}
     tensors = {name: value.detach().contiguous().clone() for name, value in state.items()}
     args, kwargs = call_arguments(example_inputs)
-    with evaluating(model), torch.no_grad():
+    with evaluating(model), unwarned(), torch.no_grad():
         exported = export(model, args, kwargs)
     # Else the file holds the example, and with one that is a slice of a data set all of the data.
     exported.example_inputs = None
