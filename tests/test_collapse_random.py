@@ -285,7 +285,7 @@ def reduce(step: Step, x: Tensor, last: bool, generator: torch.Generator, before
     if step.kind == "join":
         return Part(lambda part, x: x.reshape(x.shape[0], x.shape[1], -1), False)
     if step.kind == "squeeze":
-        return Part(lambda part, x: F.max_pool2d(x, (x.shape[2], 1)).squeeze(2), False) if x.ndim == 4 else None
+        return Part(lambda part, x: x.amax(2, keepdim=True).squeeze(2), False) if x.ndim == 4 else None
     return Part(lambda part, x: x.mean(tuple(range(2, x.ndim))), False)
 
 

@@ -142,7 +142,12 @@ def test_truncated_files(saved: tuple[Path, nn.Module, torch.Tensor], tmp_path: 
         (lambda d: d["modules"].update({"a.__class__": {"type": "ReLU"}}), "__class__"),
         (lambda d: d["modules"].update(a={"type": "Sequential"}), "Sequential"),
         (lambda d: d["modules"]["head"].update(in_features=10**9), "head.weight"),
-        (lambda d: d["nodes"][-1].update(args=[{"node": "nothing"}]), "nothing"),
+        (lambda d: d["nodes"][-1].update(args={"tuple": [{"node": "nothing"}]}), "nothing"),
+        (lambda d: d["nodes"][-1].update(args=[]), "no tuple"),
+        (lambda d: d["nodes"][-2].update(args="x"), "no tuple"),
+        (lambda d: d["nodes"][-2].update(kwargs=[]), "no tuple and dict"),
+        (lambda d: d["nodes"][-2].update(kwargs={"dict": {"x=1)\nimport os\nf(y": 1}}), "argument named"),
+        (lambda d: d["nodes"][-2].update(kwargs={"dict": {"if": 1}}), "argument named 'if'"),
     ],
 )
 def test_hostile_json(saved: tuple[Path, nn.Module, torch.Tensor], tmp_path: Path, change, message: str) -> None:

@@ -281,6 +281,11 @@ def _rebuild(described: dict[str, Any], tensors: dict[str, Tensor]) -> fx.GraphM
             raise LayerCollapseError(f"it has a node {name!r}")
         args = _decode(entry["args"], nodes)
         kwargs = _decode(entry["kwargs"], nodes)
+        if not isinstance(args, tuple) or not isinstance(kwargs, dict):
+            raise LayerCollapseError(f"its node {name!r} has arguments that are no tuple and dict")
+        # They become part of the source text of a function, as they are.
+        if bad := [key for key in kwargs if not key.isidentifier() or keyword.iskeyword(key)]:
+            raise LayerCollapseError(f"its node {name!r} has an argument named {bad[0]!r}")
         if op == "placeholder":
             if not target.isidentifier() or keyword.iskeyword(target):
                 raise LayerCollapseError(f"it has an input {target!r}")
