@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from layercollapse.collapse.elementwise import restore_numbers
-from layercollapse.collapse.ir import Affine, Field, Net, Op, Rectify, Scale, Window, source, transposed
+from layercollapse.collapse.ir import Affine, Field, Net, Op, Rectify, Scale, Window, transposed
 from layercollapse.collapse.lower import identifier
 from layercollapse.collapse.modules import ChannelAffine, ConstantMap
-from layercollapse.collapse.weights import held
+from layercollapse.collapse.split import split_plane
 
 aten = torch.ops.aten
 
@@ -55,7 +55,9 @@ def emit_all(nets: Sequence[Net], device: torch.device | None = None) -> list[fx
     Every record is let go once it is built: the algebra's float64 weights and the modules are not all there at once.
     """
     for net in nets:
-        _split_planes(net)
+        for node, op in net.records(Affine):
+            if op.plane is not None:
+                split_plane(net, node, op)
         _require_sizes(net)
         restore_numbers(net)
     places: dict[int, list[tuple[int, str]]] = {}
@@ -128,20 +130,6 @@ def pack(spec: Any, leaves: list[Any]) -> Any:
 
 def _children(spec: Any) -> list[Any]:
     return list(spec.children() if callable(getattr(spec, "children", None)) else spec.children_specs)
-
-
-def _split_planes(net: Net) -> None:
-    """A layer with a plane is a layer plus a constant map."""
-    for node, op in net.records(Affine):
-        if op.plane is None:
-            continue
-        name = f"{node.target}_border"
-        plane = Field(op.plane, torch.zeros_like(op.bias), op.window, (), op.dtype)
-        net.set(node, dataclasses.replace(op, weight=held(op), plane=None, source=None))
-        border = net.insert(name, plane, source(node), after=node)
-        with net.graph.inserting_after(border):
-            total = net.graph.call_function(aten.add.Tensor, (node, border))
-        net.reroute(node, total)
 
 
 def _require_sizes(net: Net) -> None:

@@ -24,6 +24,7 @@ from layercollapse.collapse.linearize import linearize
 from layercollapse.collapse.merge import merge_side_by_side, trim_kernels
 from layercollapse.collapse.obstacles import obstacles
 from layercollapse.collapse.rules import RULES, Rule, simplify
+from layercollapse.collapse.split import split_layers
 from layercollapse.export import call_arguments, copied, evaluating
 from layercollapse.measure import in_turns
 
@@ -36,6 +37,7 @@ _OPTIONAL: dict[Rule, str] = {
     merge_side_by_side: "no layers merged side by side",
     trim_kernels: "kernels not trimmed",
     drop_unread_channels: "channels dropped in eights",
+    split_layers: "no layers split",
 }
 _EIGHTS = 8
 # Of two times that differ by less, neither is called faster. Medians of one network in turns with copies of itself
@@ -56,6 +58,7 @@ class Form:
         kept: layers that follow each other and stay two, "first", "second" -> why.
         changed: whether it does anything but what the model does, call by call.
         repadded: layers that merged though that changes the border, "first → last".
+        split: layer that became several -> which, and what that saves.
     """
 
     name: str
@@ -65,6 +68,7 @@ class Form:
     kept: Mapping[tuple[str, str], str]
     changed: bool
     repadded: tuple[str, ...]
+    split: Mapping[str, str]
 
 
 def forms(
@@ -106,14 +110,15 @@ def forms(
     facts = []
     for net in made.values():
         kept, repadded = {**net.kept, **obstacles(net)}, tuple(" → ".join(pair) for pair in net.repadded)
-        facts.append((net_depth(net), _neurons(net), kept, changed, repadded))
+        split = {name: text for name, (_, text) in net.split.items()}
+        facts.append((net_depth(net), _neurons(net), kept, changed, repadded, split))
     models = emit_all(list(made.values()), device)
     return [Form(name, model, *known) for name, model, known in zip(made, models, facts, strict=True)]
 
 
 def unchanged(base: Net, device: torch.device) -> Form:
     """The network as lowered, layer by layer."""
-    return Form(UNCHANGED, emit(base.copy(), device), net_depth(base), _neurons(base), {}, False, ())
+    return Form(UNCHANGED, emit(base.copy(), device), net_depth(base), _neurons(base), {}, False, (), {})
 
 
 def _neurons(net: Net) -> dict[str, int]:

@@ -228,6 +228,7 @@ class Net:
         multiple: channels are dropped so that a multiple of this number is left.
         repad: whether layers may merge that differ at the border then (see `merge.repadded`).
         repadded: those that did, first and last.
+        split: a layer that became several -> their names, and what that saves.
     """
 
     def __init__(self, graph: fx.Graph, out_spec: Any) -> None:
@@ -243,6 +244,7 @@ class Net:
         self.multiple = 1
         self.repad = False
         self.repadded: list[tuple[str, str]] = []
+        self.split: dict[str, tuple[tuple[str, ...], str]] = {}
 
     def copy(self) -> Net:
         """A net of its own over the same records and tensors, none of which is ever changed."""
@@ -252,7 +254,7 @@ class Net:
         new.ops, new.tensors, new.parameters = dict(self.ops), dict(self.tensors), set(self.parameters)
         new.frozen, new.trains = set(self.frozen), self.trains
         new.clock, new.kept, new.multiple = self.clock, dict(self.kept), self.multiple
-        new.repad, new.repadded = self.repad, list(self.repadded)
+        new.repad, new.repadded, new.split = self.repad, list(self.repadded), dict(self.split)
         return new
 
     def op(self, node: Any) -> Op | None:

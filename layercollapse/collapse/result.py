@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,8 @@ class CollapseResult:
             measured in turns; empty where nothing was timed (``cost="macs"``, or nothing to change).
         repadded: layers that merged though one padding cannot do what their two did, ``"first → last"``, only with
             ``mode="repad"``: approximate at the border. Where there are any, train the model once more.
+        split: layer whose weight was the product of smaller ones, and which became these -> their names, the channels
+            between them, and their multiply-accumulates as a part of its own.
     """
 
     model: nn.Module
@@ -77,6 +80,7 @@ class CollapseResult:
     form: str
     latency: dict[str, float]
     repadded: tuple[str, ...] = ()
+    split: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def latency_before(self) -> float | None:
@@ -94,7 +98,7 @@ class CollapseResult:
         return tuple(site.name for site in self.sites if site.status == "collapsed")
 
     def explain(self) -> str:
-        """One line for every site: what became of it, and why; then the layers that could merge and did not."""
+        """One line for every site: what became of it, and why; then layers that could merge and did not, or split."""
         width = max((len(site.name) for site in self.sites), default=0)
         lines = [
             f"{site.name:<{width}}  {site.kind:<10}  {site.status:<9}  "
@@ -102,6 +106,7 @@ class CollapseResult:
             for site in self.sites
         ]
         lines += grouped(self.kept.items())
+        lines += [f"{name}: split into {parts}" for name, parts in self.split.items()]
         lines += [
             f"{pair}: merged with the padding moved to the first: approximate at the border (the outputs differ by "
             f"{self.max_abs_error:.3g}); train the model once more"

@@ -2,7 +2,7 @@
 
 A rule is a function that takes a net, rewrites what it can without changing what the net computes, and tells whether
 it did. Each removes something (a scale, a channel, a layer, a tap) or moves a scale towards a layer that takes it, so
-the loop ends.
+the loop ends; the one that makes two layers of one says itself why it does not go on for ever.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from layercollapse.collapse.ir import Net
 from layercollapse.collapse.merge import merge_side_by_side, trim_kernels
 from layercollapse.collapse.norms import strip_norms
 from layercollapse.collapse.sink import merge_through_flatten, merge_with_pooling, sink_layers
+from layercollapse.collapse.split import split_layers
 
 Rule = Callable[[Net], bool]
 
@@ -57,6 +58,7 @@ RULES: tuple[Rule, ...] = (
     merge_side_by_side,
     merge_neighbours,
     split_over_concatenations,
+    split_layers,
 )
 
 
