@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
 
 from layercollapse.errors import LayerCollapseError
 from layercollapse.nodes import ANY_SIZE, VIEWS, functional, mutates, packet
@@ -86,8 +87,9 @@ def _identical(a: Tensor, b: Tensor) -> bool:
 def export(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> torch.export.ExportedProgram:
     """Export with every size dynamic that the model leaves open, else the batch alone, else with the shapes given.
 
-    Images keep their height and width, unless the model is a graph of operations that take any: what torch.export
-    infers of them took 50 s for two blocks of a Swin, which pads them to whole windows, and 1.2 s without.
+    Images keep their height and width, unless the model is a graph of operations that take any, or pools to a size
+    that the example's would be taken for: what torch.export infers of sizes took 50 s for two blocks of a Swin, which
+    pads them to whole windows, and 1.2 s without.
     """
     leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     if leaves and leaves[0].ndim > 0:
@@ -108,7 +110,8 @@ def export(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> torch.expor
         # torch.export treats a dimension of size 1 as constant: a batch of one is shown as a batch of two.
         two = pytree.tree_map(lambda x: torch.cat([x, x]) if batch == 1 and batched(x) else x, (args, kwargs))
         images = any(leaf.is_floating_point() and leaf.ndim > 3 for leaf in leaves)
-        for dynamic in (first,) if images and not _takes_any_size(model) else (every, first):
+        closed = images and not _takes_any_size(model) and not _keeps_sizes(model, args, kwargs)
+        for dynamic in (first,) if closed else (every, first):
             shapes = _by_name(model, *pytree.tree_map(dynamic, (args, kwargs)))
             try:
                 return torch.export.export(model, two[0], two[1], dynamic_shapes=shapes, strict=False)
@@ -122,6 +125,24 @@ def _takes_any_size(model: nn.Module) -> bool:
     return isinstance(model, fx.GraphModule) and all(
         packet(node) in ANY_SIZE for node in model.graph.nodes if node.op == "call_function"
     )
+
+
+def _keeps_sizes(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> bool:
+    """Whether a model calls an adaptive pooling that keeps a size, which it is given as None."""
+
+    class Watch(TorchFunctionMode):
+        found = False
+
+        def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+            kwargs = kwargs or {}
+            if "adaptive" in getattr(func, "__name__", ""):
+                size = args[1] if len(args) > 1 else kwargs.get("output_size", ())
+                self.found = self.found or size is None or (isinstance(size, list | tuple) and None in size)
+            return func(*args, **kwargs)
+
+    with Watch() as watch, torch.no_grad():
+        model(*copied(args), **copied(kwargs))
+    return watch.found
 
 
 def _by_name(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -54,7 +55,11 @@ RESIZING = by_dims("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_po
     aten.max_pool3d_with_indices,
 }
 # Operations that do the same for maps of every height and width.
-ANY_SIZE = RESIZING | {aten.add, aten.sub, aten.mul, aten.neg, aten.mean, aten.amax, aten.flatten, aten.squeeze}
+ANY_SIZE = RESIZING | {
+    *(aten.add, aten.sub, aten.mul, aten.neg, aten.mean, aten.amax, aten.flatten, aten.squeeze),
+    # Of sizes: what a pooling keeps.
+    *(aten.sym_size, operator.add, operator.sub, operator.mul, operator.floordiv),
+}
 # Weightless operations that pass an affine function on.
 AFFINE = {
     aten.batch_norm,

@@ -330,3 +330,34 @@ def test_a_shift_has_the_name_of_the_branch_that_it_was() -> None:
     names = dict(lc.collapse(model, IMAGES, None).model.named_children())
     names |= dict(names.pop("branch").named_children())
     assert set(names) == {"stem", "relu", "2_shift", "relu_2", "head"}
+
+
+class KeepsRows(nn.Module):
+    """Pools each row of a map to one value, by a module or a function; `None` keeps the number of rows."""
+
+    def __init__(self, pool: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.conv, self.pool, self.head = nn.Conv2d(3, 4, 3), pool, nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.pool(self.conv(x))))
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        nn.AdaptiveAvgPool2d((None, 1)),
+        lambda x: F.adaptive_avg_pool2d(x, output_size=(1, None)),
+        lambda x: F.adaptive_avg_pool2d(x, (None, None)),
+    ],
+)
+def test_a_pooling_that_keeps_a_size_keeps_that_of_every_image(
+    pool: Callable[[torch.Tensor], torch.Tensor], tmp_path: Path
+) -> None:
+    model = KeepsRows(pool).eval()
+    lc.collapse(model, torch.randn(2, 3, 8, 8)).save(tmp_path)
+    exported = torch.export.load(tmp_path / "model.pt2").module()
+    for size in ((8, 8), (9, 11), (12, 7)):
+        x = torch.randn(3, 3, *size)
+        for other in (lc.load(tmp_path), exported):
+            torch.testing.assert_close(other(x), model(x), rtol=1e-5, atol=1e-5)
