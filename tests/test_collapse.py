@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 import layercollapse as lc
+from layercollapse.collapse import search, verify
 from layercollapse.collapse.ir import Affine, Window
 from layercollapse.collapse.merge import add, compose, mergeable
 from layercollapse.collapse.modules import ChannelAffine, ConstantMap
@@ -239,6 +243,35 @@ def test_data_based_collapse_that_fails_on_other_data_is_rolled_back() -> None:
     assert result.collapsed == ()
     assert result.max_abs_error < 1e-4
     assert "the outputs differ by" in result.explain()
+
+
+def test_sites_tried_one_by_one_leave_no_model_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Linear(4, 8), nn.ReLU()] + [layer for _ in range(5) for layer in (nn.Linear(8, 8), nn.ReLU())]
+    model = nn.Sequential(*layers, nn.Linear(8, 2))
+    x = torch.randn(64, 4)
+    report = report_on(model, x)
+    counts = [torch.zeros_like(layer.counts) for layer in report]
+    for count, layer in zip(counts, report, strict=True):
+        count[:, 2] = layer.counts.sum(1)  # as if every neuron had been on
+    report = lc.EntropyReport([replace(layer, counts=count) for layer, count in zip(report, counts, strict=True)])
+    alive: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+    most = 0
+
+    def noted(model: nn.Module, other: nn.Module, data: object) -> verify.Agreement:
+        nonlocal most
+        alive.add(other)
+        most = max(most, len(alive))
+        return verify.compare(model, other, data)
+
+    monkeypatch.setattr(search, "compare", noted)
+    gc.disable()
+    try:
+        result = lc.collapse(model, x, report, data=[x], tolerance=1e-3, cost="macs")
+    finally:
+        gc.enable()
+    assert len(result.collapsed) < 6
+    assert most <= 2
 
 
 def test_errors() -> None:
