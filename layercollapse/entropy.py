@@ -120,7 +120,8 @@ class EntropyProbe:
             )
         if not self._sites:
             raise LayerCollapseError(
-                f"model: expected rectifiers ({', '.join(rectifiers.BY_KIND)}), got none called by "
+                f"model: expected rectifiers ({', '.join(rectifiers.BY_KIND)}; a clamp or threshold from the number 0 "
+                "too, but no maximum with a tensor, torch.where or mask), got none called by "
                 f"{type(self.model).__name__}"
             )
         with torch.inference_mode(False):
