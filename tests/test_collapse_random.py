@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import hypothesis.strategies as st
@@ -76,7 +76,7 @@ class Step:
     pruned: str = "none"  # of the weights: or "some", "rows", "all"
     product: str = "none"  # of the weights: or "channels", "inputs", "axes": of rank one, in which layout
     kind: str = "relu"  # the rectifier, the number, the way to join branches
-    states: str | None = None  # "on", "off", "saturated" or "any": force the site to be linear
+    states: str | None = None  # "on", "off", "saturated" or "any": force the site to be linear; "some": of its neurons
     branches: tuple[tuple[Step, ...], ...] = ()
 
     def __repr__(self) -> str:
@@ -244,12 +244,17 @@ def rectifier(step: Step, x: Tensor, last: bool, generator: torch.Generator, bef
     z = x.movedim(-1 if last else 1, 0).flatten(1)
     low, high = z.amin(1), z.amax(1)
     lower, upper = BENDS.get(step.kind, (0.0, None))
-    shifts = {"on": lower + 0.01 - low, "off": lower - 0.01 - high}
+    # Neurons far from their bend can be proven, too.
+    margin = 8.0 if float(torch.rand(1, generator=generator)) < 0.5 else 0.01
+    shifts = {"on": lower + (margin if upper is None else 0.01) - low, "off": lower - margin - high}
     if upper is not None:
-        shifts["saturated"] = upper + 0.01 - low
+        shifts["saturated"] = upper + margin - low
         if bool((high - low > upper - lower - 0.02).any()):
             del shifts["on"]
     names = list(shifts) if step.states not in shifts else [step.states]
+    if step.states == "some":
+        shifts["mixed"] = torch.zeros_like(low)
+        names = ["mixed", *shifts, *(["on"] if "on" in shifts else [])]
     pick = torch.randint(len(names), (len(low),), generator=generator)
     shift = torch.stack([shifts[name] for name in names])[pick, torch.arange(len(low))]
     bias = getattr(getattr(before, "layer", None), "bias", None)
@@ -385,7 +390,7 @@ def build(spec: Spec, dtype: torch.dtype) -> tuple[Sequence, Tensor]:
 
 PRUNED = st.sampled_from(("none", "some", "rows", "all"))
 PRODUCTS = st.sampled_from(("none", "none", "none", "channels", "inputs", "axes"))
-STATES = st.sampled_from(("any", "on", "off", "saturated", None))
+STATES = st.sampled_from(("any", "on", "off", "saturated", "some", None))
 
 
 @st.composite
@@ -409,16 +414,29 @@ def affine(draw: Any, same: bool) -> Step:
 
 
 @st.composite
+def block(draw: Any) -> Step:
+    """Two layers around a rectifier of which some neurons bend, beside a skip: an identity, or a layer."""
+    kind = draw(st.sampled_from(tuple(kind for kind in RECTIFIERS if kind not in SMOOTH)))
+    wide, narrow = (replace(draw(affine(True)), op="linear" if draw(st.booleans()) else "conv") for _ in range(2))
+    wide = replace(wide, channels=draw(st.integers(6, 12)), kernel=1, padding=0, groups="dense", pruned="none")
+    narrow = replace(narrow, groups="dense")
+    skip = draw(st.lists(affine(True), max_size=1).map(tuple))
+    return Step("branches", kind="add", branches=(skip, (wide, Step("rectify", kind=kind, states="some"), narrow)))
+
+
+@st.composite
 def step(draw: Any, same: bool, inner: bool) -> Step:
     """Any step; `same` for one that keeps the size of a map, `inner` for one without branches."""
     ops = ["affine", "affine", "affine", "norm", "rectify", "rectify", "number", "tensor", "dropout", "pool"]
     if not same:
         ops += ["pad", "reduce"]
     if not inner:
-        ops += ["branches", "branches", "twice"]
+        ops += ["branches", "branches", "block", "twice"]
     op = draw(st.sampled_from(ops))
     if op == "affine":
         return draw(affine(same))
+    if op == "block":
+        return draw(block())
     if op == "norm":
         return Step(op, kind=draw(st.sampled_from(("batch", "batch", "layer"))))
     if op == "rectify":
@@ -452,7 +470,8 @@ def specs(draw: Any) -> Spec:
     layout = draw(st.sampled_from(("2d", "2d", "1d", "tokens", "flat", "3d")))
     body = draw(st.lists(step(False, False), min_size=2, max_size=10))
     tail = draw(st.lists(st.one_of(affine(True), step(True, True)), max_size=4))
-    return Spec(layout, (*body, *tail), draw(st.integers(0, 999)))
+    head = draw(st.lists(block(), max_size=1))  # where the box is still narrow
+    return Spec(layout, (*head, *body, *tail), draw(st.integers(0, 999)))
 
 
 def observe(spec: Spec, dtype: torch.dtype) -> tuple[Sequence, Tensor, lc.EntropyReport | None]:
@@ -474,31 +493,38 @@ def assert_same(model: nn.Module, network: nn.Module, x: Tensor) -> None:
     assert float((got - expected).detach().abs().max()) <= TOLERANCES[x.dtype] * scale
 
 
-def check_counted(spec: Spec, dtype: torch.dtype) -> None:
-    """Every site that the data show linear is gone, and on these data nothing else changed, in any batch."""
+def check_counted(spec: Spec, dtype: torch.dtype) -> lc.CollapseResult:
+    """Every site that the data show linear is gone, and on these data nothing else changed, in any batch.
+
+    So also where only some neurons of a site are linear, every second time.
+    """
     network, x, report = observe(spec, dtype)
-    result = lc.collapse(network, x, report, tolerance=float("inf"), cost="macs")
+    result = lc.collapse(network, x, report, tolerance=float("inf"), cost="macs", partial=spec.seed % 2 == 0)
     assert_same(result.model, network, x)
     assert_same(result.model, network, x[:1])
     assert {layer.name for layer in report or [] if layer.collapsible} <= set(result.collapsed)
     # A layer becomes two of less work, or one for each axis and one more.
     assert result.after.depth <= result.before.depth + 3 * len(result.split)
     assert result.after.macs <= result.before.macs
+    return result
 
 
-def check_proven(spec: Spec, dtype: torch.dtype) -> None:
+def check_proven(spec: Spec, dtype: torch.dtype) -> lc.CollapseResult:
     """What bounds prove, no input contradicts: neither those counted, nor others in the box, of other sizes too.
 
-    That holds whichever way to write the network is the fastest: the times are drawn.
+    That holds whichever way to write the network is the fastest: the times are drawn, every second time.
     """
     network, x, report = observe(spec, dtype)
     drawn = random.Random(spec.seed).random
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(search, "Clock", lambda device: lambda op, inputs: drawn())
         patch.setattr(forms, "_timed", lambda models, *_, **__: {name: drawn() for name in models})
-        result = lc.collapse(network, x, None, box=(-1.0, 1.0), tolerance=float("inf"), cost="latency")
+        result = lc.collapse(
+            network, x, None, box=(-1.0, 1.0), tolerance=float("inf"), cost=("macs", "latency")[spec.seed % 2]
+        )
     steady = {site.name for site in result.sites if "can change its sign" in site.reason}
-    assert steady <= {layer.name for layer in report or [] if layer.collapsible}
+    # A value at an upper bend is counted as beyond it, though both pieces give it.
+    assert steady <= {layer.name for layer in report or [] if layer.collapsible or layer.counts.shape[1] == 5}
     larger = (8, *(n + 3 for n in x.shape[1:])) if spec.layout == "tokens" else (8, 3, *(n + 3 for n in x.shape[2:]))
     if spec.layout == "tokens":
         larger = (*larger[:-1], 3)
@@ -506,6 +532,7 @@ def check_proven(spec: Spec, dtype: torch.dtype) -> None:
         for other in (torch.rand(shape, dtype=dtype) * 2 - 1, torch.where(torch.rand(shape) < 0.5, -1.0, 1.0)):
             if runs(network, other.to(dtype)):
                 assert_same(result.model, network, other.to(dtype))
+    return result
 
 
 def runs(network: nn.Module, x: Tensor) -> bool:
@@ -530,10 +557,18 @@ CASES = [
 
 
 @pytest.mark.parametrize(("check", "dtype", "examples"), CASES)
-def test_random_networks(check: Callable[[Spec, torch.dtype], None], dtype: torch.dtype, examples: int) -> None:
+def test_random_networks(
+    check: Callable[[Spec, torch.dtype], lc.CollapseResult], dtype: torch.dtype, examples: int
+) -> None:
+    carried = 0
+
     @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
     @given(specs())
     def run(spec: Spec) -> None:
-        check(spec, dtype)
+        nonlocal carried
+        carried += any(
+            "carried by a linear bypass" in site.reason for site in check(spec, dtype).sites if site.status == "partial"
+        )
 
     run()
+    assert carried > 0 or examples < 100  # one network of 20

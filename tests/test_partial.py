@@ -62,7 +62,7 @@ def test_the_data_decide_only_where_they_are_asked() -> None:
     torch.testing.assert_close(result.model(near), model(near))
     back = lc.collapse(model, near, report, data=[far], partial=True, cost="macs")
     assert of_second(back) == ("kept", "", 0)
-    assert "without those that were off on the data counted the outputs differ by" in back.explain()
+    assert "without those that were steady on the data counted the outputs differ by" in back.explain()
     torch.testing.assert_close(back.model(far), model(far))
 
 

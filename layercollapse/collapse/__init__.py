@@ -75,8 +75,9 @@ def collapse(
             among them, in turns. ``"macs"``: multiply-accumulates, and nothing is timed. Either may make two layers
             of one whose weight is, but for rounding, the product of smaller ones: less work, and more depth.
         partial: whether neurons that were off (or saturated) on the data of the report are removed from sites with
-            others that are mixed. Those that algebra, or the box, proves to be are removed in any case: 161 of 163 in a
-            pruned MobileNetV2, so that the data gain little for the risk.
+            others that are mixed, and those that were on carried by a layer beside the rectifier where that pays. Those
+            that algebra, or the box, proves to be are in any case: 161 of 163 in a pruned MobileNetV2, so that the data
+            gain little for the risk.
 
     Returns:
         The collapsed model and what is known of it.

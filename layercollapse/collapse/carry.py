@@ -42,7 +42,7 @@ def carry(node: fx.Node, dim: int) -> tuple[int, int] | None:
     if called in VIEWS and not isinstance(arguments[1], list | tuple):
         return None  # a view of the same bits as another dtype
     if called in VIEWS | _MOVES:
-        return _moved(node, dim, before, after)
+        return _moved(node, dim, before, after) if len(before) > 1 else None
     if len(before) > 2 and dim == 1 and (called in MAXIMA or (called in AVERAGES and _weighs_alike(arguments))):
         return 1, 1
     return None

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from layercollapse.collapse.bypass import carry_straight
 from layercollapse.collapse.chain import merge_in_sequence
 from layercollapse.collapse.channels import drop_unread_channels
 from layercollapse.collapse.cost import net_depth
@@ -23,7 +24,7 @@ from layercollapse.collapse.ir import Affine, Net, Rectify, shape
 from layercollapse.collapse.linearize import linearize
 from layercollapse.collapse.merge import merge_side_by_side, trim_kernels
 from layercollapse.collapse.obstacles import obstacles
-from layercollapse.collapse.rules import RULES, Rule, simplify
+from layercollapse.collapse.rules import CARRYING, RULES, Rule, simplify
 from layercollapse.collapse.split import split_layers
 from layercollapse.export import call_arguments, copied, evaluating
 from layercollapse.measure import in_turns
@@ -31,6 +32,7 @@ from layercollapse.measure import in_turns
 INPUT = "the model as it came"
 ALL = "every rule applied"
 UNCHANGED = "nothing removed or merged"
+CARRIED = "neurons that only multiply carried by a layer beside the rectifier"
 # Rules that may cost time, and what the form without one is called.
 _OPTIONAL: dict[Rule, str] = {
     merge_in_sequence: "no layers merged in sequence",
@@ -55,6 +57,7 @@ class Form:
         model: the module.
         depth: the largest number of affine layers with weights on any path.
         bending: site that still has its rectifier -> neurons that it has left.
+        carried: site -> neurons of it that a layer beside the rectifier has taken over.
         kept: layers that follow each other and stay two, "first", "second" -> why.
         changed: whether it does anything but what the model does, call by call.
         repadded: layers that merged though that changes the border, "first → last".
@@ -65,6 +68,7 @@ class Form:
     model: nn.Module
     depth: int
     bending: Mapping[str, int]
+    carried: Mapping[str, int]
     kept: Mapping[tuple[str, str], str]
     changed: bool
     repadded: tuple[str, ...]
@@ -92,10 +96,10 @@ def forms(
     """
     start = base.copy()
     start.clock, start.repad = clock, repad
-    linearize(start, states)
+    linear = linearize(start, states)
     first = start.copy()
-    applied = simplify(first)
-    made, changed = {ALL: first}, bool(states or applied)
+    applied = simplify(first, CARRYING if clock is None else RULES)
+    made, changed = {ALL: first}, linear or bool(applied)
     for rule in _OPTIONAL if alternatives else ():
         if rule not in applied:
             continue
@@ -107,18 +111,23 @@ def forms(
             simplify(net, tuple(r for r in RULES if r is not rule))
         if not any(_same(net, other) for other in made.values()):
             made[_OPTIONAL[rule]] = net
+    carrying = first.copy()  # a rule that comes last
+    if alternatives and clock is not None and carry_straight(carrying):
+        simplify(carrying, CARRYING)
+        made[CARRIED] = carrying
     facts = []
     for net in made.values():
         kept, repadded = {**net.kept, **obstacles(net)}, tuple(" → ".join(pair) for pair in net.repadded)
         split = {name: text for name, (_, text) in net.split.items()}
-        facts.append((net_depth(net), _neurons(net), kept, changed, repadded, split))
+        differs = changed or bool(net.carried)
+        facts.append((net_depth(net), _neurons(net), net.carried, kept, differs, repadded, split))
     models = emit_all(list(made.values()), device)
     return [Form(name, model, *known) for name, model, known in zip(made, models, facts, strict=True)]
 
 
 def unchanged(base: Net, device: torch.device) -> Form:
     """The network as lowered, layer by layer."""
-    return Form(UNCHANGED, emit(base.copy(), device), net_depth(base), _neurons(base), {}, False, (), {})
+    return Form(UNCHANGED, emit(base.copy(), device), net_depth(base), _neurons(base), {}, {}, False, (), {})
 
 
 def _neurons(net: Net) -> dict[str, int]:

@@ -173,6 +173,8 @@ class Rectify:
         dtype: what its parameters are emitted in.
         fixed: float64, (C,), or None: the value of each neuron that has only one, NaN for the others; known from the
             data or from bounds, where `facts` could not say it.
+        straight: float64, (C,), or None: the slope of each neuron that only multiplies by it, never 0, NaN for the
+            others; known from the data or from bounds.
     """
 
     site: str
@@ -184,6 +186,7 @@ class Rectify:
     arguments: dict[str, Any] = field(default_factory=dict)
     dtype: torch.dtype = torch.float32
     fixed: Tensor | None = None
+    straight: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -229,6 +232,7 @@ class Net:
         repad: whether layers may merge that differ at the border then (see `merge.repadded`).
         repadded: those that did, first and last.
         split: a layer that became several -> their names, and what that saves.
+        carried: site -> neurons that a layer beside the rectifier has taken over (see `bypass`).
     """
 
     def __init__(self, graph: fx.Graph, out_spec: Any) -> None:
@@ -245,6 +249,7 @@ class Net:
         self.repad = False
         self.repadded: list[tuple[str, str]] = []
         self.split: dict[str, tuple[tuple[str, ...], str]] = {}
+        self.carried: dict[str, int] = {}
 
     def copy(self) -> Net:
         """A net of its own over the same records and tensors, none of which is ever changed."""
@@ -255,6 +260,7 @@ class Net:
         new.frozen, new.trains = set(self.frozen), self.trains
         new.clock, new.kept, new.multiple = self.clock, dict(self.kept), self.multiple
         new.repad, new.repadded, new.split = self.repad, list(self.repadded), dict(self.split)
+        new.carried = dict(self.carried)
         return new
 
     def op(self, node: Any) -> Op | None:

@@ -29,32 +29,45 @@ def constant_sites(net: Net) -> dict[str, Tensor]:
     return found
 
 
-def linearize(net: Net, states: Mapping[str, Tensor | None]) -> None:
-    """Turn rectifiers into scales, in place.
+def linearize(net: Net, states: Mapping[str, Tensor | None]) -> bool:
+    """Turn rectifiers into scales, in place; on those that stay, note the neurons that do not bend.
 
     Args:
         net: the net to change.
         states: site -> int8 (C,) states (see `layercollapse.counts.STATES`), counted or proven: on has slope 1, off
             the rectifier's slope below its lower bend, saturated is the constant at its upper bend. Where one is
-            mixed the rectifier stays, and those that are off or saturated have one value. None for a site of
-            `constant_sites`, of any kind: its rectifier is evaluated.
+            mixed the rectifier stays, and of the others those that are flat have one value, and those that are not a
+            slope. None for a site of `constant_sites`, of any kind: its rectifier is evaluated.
+
+    Returns:
+        Whether any rectifier has gone, or any neuron has one value.
     """
     known = constants(net)
+    changed = False
     for node, op in net.records(Rectify):
         if op.site not in states:
             continue
         state = states[op.site]
         if state is not None and bool((state == MIXED).any()):
             line = _scale(op, state)
-            fixed = (line.scale == 0) & (state != MIXED)
-            net.set(node, replace(op, fixed=line.shift.masked_fill(~fixed, torch.nan)))
+            steady, flat = state != MIXED, line.scale == 0
+            fixed = _where(steady & flat, line.shift)
+            net.set(node, replace(op, fixed=fixed, straight=_where(steady & ~flat, line.scale)))
+            changed |= fixed is not None
             continue
+        changed = True
         if state is not None:
             net.set(node, _scale(op, state))
             continue
         value = known.get(source(node), op.channel_dim)
         assert value is not None
         net.set(node, Scale(torch.zeros_like(value), rectified(op, value), op.channel_dim, op.dtype))
+    return changed
+
+
+def _where(mask: Tensor, values: Tensor) -> Tensor | None:
+    """The values where a mask is set, NaN elsewhere; None for an empty mask."""
+    return values.masked_fill(~mask, torch.nan) if bool(mask.any()) else None
 
 
 def _scale(op: Rectify, states: Tensor) -> Scale:

@@ -30,7 +30,7 @@ def strip_norms(net: Net) -> bool:
         if weight is None or (bias is None and arguments[3:4] not in ([], [None])) or len(shape(node)) < 2:
             continue
         readers = [(user, net.affine(user)) for user in node.users]
-        if not all(op is not None and op.channel_dim == -1 and not _shared(net, user, op) for user, op in readers):
+        if not all(op is not None and op.channel_dim == -1 and not shared(net, user, op) for user, op in readers):
             continue
         scale = float64(weight)
         shift = torch.zeros_like(scale) if bias is None else float64(bias)
@@ -46,7 +46,7 @@ def _tensor(net: Net, x: Any) -> Tensor | None:
     return net.tensors.get(str(x.target)) if isinstance(x, fx.Node) and x.op == "get_attr" else None
 
 
-def _shared(net: Net, node: fx.Node, op: Affine) -> bool:
+def shared(net: Net, node: fx.Node, op: Affine) -> bool:
     """Whether a layer's weight is used elsewhere as well."""
     if op.source is None:
         return False

@@ -24,15 +24,16 @@ class SiteResult:
     Attributes:
         name: the site.
         kind: the rectifier.
-        status: ``"collapsed"`` (the rectifier is gone), ``"partial"`` (neurons that have one value were taken for it)
-            or ``"kept"``.
+        status: ``"collapsed"`` (the rectifier is gone), ``"partial"`` (neurons that have one value were taken for it,
+            or those that only multiply were, by a layer beside the rectifier) or ``"kept"``.
         guarantee: ``"exact"``: algebra shows that the rectifier, or every such neuron, is linear whatever the input;
             ``"certified"``: interval bounds show it for every input in the box; ``"empirical"``: no sign changed on
             the data that the report counted; ``"approximate"``: the same, for a rectifier that is not piecewise
             linear (GELU and kin), within the tolerance on the data compared. Empty for a kept site.
         reason: one sentence: why it collapsed, or why it could not.
         neurons: neurons that it had.
-        removed: neurons that are gone: all of a collapsed site, and of others those that nothing reads.
+        removed: neurons that are gone: all of a collapsed site, and of others those that nothing reads, or that a layer
+            beside the rectifier carries.
     """
 
     name: str

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from layercollapse.collapse.bypass import carry_straight, straighten
 from layercollapse.collapse.chain import merge_in_sequence
 from layercollapse.collapse.channels import drop_unread_channels
 from layercollapse.collapse.concat import (
@@ -43,6 +44,7 @@ RULES: tuple[Rule, ...] = (
     cut_dead_layers,
     constants_in_sums,
     drop_unread_channels,
+    straighten,
     fold_scales_down,
     lift_through_sums,
     flatten_concatenations,
@@ -60,6 +62,8 @@ RULES: tuple[Rule, ...] = (
     split_over_concatenations,
     split_layers,
 )
+# A layer more, so that it takes time to tell whether this pays; last, when the layers are what they will be.
+CARRYING: tuple[Rule, ...] = (*RULES, carry_straight)
 
 
 def simplify(net: Net, rules: tuple[Rule, ...] = RULES) -> set[Rule]:

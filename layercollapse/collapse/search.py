@@ -100,7 +100,7 @@ class Search:
             made.clear()
             # The tolerance has been kept by the same sites with the border as it was; now it is measured alone.
             made, agreement = attempt(names, self.timed, repad=True)
-        if not self.timed or not made[0].changed:
+        if not self.timed or not any(form.changed for form in made):
             return Outcome(made[0], agreement, missed, None)
         times = race(self.model, made, self.example_inputs, device)
         by_name = {form.name: form for form in made}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from layercollapse.collapse.decide import GUARANTEES, Candidate, why_kept
@@ -33,26 +33,52 @@ class Verdicts:
 
     def of(self, site: Site) -> SiteResult:
         """What became of a site."""
-        name, missed, left = site.name, self.outcome.missed, self.outcome.form.bending
+        form = self.outcome.form
+        name, missed, left = site.name, self.outcome.missed, form.bending
         one = None if name in missed else self.found.get(name)
         removed = site.channels - left.get(name, 0)
 
         def result(status: str, guarantee: str, reason: str) -> SiteResult:
             return SiteResult(name, site.kind, status, guarantee, reason, site.channels, removed)
 
-        if self.outcome.form.name == UNCHANGED and one is not None:
+        if form.name == UNCHANGED and one is not None:
             slower = "but the network was slower in every way to write it that makes use of that"
-            return SiteResult(name, site.kind, "kept", "", f"{one.reason}; {slower}", site.channels, 0)
+            return SiteResult(name, site.kind, "kept", "", f"{_told(one.known)}; {slower}", site.channels, 0)
         if one is not None and not one.partial:
-            return result("collapsed", one.guarantee, one.reason)
+            return result("collapsed", _weakest(guarantee for guarantee, _ in one.known), _told(one.known))
         if name in self.read and name not in left:
-            used = [other.guarantee for key, other in self.found.items() if key not in missed]
             reason = "nothing that the outputs need reads it once other sites have collapsed"
-            return result("collapsed", max(used, key=GUARANTEES.index, default="exact"), reason)
+            if one is not None:
+                reason = f"{_told(one.known)}; nothing that the outputs need reads its other neurons"
+            return result("collapsed", self._weakest(), reason)
         removed = removed if name in left else 0
         reason = why_kept(self.captured, site, self.layers.get(name), missed.get(name), name in self.read)
         if removed:
-            reason += f"; {removed} of {site.channels} neurons are gone"
-        if one is None:
-            return result("kept", "", reason)
-        return result("partial", one.guarantee, f"{one.reason}; {reason}")
+            carried = form.carried.get(name, 0)
+            bypass = f", {carried} of them carried by a linear bypass" if carried else ""
+            reason += f"; {removed} of {site.channels} neurons are gone{bypass}"
+        used = [] if one is None else one.known if name in form.carried else one.flat
+        if one is not None and one.straight[1] and name not in form.carried:
+            reason += f"; {one.straight[1]}: no linear bypass for them was possible and paid"
+        if used:
+            return result("partial", _weakest(guarantee for guarantee, _ in used), f"{_told(used)}; {reason}")
+        return result("kept", "", reason)
+
+    def _weakest(self) -> str:
+        """The weakest guarantee of anything that was used."""
+        form, missed = self.outcome.form, self.outcome.missed
+        used = [
+            guarantee
+            for name, one in self.found.items()
+            if name not in missed
+            for guarantee, _ in (one.flat if name in form.bending and name not in form.carried else one.known)
+        ]
+        return _weakest(used)
+
+
+def _weakest(guarantees: Iterable[str]) -> str:
+    return max(guarantees, key=GUARANTEES.index, default="exact")
+
+
+def _told(known: Iterable[tuple[str, str]]) -> str:
+    return "; ".join(reason for _, reason in known)
