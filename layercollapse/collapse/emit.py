@@ -168,7 +168,9 @@ def build(op: Op, device: torch.device | None) -> nn.Module:
 
 
 def _affine(op: Affine, device: torch.device | None) -> nn.Module:
-    bias = op.bias if op.source is None or op.source[1] is not None else None
+    # A zero that was a parameter of the model's stays one; one that the rules made is none.
+    own = bool(op.bias.any()) if op.source is None else op.source[1] is not None
+    bias = op.bias if own else None
     if not op.window.kernel:
         module: nn.Module = nn.Linear(op.inputs, op.outputs, bias=bias is not None, device="meta")
     else:
