@@ -205,12 +205,6 @@ def _drop_mutations(graph: fx.Graph, count: int) -> None:
     graph.eliminate_dead_code()
 
 
-def _shape(node: Any) -> tuple[str, ...] | None:
-    """A tensor node's shape as text: symbolic sizes compare equal by name, without adding guards."""
-    value = node.meta.get("val") if isinstance(node, fx.Node) else None
-    return tuple(str(size) for size in value.shape) if isinstance(value, Tensor) else None
-
-
 def channel_dims(graph: fx.Graph) -> dict[fx.Node, int]:
     """Channel dimension of every tensor, by the operation that last decided it."""
     dims: dict[fx.Node, int] = {}
@@ -243,14 +237,15 @@ def _carried(node: fx.Node, dims: Mapping[fx.Node, int]) -> int | None:
 def _kept(node: fx.Node, dims: Mapping[fx.Node, int]) -> int | None:
     # getitem takes the first of a native norm's results, which has the norm's shape.
     for source in node.all_input_nodes:
-        same = packet(node) in RESIZING or _shape(source) is None or _shape(source) == _shape(node)
+        before, after = _example(source.meta.get("val")), _example(node.meta.get("val"))
+        same = packet(node) in RESIZING or before is None or before == after
         if source in dims and same:
             return dims[source]
     return None
 
 
 def _example(value: Any) -> tuple[int, ...] | None:
-    """A tensor's shape for the example inputs."""
+    """A tensor's shape for the example inputs: of symbolic sizes, one may be 1 in a sum and an expression before it."""
     return tuple(_number(size) for size in value.shape) if isinstance(value, Tensor) else None
 
 

@@ -258,3 +258,16 @@ def test_errors_say_what_stopped() -> None:
         lc.capture(nn.Linear(4, 4), 3)
     with pytest.raises(lc.LayerCollapseError, match=r"'nowhere' is not a rectifier site"):
         lc.capture(Functional(), torch.zeros(2, 4)).site("nowhere")
+
+
+def test_channels_stay_where_they_are_behind_a_sum_with_a_map_of_one_pixel():
+    class Shifted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.shift = nn.Conv1d(3, 5, 2, stride=2), nn.Parameter(torch.zeros(5, 1))
+
+        def forward(self, x):
+            return torch.relu(self.conv(x) + self.shift)
+
+    (site,) = lc.capture(Shifted(), torch.randn(4, 3, 3)).sites
+    assert (site.channels, site.channel_dim) == (5, 1)
