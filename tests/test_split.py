@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import layercollapse as lc
-from layercollapse.collapse import search
+from layercollapse.collapse import search, split
 from layercollapse.collapse.lowrank import LARGEST, factors, needs_more, sample_size
 
 TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-10}
@@ -33,6 +33,12 @@ WAYS = [
     ("orzx,riy->oizyx", 2),
 ]
 WINDOWS = [{}, {"padding": 1}, {"padding": 2, "stride": 2}, {"padding": 1, "dilation": 2}]
+
+
+@pytest.fixture(autouse=True)
+def any_gain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is less work is split: the layers here are small, and save less than half."""
+    monkeypatch.setattr(split, "_WORTH", 1.0)
 
 
 def product(way: str, dtype: torch.dtype) -> torch.Tensor:
@@ -172,6 +178,17 @@ def test_what_is_no_product_or_gains_nothing_stays(make) -> None:
     result = lc.collapse(nn.Sequential(model), x, None, cost="macs")
     assert result.split == {}
     assert result.before == result.after
+
+
+def test_a_deeper_network_is_worth_half_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    torch.manual_seed(0)
+    for rank, made in ((4, ["0.0", "0.1"]), (6, [])):  # 20 · rank · 2 of 400 weights, and the bias
+        model = nn.Sequential(nn.Linear(20, 20))
+        model[0].weight.data.copy_(torch.randn(20, rank) @ torch.randn(rank, 20))
+        result = lc.collapse(model, torch.randn(3, 20), None, cost="macs")
+        assert bool(result.split) == bool(made)
+        assert all(name in result.explain() for name in made)
 
 
 def test_shared_weights_stay_shared() -> None:

@@ -1,4 +1,4 @@
-"""The rule that makes two layers in sequence of one, where that is exact and needs fewer multiply-accumulates.
+"""The rule that makes two layers in sequence of one, where that is exact and faster, or half the work at most.
 
 The axes of a kernel are dealt out: those in T to the first layer, the others to the second, with r channels between.
 The weight, laid out as a matrix with a row for every output and every tap of the second layer, and a column for every
@@ -87,12 +87,15 @@ def split_plane(net: Net, node: fx.Node, op: Affine) -> None:
 
 
 Part = tuple[Affine, tuple[int, ...]]  # with the shape of what it makes
+# Where nothing is timed, what a split leaves of the multiply-accumulates, at most: the network gets deeper by it, which
+# three layers of a VGG-16 were for 0.89 of theirs each.
+_WORTH = 0.5
 
 
 def _faster(net: Net, op: Affine, parts: list[Part], read: tuple[int, ...]) -> bool:
-    """Whether a clock, if there is one, agrees that the parts take less time than the layer."""
+    """Whether the parts take less time than the layer, or, without a clock, so much less work that they should."""
     if net.clock is None:
-        return True
+        return sum(macs(*part) for part in parts) <= _WORTH * macs(op, parts[-1][1])
     inputs = [read, *(size for _, size in parts[:-1])]
     return sum(net.clock(part, size) for (part, _), size in zip(parts, inputs, strict=True)) < net.clock(op, read)
 
