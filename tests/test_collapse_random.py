@@ -58,6 +58,8 @@ NUMBERS: dict[str, Callable[[Tensor], Tensor]] = {
     "x + 1": lambda x: x + 1,
     "1 - x": lambda x: 1 - x,
     "x - 0.5": lambda x: x - 0.5,
+    "x / size": lambda x: 3 * x / x.shape[-1],
+    "x + size": lambda x: x + x.shape[min(2, x.ndim - 1)] / 8,
 }
 
 
@@ -312,7 +314,17 @@ def reduce(step: Step, x: Tensor, last: bool, generator: torch.Generator, before
     if step.kind == "join":
         return Part(lambda part, x: x.reshape(x.shape[0], x.shape[1], -1), False)
     if step.kind == "squeeze":
-        return Part(lambda part, x: x.amax(2, keepdim=True).squeeze(2), False) if x.ndim == 4 else None
+        if x.ndim != 4:
+            return None
+        # What the size of the map decides is a number in the graph.
+        ways: tuple[Callable[[Tensor], Tensor], ...] = (
+            lambda x: x.amax(2, keepdim=True),
+            lambda x: F.max_pool2d(x, (x.shape[2], 1)),
+            lambda x: F.avg_pool2d(x, (x.shape[2], 1)),
+            lambda x: F.adaptive_max_pool2d(x, (1, None)),
+        )
+        way = ways[int(torch.randint(len(ways), (1,), generator=generator))]
+        return Part(lambda part, x: way(x).squeeze(2), False)
     return Part(lambda part, x: x.mean(tuple(range(2, x.ndim))), False)
 
 
@@ -512,6 +524,8 @@ def check_counted(spec: Spec, dtype: torch.dtype) -> lc.CollapseResult:
 def check_proven(spec: Spec, dtype: torch.dtype) -> lc.CollapseResult:
     """What bounds prove, no input contradicts: neither those counted, nor others in the box, of other sizes too.
 
+    Other sizes may be refused, where the example's are in the graph.
+
     That holds whichever way to write the network is the fastest: the times are drawn, every second time.
     """
     network, x, report = observe(spec, dtype)
@@ -530,7 +544,10 @@ def check_proven(spec: Spec, dtype: torch.dtype) -> lc.CollapseResult:
         larger = (*larger[:-1], 3)
     for shape in ((8, *x.shape[1:]), larger):
         for other in (torch.rand(shape, dtype=dtype) * 2 - 1, torch.where(torch.rand(shape) < 0.5, -1.0, 1.0)):
-            if runs(network, other.to(dtype)):
+            if shape[1:] != x.shape[1:] and result.fixed_sizes:
+                with pytest.raises(lc.LayerCollapseError, match="was made for sizes of"):
+                    result.model(other.to(dtype))
+            elif runs(network, other.to(dtype)):
                 assert_same(result.model, network, other.to(dtype))
     return result
 

@@ -6,7 +6,8 @@
 
 The steps, one module each: `lower` (graph to records), `decide` (which sites, by counts and by `bounds`), `search`
 (which of them together), `linearize` (rectifiers that never bend), `rules` (fold, drop, merge), `emit` (records to
-modules), `verify` (compare on data), `forms` (the fastest way to write it), `store` (save and load).
+modules), `verify` (compare on data), `forms` (the fastest way to write it), `sizes` (of inputs: any, or fixed), `store`
+(save and load).
 """
 
 from __future__ import annotations
@@ -14,16 +15,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import torch
 from torch import nn
 
 from layercollapse.collapse.bounds import Box
 from layercollapse.collapse.check import check_options, check_parameters, check_statistics
 from layercollapse.collapse.cost import Summary, captured_depth, summarize
 from layercollapse.collapse.decide import candidates, entropies
+from layercollapse.collapse.forms import unchanged
 from layercollapse.collapse.linearize import bending_sites
 from layercollapse.collapse.lower import lower
 from layercollapse.collapse.result import CollapseResult, SiteResult
 from layercollapse.collapse.search import Search
+from layercollapse.collapse.sizes import settle
 from layercollapse.collapse.store import load, save
 from layercollapse.collapse.verdicts import Verdicts
 from layercollapse.collapse.verify import Agreement, compare
@@ -54,6 +58,10 @@ def collapse(
     those that interval bounds prove linear over the box; the others where the report has no mixed neuron. Where these
     miss the tolerance on the data they are tried one by one, and those that miss it are kept. The model is not
     changed.
+
+    The collapsed model takes inputs of the sizes that the model takes, in any batch. Where the model computes with
+    sizes in Python (the kernel of a pooling from ``x.shape``, say), the graph has those of the example; that is found
+    by one sample of other sizes, twice, and inputs of other sizes are an error then (`CollapseResult.fixed_sizes`).
 
     Args:
         model: the trained, pruned model; it must be what `torch.export` can capture.
@@ -110,12 +118,16 @@ def collapse(
     outcome = search.run()
     best = outcome.form
     verdicts = Verdicts(captured, found, outcome, read, layers)
+    sites = tuple(verdicts.of(site) for site in captured.sites)
+    exact = not best.repadded and {site.guarantee for site in sites} <= {"", "exact"}
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    collapsed, fixed = settle(model, best.model, example_inputs, exact, lambda: unchanged(net, device).model)
     return CollapseResult(
-        model=best.model,
-        sites=tuple(verdicts.of(site) for site in captured.sites),
+        model=collapsed,
+        sites=sites,
         kept={" → ".join(pair): reason for pair, reason in best.kept.items()},
         before=summarize(model, example_inputs, captured_depth(captured)),
-        after=summarize(best.model, example_inputs, best.depth),
+        after=summarize(collapsed, example_inputs, best.depth),
         max_abs_error=outcome.agreement.max_abs_error,
         same_predictions=outcome.agreement.same,
         samples=outcome.agreement.samples,
@@ -124,4 +136,5 @@ def collapse(
         latency={} if outcome.race is None else outcome.race.times,
         repadded=best.repadded,
         split=dict(best.split),
+        fixed_sizes=fixed,
     )

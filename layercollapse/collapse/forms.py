@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from layercollapse.collapse.bypass import carry_straight
 from layercollapse.collapse.chain import merge_in_sequence
@@ -65,7 +65,7 @@ class Form:
     """
 
     name: str
-    model: nn.Module
+    model: fx.GraphModule
     depth: int
     bending: Mapping[str, int]
     carried: Mapping[str, int]

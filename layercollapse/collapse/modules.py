@@ -1,12 +1,15 @@
-"""The two modules that a collapsed model may need beside those of `torch.nn`."""
+"""The modules that a collapsed model may need beside those of `torch.nn`."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from layercollapse.errors import LayerCollapseError
 
 
 class ChannelAffine(nn.Module):
@@ -132,3 +135,33 @@ def _size(before: list[int], window: list[list[int]]) -> list[int]:
     if len(window) == 4:
         return [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in zip(before, *window, strict=True)]
     return [(n - 1) * s - 2 * p + d * (k - 1) + o + 1 for n, k, s, p, d, o in zip(before, *window, strict=True)]
+
+
+class FixedSizes(nn.Module):
+    """Its input, if that has the sizes that a collapsed model was made for: others are an error, not a wrong number.
+
+    Args:
+        input: name of the model's input.
+        sizes: the shape, with None for a size that may be any: the batch.
+    """
+
+    def __init__(self, input: str, sizes: Sequence[int | None]) -> None:
+        super().__init__()
+        self.input, self.sizes = str(input), [None if size is None else int(size) for size in sizes]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any tensor of the sizes -> the same; raises a LayerCollapseError for others."""
+        if x.ndim != len(self.sizes) or any(a is not None and a != b for a, b in zip(self.sizes, x.shape, strict=True)):
+            raise LayerCollapseError(
+                f"{self.input}: this collapsed model was made for sizes of {in_words(self.sizes)}, got "
+                f"{in_words(x.shape)}; collapse it again with example inputs of that size"
+            )
+        return x
+
+    def extra_repr(self) -> str:
+        return f"{self.input!r}, {in_words(self.sizes)}"
+
+
+def in_words(sizes: Sequence[int | None]) -> str:
+    """A shape, with N for a size that may be any: "(N, 3, 28, 28)"."""
+    return "(" + ", ".join("N" if size is None else str(int(size)) for size in sizes) + ")"

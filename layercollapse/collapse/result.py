@@ -12,6 +12,7 @@ from torch import nn
 
 from layercollapse.collapse.cost import Summary
 from layercollapse.collapse.forms import INPUT, MARGIN
+from layercollapse.collapse.modules import in_words
 from layercollapse.collapse.obstacles import grouped
 from layercollapse.collapse.onnx import save_onnx
 from layercollapse.collapse.store import save
@@ -67,6 +68,9 @@ class CollapseResult:
             ``mode="repad"``: approximate at the border. Where there are any, train the model once more.
         split: layer whose weight was the product of smaller ones, and which became these -> their names, the channels
             between them, and their multiply-accumulates as a part of its own.
+        fixed_sizes: input -> the shape that it must have, with None for the batch; where the model computes with its
+            inputs' sizes in Python, so that the collapsed one is right for those of the example alone, and refuses
+            others. Empty: it takes all that the model takes.
     """
 
     model: nn.Module
@@ -82,6 +86,7 @@ class CollapseResult:
     latency: dict[str, float]
     repadded: tuple[str, ...] = ()
     split: Mapping[str, str] = field(default_factory=dict)
+    fixed_sizes: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)
 
     @property
     def latency_before(self) -> float | None:
@@ -99,7 +104,9 @@ class CollapseResult:
         return tuple(site.name for site in self.sites if site.status == "collapsed")
 
     def explain(self) -> str:
-        """One line for every site: what became of it, and why; then layers that could merge and did not, or split."""
+        """One line for every site: what became of it, and why; then layers that could merge and did not, or split;
+        sizes that are fixed.
+        """
         width = max((len(site.name) for site in self.sites), default=0)
         lines = [
             f"{site.name:<{width}}  {site.kind:<10}  {site.status:<9}  "
@@ -113,6 +120,9 @@ class CollapseResult:
             f"{self.max_abs_error:.3g}); train the model once more"
             for pair in self.repadded
         ]
+        if self.fixed_sizes:
+            shapes = ", ".join(f"{name} {in_words(sizes)}" for name, sizes in self.fixed_sizes.items())
+            lines.append(f"input sizes fixed: {shapes}: the model's Python computes with them, and the graph has those")
         return "\n".join([*lines, *self._timing()])
 
     def _timing(self) -> list[str]:

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, fx, nn
 
-from layercollapse.collapse.modules import ChannelAffine, ConstantMap
+from layercollapse.collapse.modules import ChannelAffine, ConstantMap, FixedSizes
 from layercollapse.errors import LayerCollapseError
 from layercollapse.export import call_arguments, evaluating, export, unwarned
 from layercollapse.files import atomic, write_text
@@ -42,6 +42,7 @@ _MODULES: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
     "Linear": (nn.Linear, ("in_features", "out_features")),
     "ChannelAffine": (ChannelAffine, ("channels", "channel_dim")),
     "ConstantMap": (ConstantMap, ("channels", "windows")),
+    "FixedSizes": (FixedSizes, ("input", "sizes")),
     "ReLU": (nn.ReLU, ()),
     "ReLU6": (nn.ReLU6, ()),
     "Hardtanh": (nn.Hardtanh, ("min_val", "max_val")),

@@ -47,13 +47,13 @@ def compare(reference: nn.Module, model: nn.Module, data: Iterable[Any]) -> Agre
         for args, kwargs in batches(data, reference):
             try:
                 # A model may work in place on what it is given.
-                expected = _tensors(reference(*copied(args), **copied(kwargs)))
+                expected = tensors_of(reference(*copied(args), **copied(kwargs)))
             except (TypeError, ValueError, RuntimeError, IndexError) as error:
                 raise LayerCollapseError(
                     f"data: the model must run on every batch; {describe(args, kwargs)} came, and it stopped with "
                     f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
                 ) from error
-            got = _tensors(model(*copied(args), **copied(kwargs)))
+            got = tensors_of(model(*copied(args), **copied(kwargs)))
             if not expected:
                 raise LayerCollapseError("model: expected outputs with a tensor, got none")
             if [t.shape for t in expected] != [t.shape for t in got]:
@@ -100,7 +100,7 @@ def batches(data: Iterable[Any], model: nn.Module) -> Iterator[tuple[tuple, dict
         yield arguments
 
 
-def _tensors(output: Any) -> list[Tensor]:
+def tensors_of(output: Any) -> list[Tensor]:
     """The floating-point tensors of an output, in order, or all if none is; a model output class counts as a dict."""
     values = list(output.values()) if isinstance(output, Mapping) else pytree.tree_leaves(output)
     tensors = [t for t in pytree.tree_leaves(values) if isinstance(t, Tensor)]
