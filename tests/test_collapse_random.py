@@ -302,6 +302,10 @@ def reduce(step: Step, x: Tensor, last: bool, generator: torch.Generator, before
         return Part(lambda part, x: x.mean(1), x.ndim > 3)
     if step.kind == "flatten":
         return Part(lambda part, x: torch.flatten(x, 1), False)
+    if step.kind == "samples":
+        return Part(lambda part, x: x.reshape(x.shape[0], -1), False)
+    if step.kind == "features":
+        return Part(lambda part, x: x.reshape(-1, x.shape[1:].numel()), False)
     if step.kind == "pool":
         function: Any = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)[x.ndim - 3]
         return Part(lambda part, x: function(x, 1), False)
@@ -466,7 +470,8 @@ def step(draw: Any, same: bool, inner: bool) -> Step:
     if op == "pad":
         return Step(op, padding=draw(st.integers(0, 2)))
     if op == "reduce":
-        kinds = ("mean", "flatten", "pool", "tokens", "rows", "one row", "join", "squeeze")
+        flat = ("flatten", "samples", "features")
+        kinds = ("mean", *flat, "pool", "tokens", "rows", "one row", "join", "squeeze")
         return Step(op, kind=draw(st.sampled_from(kinds)))
     if op == "dropout":
         return Step(op)

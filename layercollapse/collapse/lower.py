@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from layercollapse.collapse.elementwise import weighted_sum
+from layercollapse.collapse.flattening import flattened
 from layercollapse.collapse.ir import Affine, Net, Op, Rectify
 from layercollapse.collapse.readers import read
-from layercollapse.collapse.reading import Model, argument
+from layercollapse.collapse.reading import Model, argument, rank
 from layercollapse.graph import Capture, channel_dims
 from layercollapse.nodes import module_path, packet
 
@@ -75,6 +76,13 @@ class _Lowering:
         first = argument(node, 0)
         if _nothing(node) or (node.target is operator.getitem and self._is_norm(first)):
             self.new[node] = self._mapped(first)
+            return
+        if (whole := flattened(node)) is not None:
+            new = self._mapped(whole)
+            if rank(whole) == 2:
+                self.new[node] = new
+            else:
+                self._put(node, self.net.graph.call_function(aten.flatten.using_ints, (new, 1)))
             return
         if (total := weighted_sum(node, self.context)) is not None:
             x, y, scale = total
