@@ -6,6 +6,7 @@ A network is a `Spec`: steps that hypothesis draws freely and shrinks to few. A 
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -15,7 +16,7 @@ import hypothesis.strategies as st
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from torch import Tensor, nn
 
 import layercollapse as lc
@@ -395,13 +396,22 @@ BUILDERS: dict[str, Callable[..., Part | None]] = {
 
 
 def build(spec: Spec, dtype: torch.dtype) -> tuple[Sequence, Tensor]:
-    """The network and the input that its states are forced on, with values from -1 to 1."""
+    """The network and the input that its states are forced on, with values from -1 to 1.
+
+    One of half precision is built in float64, and every second one keeps the parameters of its norms in float32.
+    """
+    made = dtype if dtype in TOLERANCES else torch.float64
     generator = torch.Generator().manual_seed(spec.seed)
     sizes = SIZES[spec.layout]
     shape = (4, *sizes, 3) if spec.layout == "tokens" else (4, 3, *sizes)
-    x = torch.rand(shape, generator=generator, dtype=dtype) * 2 - 1
+    x = torch.rand(shape, generator=generator, dtype=made) * 2 - 1
     torch.manual_seed(spec.seed)
-    return Sequence(spec.steps, x.clone(), spec.layout == "tokens", generator).eval(), x
+    network = Sequence(spec.steps, x.clone(), spec.layout == "tokens", generator).eval().to(dtype)
+    if made != dtype and spec.seed % 2:
+        for module in network.modules():
+            if isinstance(module, nn.LayerNorm | nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
+                module.float()
+    return network, x.to(dtype)
 
 
 PRUNED = st.sampled_from(("none", "some", "rows", "all"))
@@ -557,6 +567,36 @@ def check_proven(spec: Spec, dtype: torch.dtype) -> lc.CollapseResult:
     return result
 
 
+def check_half(spec: Spec, dtype: torch.dtype) -> lc.CollapseResult:
+    """Beside the same weights in float64, a network of half precision errs no more than before, up to a factor of 4.
+
+    Before is what it erred itself, or what rounding its weights once more does: the algebra does round them.
+    """
+    assume(runs(*build(spec, dtype)))  # not every operation has a half-precision one on a CPU
+    network, x, report = observe(spec, dtype)
+    if spec.seed % 3:
+        result = lc.collapse(network, x, report, tolerance=float("inf"), cost="macs", partial=spec.seed % 4 < 2)
+    else:
+        result = lc.collapse(network, x, None, box=(-1.0, 1.0), tolerance=float("inf"), cost="macs")
+    state = network.state_dict()
+    for name, value in result.model.state_dict().items():
+        assert value.dtype in ({state[name].dtype} if name in state else {v.dtype for v in state.values()})
+    eps, generator = torch.finfo(dtype).eps, torch.Generator().manual_seed(spec.seed)
+    exact = copy.deepcopy(network).double()
+    rounded = [copy.deepcopy(exact) for _ in range(3)]
+    for parameter in (parameter for other in rounded for parameter in other.parameters()):
+        parameter.data *= 1 + eps * (torch.rand(parameter.shape, generator=generator, dtype=torch.float64) - 0.5)
+    others = () if spec.seed % 3 else (torch.rand(8, *x.shape[1:], generator=generator) * 2 - 1,)
+    with torch.no_grad():
+        for inputs in (x, x[:1], *(other.to(dtype) for other in others)):
+            true, got = exact(inputs.double()), result.model(inputs.clone())
+            assert (got.dtype, got.shape) == (dtype, true.shape)
+            before = [network(inputs.clone()), *(other(inputs.double()) for other in rounded)]
+            error, *errors = (float((y.double() - true).abs().max()) for y in (got, *before))
+            assert error <= 4 * (max(errors) + eps * float(true.abs().max()))
+    return result
+
+
 def runs(network: nn.Module, x: Tensor) -> bool:
     """Whether a network takes inputs of this size."""
     try:
@@ -572,9 +612,11 @@ CASES = [
     (check_counted, torch.float64, 150),
     (check_counted, torch.float32, 100),
     (check_proven, torch.float64, 50),
+    (check_half, torch.bfloat16, 40),
     pytest.param(check_counted, torch.float64, 1000, marks=pytest.mark.nightly),
     pytest.param(check_counted, torch.float32, 1000, marks=pytest.mark.nightly),
     pytest.param(check_proven, torch.float64, 500, marks=pytest.mark.nightly),
+    pytest.param(check_half, torch.bfloat16, 500, marks=pytest.mark.nightly),
 ]
 
 
