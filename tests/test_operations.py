@@ -318,3 +318,33 @@ def test_a_view_fits_maps_with_their_channels_last_in_memory() -> None:
     result = lc.collapse(Inplace(), x.clone(), None, cost="macs")
     last = x.to(memory_format=torch.channels_last)
     torch.testing.assert_close(result.model(last.clone()), Inplace()(last.clone()))
+
+
+class Mixed(nn.Module):
+    """Two layers and a rectifier whose neurons are all on, in bfloat16, and a head in float32."""
+
+    def __init__(self, autocast: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.head, self.autocast = nn.Linear(6, 8), nn.Linear(8, 4), nn.Linear(4, 3), autocast
+        self.a.bias.data += 8
+        if not autocast:
+            self.a, self.b = self.a.bfloat16(), self.b.bfloat16()
+
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
+            x = self.b(torch.relu(self.a(x)))
+        return self.head(x.float())
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_layers_stay_in_the_dtype_that_they_compute_in(autocast: bool) -> None:
+    model, x = Mixed(autocast).eval(), torch.rand(4, 6, dtype=torch.float32 if autocast else torch.bfloat16)
+    with torch.no_grad(), lc.EntropyProbe(model) as probe:
+        model(x)
+    result = lc.collapse(model, x, probe.report(), tolerance=0.1, cost="macs")
+    assert [site.status for site in result.sites] == ["collapsed"]
+    assert result.after.depth == 2  # no layer merges with one of another dtype
+    assert sorted(str(p.dtype) for p in result.model.parameters()) == ["torch.bfloat16"] * 2 + ["torch.float32"] * 2
+    torch.testing.assert_close(result.model(x), model(x), atol=0.05, rtol=0.02)
+    assert result.model(x).dtype == torch.float32

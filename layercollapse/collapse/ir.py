@@ -69,7 +69,7 @@ class Affine:
         plane: float64, (O, *kernel), or None: the weight of one more input channel that is 1 everywhere and padded
             with zeros like the others. It carries, exactly, constants that meet a zero padding. Always None for a
             window that is not `Window.uneven`, where it is part of the bias.
-        dtype: what the layer is emitted in.
+        dtype: what the layer is emitted in: what it computes in, also where the model casts float32 weights to it.
         source: names of the model's own weight and bias while the layer is unchanged, else None.
     """
 
