@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import layercollapse as lc
-from layercollapse.collapse import forms
+from layercollapse.collapse import choice
 from layercollapse.measure import environment, in_turns
 
 WIDTH, HIDDEN, BOX = 256, 1024, (-1.0, 1.0)
@@ -32,7 +32,7 @@ def row(batch: int, percent: int) -> list[str]:
         calls = [partial(m, x) for m in (model, least.model)]
         before, after = in_turns(calls, torch.device("cpu"), seconds=2.0, warmup=5, minimum=20)
     macs = [summary.macs // batch for summary in (least.before, least.after)]
-    taken = "yes" if chosen.form == forms.CARRIED else "no"
+    taken = "yes" if any(made.way == choice.CARRIED for made in chosen.regions) else "no"
     return [f"{batch}", f"{percent} %", *(f"{count:,}" for count in macs), f"{before:.3f}", f"{after:.3f}", taken]
 
 

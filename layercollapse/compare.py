@@ -14,7 +14,7 @@ from layercollapse.collapse import CollapseResult, collapse, compare
 from layercollapse.entropy import EntropyReport
 from layercollapse.files import write_text
 from layercollapse.measure import BATCH_SIZES, file_mib, latency, repeat_to
-from layercollapse.record import Record, Side, Verdict
+from layercollapse.record import Record, Region, Side, Verdict
 
 MODEL_FILE = "model.safetensors"
 ENTROPY_FILE = "entropy.json"
@@ -60,7 +60,8 @@ def collapse_and_compare(
     found = compare(model, result.model, test_data)
     record.max_abs_error = found.max_abs_error
     record.identical, record.compared = found.same, found.samples
-    record.repadded, record.forms = list(result.repadded), dict(result.latency)
+    record.repadded, record.forms, record.form = list(result.repadded), dict(result.latency), result.form
+    record.regions = [Region(list(made.layers), made.way, dict(made.times)) for made in result.regions]
     record.verdicts = [Verdict(site.name, site.kind, site.status, site.guarantee, site.reason) for site in result.sites]
     timings: tuple[dict[str, float], dict[str, float]] = ({}, {})
     for batch_size in BATCH_SIZES:

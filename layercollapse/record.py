@@ -63,10 +63,20 @@ class Verdict:
 
 
 @dataclass
+class Region:
+    """A part of the network that there was more than one way to write: the `way` taken; `times` in ms by way."""
+
+    layers: list[str]
+    way: str
+    times: dict[str, float]
+
+
+@dataclass
 class Record:
     """A run from its settings to the comparison; the later fields stay empty until the run gets there.
 
-    `repadded` and `forms` are what `CollapseResult.repadded` and `CollapseResult.latency` (ms) were.
+    `repadded`, `forms` and `form` are what `CollapseResult.repadded`, `CollapseResult.latency` (ms) and
+    `CollapseResult.form` were.
     """
 
     settings: dict[str, Any]
@@ -87,6 +97,8 @@ class Record:
     verdicts: list[Verdict] = field(default_factory=list)
     repadded: list[str] = field(default_factory=list)
     forms: dict[str, float] = field(default_factory=dict)
+    form: str = ""
+    regions: list[Region] = field(default_factory=list)
 
     @property
     def sites_collapsed(self) -> int:
@@ -113,6 +125,7 @@ class Record:
         try:
             raw["steps"] = [Step(**step) for step in raw["steps"]]
             raw["verdicts"] = [Verdict(**verdict) for verdict in raw["verdicts"]]
+            raw["regions"] = [Region(**region) for region in raw.get("regions", [])]
             for side in ("before", "after"):
                 raw[side] = raw[side] and Side(**raw[side])
             return cls(**raw)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from layercollapse.collapse import forms, search
+from layercollapse.collapse import race, search
 from layercollapse.collapse.cost import macs
 
 # Properties of the ops: slow on a busy machine, and large. LAYERCOLLAPSE_NIGHTLY_CASES: of each op, with -m nightly.
@@ -67,4 +67,4 @@ def counted(request, monkeypatch):
     """
     if request.node.get_closest_marker("timed") is None:
         monkeypatch.setattr(search, "Clock", lambda device: macs)
-        monkeypatch.setattr(forms, "_timed", lambda models, *_, **__: dict.fromkeys(models, 1.0))
+        monkeypatch.setattr(race, "timed", lambda models, *_, **__: dict.fromkeys(models, 1.0))

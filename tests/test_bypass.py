@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import layercollapse as lc
-from layercollapse.collapse import forms
+from layercollapse.collapse import choice, forms, race
 
 Build = Callable[..., nn.Module]
 TOLERANCE = {"rtol": 0.0, "atol": 1e-10}
@@ -279,9 +279,10 @@ def test_grouped_layers_stay() -> None:
 @pytest.fixture
 def times(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def give(**milliseconds: float) -> None:
-        names = {"input": forms.INPUT, "plain": forms.ALL, "carried": forms.CARRIED, "unchanged": forms.UNCHANGED}
-        known = {names[key]: value for key, value in milliseconds.items()}
-        monkeypatch.setattr(forms, "_timed", lambda models, *_, **__: {name: known[name] for name in models})
+        names = {forms.INPUT: "input", choice.ALL: "plain", choice.CARRIED: "carried", forms.CHOSEN: "carried"}
+        monkeypatch.setattr(
+            race, "timed", lambda models, *_, **__: {name: milliseconds[names[name]] for name in models}
+        )
 
     return give
 
@@ -290,16 +291,16 @@ def test_time_decides(times: Callable[..., None]) -> None:
     model, x = block(linear, nn.ReLU(), on=9), data((6, 4))
     times(input=5, plain=5, carried=3)
     faster = counted(model, x, cost="latency")
-    assert (faster.form, faster.sites[0].status, faster.sites[0].removed) == (forms.CARRIED, "partial", 9)
+    assert (faster.form, faster.sites[0].status, faster.sites[0].removed) == (forms.CHOSEN, "partial", 9)
     torch.testing.assert_close(faster.model(x), model(x), **TOLERANCE)
     times(input=5, plain=5, carried=6)
     slower = counted(model, x, cost="latency")
-    assert (slower.form, slower.sites[0].status, slower.sites[0].removed) == (forms.ALL, "kept", 0)
-    assert f"also timed: {forms.CARRIED}: 6.000 ms" in slower.explain()
+    assert (slower.form, slower.sites[0].status, slower.sites[0].removed) == (choice.ALL, "kept", 0)
+    assert f"every rule applied: 5.000 ms, {choice.CARRIED}: 6.000 ms" in slower.explain()
     times(input=5, plain=5, carried=3)
     model[0].bias.data[0] -= 50  # 8 are left
     flips = counted(model, x, cost="latency", data=[100 * x])  # and bend on other data
-    assert flips.form == forms.ALL
+    assert flips.form == choice.ALL
 
 
 def test_layers_that_take_longer_are_no_alternative(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,6 +308,6 @@ def test_layers_that_take_longer_are_no_alternative(monkeypatch: pytest.MonkeyPa
     from layercollapse.collapse import search
 
     monkeypatch.setattr(search, "Clock", lambda device: lambda op, inputs: 9.0 if op.size == (4, 4) else 1.0)
-    monkeypatch.setattr(forms, "_timed", lambda *args, **kwargs: pytest.fail("timed"))
+    monkeypatch.setattr(race, "timed", lambda *args, **kwargs: pytest.fail("timed"))
     model, x = block(linear, nn.ReLU(), on=9), data((6, 4))
-    assert counted(model, x, cost="latency").form == forms.ALL
+    assert counted(model, x, cost="latency").form == choice.ALL

@@ -9,30 +9,32 @@ import torch
 from torch import nn
 
 import layercollapse as lc
-from layercollapse.collapse import forms
+from layercollapse.collapse import choice, forms, race
 
-MERGED, SEPARATE, EIGHTS = forms.ALL, "no layers merged in sequence", "channels dropped in eights"
+SEQUENCE = "layers kept in sequence"
 
 
 @pytest.fixture
-def times(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Give the times of the input and of each form, in ms, in the order of the race; a second race repeats them."""
+def times(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[str, ...]]]:
+    """Give the times of the input and of each form, in ms, one number or one for each race; returns the races.
 
-    def give(**milliseconds: float) -> None:
-        by_name = {
-            "input": forms.INPUT,
-            "merged": MERGED,
-            "separate": SEPARATE,
-            "eights": EIGHTS,
-            "unchanged": forms.UNCHANGED,
-        }
-        known = {by_name[key]: value for key, value in milliseconds.items()}
+    In every region layers are fastest in sequence.
+    """
 
-        def timed(models, example_inputs, device, passes):
-            assert set(models) <= set(known)
-            return {name: known[name] for name in models}
+    def give(**milliseconds: float | list[float]) -> list[tuple[str, ...]]:
+        names = {"input": forms.INPUT, "every": choice.ALL, "chosen": forms.CHOSEN, "unchanged": forms.UNCHANGED}
+        known = {names[key]: value for key, value in milliseconds.items()}
+        races: list[tuple[str, ...]] = []
 
-        monkeypatch.setattr(forms, "_timed", timed)
+        def timed(models, *_, **__):
+            if forms.INPUT not in models:
+                return {name: 1.0 if name == SEQUENCE else 2.0 for name in models}
+            races.append(tuple(models))
+            given = {name: known[name] for name in models}
+            return {name: v[len(races) - 1] if isinstance(v, list) else v for name, v in given.items()}
+
+        monkeypatch.setattr(race, "timed", timed)
+        return races
 
     return give
 
@@ -48,21 +50,22 @@ def shrinking() -> tuple[nn.Module, torch.Tensor]:
 @pytest.mark.parametrize(
     ("given", "form", "widths"),
     [
-        ({"input": 5, "merged": 3, "separate": 4, "eights": 3.5}, MERGED, [11]),
-        ({"input": 5, "merged": 4, "separate": 3, "eights": 3.5}, SEPARATE, [9, 11]),
-        ({"input": 5, "merged": 4, "separate": 3.95, "eights": 3.9}, MERGED, [11]),  # within the noise
-        ({"input": 5, "merged": 4, "separate": 3.9, "eights": 3.5}, EIGHTS, [16]),
+        ({"input": 5, "every": 3, "chosen": 4}, choice.ALL, [11]),
+        ({"input": 5, "every": 4, "chosen": 3}, forms.CHOSEN, [9, 11]),
+        ({"input": 5, "every": 3.95, "chosen": 4}, forms.CHOSEN, [9, 11]),  # within the noise
+        ({"input": 5, "every": [3, 4], "chosen": 3.5}, forms.CHOSEN, [9, 11]),  # the first race was disturbed
     ],
 )
 def test_the_fastest_form_wins(times, given: dict, form: str, widths: list[int]) -> None:
     model, x = shrinking()
-    times(**given)
+    races = times(**given)
     result = lc.collapse(model, x, None, tolerance=1e-5)
     assert result.form == form
     assert [layer.out_features for layer in result.model.modules() if isinstance(layer, nn.Linear)] == [*widths, 4]
     torch.testing.assert_close(result.model(x), model(x))
     assert (result.latency_before, result.latency_after) == (5, result.latency[form])
     assert f"5.000 ms → {result.latency[form]:.3f} ms (faster), with {form}" in result.explain()
+    assert set(races[0]) == {forms.INPUT, choice.ALL, forms.CHOSEN}
 
 
 def test_what_is_slower_than_the_input_is_said() -> None:
@@ -81,47 +84,19 @@ def test_what_is_slower_than_the_input_is_said() -> None:
 def test_nothing_slower_than_the_input_is_emitted(times) -> None:
     model, x = shrinking()
     nn.init.constant_(model[1].bias, 50.0)  # on, whatever the input
-    times(input=1, merged=1.5, separate=1.4, eights=1.3, unchanged=1)
+    times(input=1, every=1.5, chosen=1.4, unchanged=1)
     result = lc.collapse(model, x, box=(-5.0, 5.0), tolerance=1e-5)
     assert result.form == forms.UNCHANGED
     assert result.collapsed == ()
     assert "slower in every way" in result.sites[0].reason
     assert result.after == result.before
     torch.testing.assert_close(result.model(x), model(x))
-    times(input=1, merged=1.5, separate=1.4, eights=1.3, unchanged=2)  # the emitted twin is no faster either
+    times(input=1, every=1.5, chosen=1.4, unchanged=2)  # the emitted twin is no faster either
     assert lc.collapse(model, x, box=(-5.0, 5.0), tolerance=1e-5).collapsed == ("2",)
 
 
-def test_a_close_race_is_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, x = shrinking()
-    seen = []
-
-    def timed(models, example_inputs, device, passes):
-        seen.append(tuple(models))
-        slow = 9.0 if len(seen) == 1 else 1.0  # the first race was disturbed
-        return {name: slow if name == MERGED else 3.0 for name in models}
-
-    monkeypatch.setattr(forms, "_timed", timed)
-    assert lc.collapse(model, x, None).form == MERGED
-    assert [len(names) for names in seen] == [4, 4]
-
-
-def test_an_alternative_wins_twice_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, x = shrinking()
-    seen = []
-
-    def timed(models, example_inputs, device, passes):
-        seen.append(tuple(models))
-        fastest = SEPARATE if len(seen) == 1 else EIGHTS  # which was behind in the first race, and does not run again
-        return {name: 1.0 if name == fastest else 4.0 if name == EIGHTS else 3.0 for name in models}
-
-    monkeypatch.setattr(forms, "_timed", timed)
-    assert lc.collapse(model, x, None).form == MERGED
-    assert set(seen[1]) == {forms.INPUT, MERGED, SEPARATE}
-
-
 def test_nothing_to_change_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forms, "_timed", lambda *args, **kwargs: pytest.fail("timed"))
+    monkeypatch.setattr(race, "timed", lambda *args, **kwargs: pytest.fail("timed"))
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 4)), torch.randn(5, 6)
     result = lc.collapse(model, x, None)
@@ -130,12 +105,12 @@ def test_nothing_to_change_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None
     shrunk, x = shrinking()
     counted = lc.collapse(shrunk, x, None, cost="macs")
     assert counted.latency == {}
-    assert counted.form == MERGED
+    assert counted.form == choice.ALL
 
 
 @pytest.mark.timed
 def test_the_times_are_measured() -> None:
     model, x = shrinking()
     result = lc.collapse(model, x, None)
-    assert {forms.INPUT, MERGED} <= set(result.latency)
+    assert {forms.INPUT, choice.ALL} <= set(result.latency)
     assert all(0 < time < 1000 for time in result.latency.values())

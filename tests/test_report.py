@@ -7,8 +7,9 @@ from rich.console import Console
 
 from layercollapse import plots, report
 from layercollapse.errors import LayerCollapseError
-from layercollapse.record import Record, Side, Step, Verdict
+from layercollapse.record import Record, Region, Side, Step, Verdict
 
+TIMED = ("Every region as it is fastest.", "a, b", "layers kept in sequence 0.250 ms; every rule applied 0.500 ms")
 SITES = ["relu", "layer1.0.relu", "layer1.0.relu#2"]
 
 
@@ -41,6 +42,13 @@ def make_record(steps=3, finished=True):
             Verdict("relu", "relu", "collapsed", "exact", "every weight before it is pruned"),
             Verdict("layer1.0.relu", "relu", "collapsed", "empirical", ""),
             Verdict("layer1.0.relu#2", "relu", "kept", "", "5 of 8 neurons <mixed> & so on"),
+        ]
+        record.forms, record.form = (
+            {"the model as it came": 2.0, "every region as it is fastest": 1.0},
+            "every region as it is fastest",
+        )
+        record.regions = [
+            Region(["a", "b"], "layers kept in sequence", {"every rule applied": 0.5, "layers kept in sequence": 0.25})
         ]
     return record
 
@@ -139,8 +147,19 @@ def test_page_is_whole_and_standalone(tmp_path, steps, finished):
     assert page.fetched == []
     assert ("Before and after" in page.text) == finished
     assert ("Sign entropy per site" in page.text) == (steps > 0)
-    for text in ("97.75 %", "2.00x smaller", "359 of 360", "<mixed> & so on") if finished else ("No result yet",):
+    for text in (
+        ("97.75 %", "2.00x smaller", "359 of 360", "<mixed> & so on", *TIMED) if finished else ("No result yet",)
+    ):
         assert text in page.text
+
+
+def test_the_page_says_whether_the_regions_are_written_as_they_are_fastest():
+    record = make_record()
+    assert "written otherwise" not in report.html(record)
+    record.form = "every rule applied"
+    assert "written otherwise" in report.html(record)
+    record.regions[0].way = "every rule applied"
+    assert "written otherwise" not in report.html(record)
 
 
 def test_heat_map_has_a_cell_per_site_and_step():

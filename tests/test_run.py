@@ -355,7 +355,11 @@ def test_a_model_padded_anew_is_trained_again_and_taken_if_it_is_good_enough(tmp
     assert (trained[1] is result.model) == holds
     assert result.record.repadded == (["0 → 2"] if holds else [])
     assert result.record.forms == result.collapse.latency
-    assert result.collapse.form in result.record.forms
+    assert result.record.form == result.collapse.form in result.record.forms
+    assert [tuple(region.layers) for region in result.record.regions] == [
+        made.layers for made in result.collapse.regions
+    ]
+    assert Record.load(tmp_path / "made").regions == result.record.regions
     assert result.record.after.depth == (1 if holds else 2)
     text = (tmp_path / "made" / "report.html").read_text(encoding="utf-8")
     assert ("changes the border: 0 → 2" in text) == holds

@@ -6,8 +6,8 @@
 
 The steps, one module each: `lower` (graph to records), `decide` (which sites, by counts and by `bounds`), `search`
 (which of them together), `linearize` (rectifiers that never bend), `rules` (fold, drop, merge), `emit` (records to
-modules), `verify` (compare on data), `forms` (the fastest way to write it), `sizes` (of inputs: any, or fixed), `store`
-(save and load).
+modules), `verify` (compare on data), `regions` (where the ways to write it differ), `choice` (the fastest of each),
+`forms` (the fastest as a whole), `sizes` (of inputs: any, or fixed), `store` (save and load).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from layercollapse.collapse.bounds import Box
 from layercollapse.collapse.check import check_options, check_parameters, check_statistics
 from layercollapse.collapse.cost import Summary, captured_depth, summarize
 from layercollapse.collapse.decide import candidates, entropies
-from layercollapse.collapse.forms import unchanged
+from layercollapse.collapse.emit import emit
 from layercollapse.collapse.linearize import bending_sites
 from layercollapse.collapse.lower import lower
 from layercollapse.collapse.result import CollapseResult, SiteResult
@@ -79,9 +79,10 @@ def collapse(
         tolerance: largest absolute difference of any output that is accepted.
         cost: what decides how the collapsed model is written. ``"latency"``: time, measured on the model's device
             with the example inputs, which should have the batch size of later use: of layers where merging needs
-            more multiply-accumulates, then of whole models, without one kind of merge each and the model that came
-            among them, in turns. ``"macs"``: multiply-accumulates, and nothing is timed. Either may make two layers
-            of one whose weight is, but for rounding, the product of smaller ones: less work, and more depth.
+            more multiply-accumulates, of every region that there is more than one way to write, and of the whole, the
+            model that came among them, in turns. ``"macs"``: multiply-accumulates, and nothing is timed. Either may
+            make two layers of one whose weight is, but for rounding, the product of smaller ones: less work, and more
+            depth.
         partial: whether neurons that were off (or saturated) on the data of the report are removed from sites with
             others that are mixed, and those that were on carried by a layer beside the rectifier where that pays. Those
             that algebra, or the box, proves to be are in any case: 161 of 163 in a pruned MobileNetV2, so that the data
@@ -121,7 +122,7 @@ def collapse(
     sites = tuple(verdicts.of(site) for site in captured.sites)
     exact = not best.repadded and {site.guarantee for site in sites} <= {"", "exact"}
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    collapsed, fixed = settle(model, best.model, example_inputs, exact, lambda: unchanged(net, device).model)
+    collapsed, fixed = settle(model, best.model, example_inputs, exact, lambda: emit(net.copy(), device))
     return CollapseResult(
         model=collapsed,
         sites=sites,
@@ -133,7 +134,8 @@ def collapse(
         samples=outcome.agreement.samples,
         example_inputs=example_inputs,
         form=best.name,
-        latency={} if outcome.race is None else outcome.race.times,
+        latency=outcome.times,
+        regions=outcome.choices,
         repadded=best.repadded,
         split=dict(best.split),
         fixed_sizes=fixed,

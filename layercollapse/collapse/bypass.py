@@ -65,6 +65,8 @@ def carry_straight(net: Net) -> bool:
         first, second = source(node), sole_user(node)
         if op.straight is None or second is None or sole_user(first) is not node:
             continue
+        if not net.permits(carry_straight, node):
+            continue
         new = _bypass(net, first, op, second)
         if new is None:
             continue

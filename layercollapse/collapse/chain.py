@@ -66,8 +66,9 @@ def _chains(net: Net) -> Iterator[list[fx.Node]]:
 def _next(net: Net, node: fx.Node) -> fx.Node | None:
     op, user = net.affine(node), sole_user(node)
     follower = net.affine(user)
-    same = op is not None and follower is not None and len(op.window.kernel) == len(follower.window.kernel)
-    return user if same else None
+    if op is None or user is None or follower is None or not net.permits(merge_in_sequence, node, user):
+        return None
+    return user if len(op.window.kernel) == len(follower.window.kernel) else None
 
 
 def _segments(net: Net, chain: list[fx.Node]) -> Segments:

@@ -15,9 +15,15 @@ from layercollapse.nodes import packet
 
 aten = torch.ops.aten
 
+_EIGHT = 8
+
 
 def drop_unread_channels(net: Net) -> bool:
-    """A channel goes if every layer that reads it has only zeros for it."""
+    """A channel goes if every layer that reads it has only zeros for it.
+
+    At nodes that do not permit it, only as many go as leave a multiple of eight: on one core of an EPYC a 1x1
+    convolution of 15 channels took a third longer than one of 16 (0.38 ms instead of 0.28 ms, 16 maps of 28x28).
+    """
     channels = _Channels(net)
     kept = channels.kept()
     if all(bool(keep.all()) for keep in kept.values()):
@@ -83,11 +89,11 @@ class _Channels:
                 need[b[need[a]]] = True
 
     def _round_up(self, need: Tensor) -> None:
-        """Keep channels that nothing needs, so that every layer makes a multiple of `Net.multiple`."""
-        for node, _ in self.net.records(Affine) if self.net.multiple > 1 else ():
+        """Keep channels that nothing needs, so that layers make a multiple of eight where they are to."""
+        for node, _ in self.net.records(Affine):
             keep = need[self.ids[node]]
-            if bool(keep.any()):
-                need[self.ids[node][~keep][: -int(keep.sum()) % self.net.multiple]] = True
+            if not self.net.permits(drop_unread_channels, node) and bool(keep.any()):
+                need[self.ids[node][~keep][: -int(keep.sum()) % _EIGHT]] = True
                 self._spread(need)
 
     def _spares(self, user: fx.Node, empty: set[fx.Node]) -> bool:

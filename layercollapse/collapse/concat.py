@@ -82,6 +82,8 @@ def merge_neighbours(net: Net) -> bool:
             size[joined[0]] += shape(right)[joined[0]]
             if both is None or macs(both, tuple(size)) > macs(a, shape(left)) + macs(b, shape(right)):
                 continue
+            if not net.permits(merge_neighbours, left, right):
+                continue
             net.set(left, both)
             left.meta["shape"] = tuple(size)
             node.args = ([x for x in joined[1] if x is not right], *node.args[1:])
@@ -94,7 +96,7 @@ def merge_neighbours(net: Net) -> bool:
 def split_over_concatenations(net: Net) -> bool:
     """A layer that alone reads a concatenation of affine layers is a sum of layers, each merged with its part.
 
-    Only where this leaves no more layers and no more multiply-accumulates (or time, where that is measured).
+    Only where this leaves no more layers and no more multiply-accumulates.
     """
     for node, op in net.records(Affine):
         cat = source(node)
@@ -102,7 +104,7 @@ def split_over_concatenations(net: Net) -> bool:
         if joined is None or joined[0] != op.channel_dim or sole_user(cat) is not node or op.groups > 1:
             continue
         new, gone = _pieces(net, node, op, joined[1])
-        if not gone or not _pays(net, node, op, new, gone):
+        if not gone or not _pays(net, node, op, new, gone) or not net.permits(split_over_concatenations, node):
             continue
         total: fx.Node | None = None
         last = cat
@@ -151,7 +153,4 @@ def _pays(net: Net, node: fx.Node, op: Affine, new: list[tuple[fx.Node, Affine]]
     if len(new) > 1 + len(gone):
         return False
     old = [(node, op)] + [(x, made) for x in gone if (made := net.affine(x)) is not None]
-    if net.clock is None:
-        return sum(macs(piece, shape(node)) for _, piece in new) <= sum(macs(part, shape(x)) for x, part in old)
-    now = sum(net.clock(part, shape(source(x))) for x, part in old)
-    return sum(net.clock(piece, shape(read)) for read, piece in new) <= now
+    return sum(macs(piece, shape(node)) for _, piece in new) <= sum(macs(part, shape(x)) for x, part in old)

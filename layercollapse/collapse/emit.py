@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -33,12 +33,16 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
-def emit(net: Net, device: torch.device | None = None) -> fx.GraphModule:
+def emit(net: Net, device: torch.device | None = None, shared: dict[str, nn.Parameter] | None = None) -> fx.GraphModule:
     """Build the module; the net is used up.
+
+    Every record is let go once it is built: the algebra's float64 weights and the modules are not all there at once.
 
     Args:
         net: what to build.
         device: of the parameters that the algebra made; the model's own keep theirs.
+        shared: parameters of layers that did not change, by name, to be shared with other modules of the same model;
+            what is missing is added.
 
     Returns:
         A module with readable, hierarchical names, in evaluation mode; ``print(module.code)`` shows its forward.
@@ -46,34 +50,19 @@ def emit(net: Net, device: torch.device | None = None) -> fx.GraphModule:
         A parameter that did not change is frozen if it was; what the algebra made can be trained, unless the whole
         model was frozen.
     """
-    return emit_all([net], device)[0]
-
-
-def emit_all(nets: Sequence[Net], device: torch.device | None = None) -> list[fx.GraphModule]:
-    """Build the modules of several nets, as `emit` does; records that nets share become modules that they share.
-
-    Every record is let go once it is built: the algebra's float64 weights and the modules are not all there at once.
-    """
-    for net in nets:
-        for node, op in net.records(Affine):
-            if op.plane is not None:
-                split_plane(net, node, op)
-        _require_sizes(net)
-        restore_numbers(net)
-    places: dict[int, list[tuple[int, str]]] = {}
-    for index, net in enumerate(nets):
-        for node in net.graph.nodes:
-            if node.op == "call_module":
-                places.setdefault(id(net.ops[str(node.target)]), []).append((index, str(node.target)))
-    shared: dict[str, nn.Parameter] = {}
-    modules: list[dict[str, Any]] = [{} for _ in nets]
-    for uses in places.values():
-        ops = [nets[index].ops.pop(target) for index, target in uses]
-        module = _shared(build(ops[0], device), ops[0], shared, nets[0].frozen)
-        for index, target in uses:
-            modules[index][target] = module
-        del ops
-    return [_assemble(net, own, shared) for net, own in zip(nets, modules, strict=True)]
+    shared = {} if shared is None else shared
+    for node, layer in net.records(Affine):
+        if layer.plane is not None:
+            split_plane(net, node, layer)
+    _require_sizes(net)
+    restore_numbers(net)
+    modules: dict[str, Any] = {}
+    for node in net.graph.nodes:
+        if node.op == "call_module":
+            op = net.ops.pop(str(node.target))
+            modules[str(node.target)] = _shared(build(op, device), op, shared, net.frozen)
+            del op
+    return _assemble(net, modules, shared)
 
 
 def _shared(module: nn.Module, op: Op, shared: dict[str, nn.Parameter], frozen: Collection[str]) -> nn.Module:

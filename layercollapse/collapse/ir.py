@@ -7,7 +7,7 @@ rounded once, when the model is emitted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeAlias, TypeVar
@@ -214,6 +214,8 @@ class Field:
 
 Op: TypeAlias = Affine | Scale | Rectify | Field
 AnyOp = TypeVar("AnyOp", Affine, Scale, Rectify, Field)
+# Name of a node -> the rules that do not act at it.
+Omitted: TypeAlias = Callable[[str], Collection[Callable[..., object]]]
 
 
 class Net:
@@ -228,7 +230,7 @@ class Net:
         out_spec: how the outputs are packed.
         clock: measures a layer for an input shape, in ms; None to count multiply-accumulates instead.
         kept: pairs of layers that follow each other and stay two -> why.
-        multiple: channels are dropped so that a multiple of this number is left.
+        omitted: which rules do not act at a node of some name; see `permits`.
         repad: whether layers may merge that differ at the border then (see `merge.repadded`).
         repadded: those that did, first and last.
         split: a layer that became several -> their names, and what that saves.
@@ -245,7 +247,7 @@ class Net:
         self.out_spec = out_spec
         self.clock: Callable[[Affine, tuple[int, ...]], float] | None = None
         self.kept: dict[tuple[str, str], str] = {}
-        self.multiple = 1
+        self.omitted: Omitted = lambda name: ()
         self.repad = False
         self.repadded: list[tuple[str, str]] = []
         self.split: dict[str, tuple[tuple[str, ...], str]] = {}
@@ -258,7 +260,7 @@ class Net:
         new = Net(graph, self.out_spec)
         new.ops, new.tensors, new.parameters = dict(self.ops), dict(self.tensors), set(self.parameters)
         new.frozen, new.trains = set(self.frozen), self.trains
-        new.clock, new.kept, new.multiple = self.clock, dict(self.kept), self.multiple
+        new.clock, new.kept, new.omitted = self.clock, dict(self.kept), self.omitted
         new.repad, new.repadded, new.split = self.repad, list(self.repadded), dict(self.split)
         new.carried = dict(self.carried)
         return new
@@ -278,6 +280,10 @@ class Net:
             op = self.op(node)
             if isinstance(op, kind):
                 yield node, op
+
+    def permits(self, rule: Callable[..., object], *nodes: fx.Node) -> bool:
+        """Whether a rule that may cost time is to act at all of these nodes."""
+        return not any(rule in self.omitted(node.name) for node in nodes)
 
     def set(self, node: fx.Node, op: Op) -> None:
         """Give a node a new record."""

@@ -55,6 +55,8 @@ def linearize(net: Net, states: Mapping[str, Tensor | None]) -> bool:
             net.set(node, replace(op, fixed=fixed, straight=_where(steady & ~flat, line.scale)))
             changed |= fixed is not None
             continue
+        if not net.permits(linearize, node):
+            continue
         changed = True
         if state is not None:
             net.set(node, _scale(op, state))

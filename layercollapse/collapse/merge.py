@@ -127,7 +127,7 @@ def merge_side_by_side(net: Net) -> bool:
 def _sum(net: Net, total: fx.Node, kept: fx.Node, other: fx.Node) -> Affine | None:
     """The layer ``kept + other``, or None where it is not exact or needs more multiplications."""
     first = net.affine(kept)
-    if first is None or sole_user(kept) is not total:
+    if first is None or sole_user(kept) is not total or not net.permits(merge_side_by_side, kept, total):
         return None
     second = net.affine(other)
     if other is source(kept):
@@ -233,7 +233,9 @@ def trim_kernels(net: Net) -> bool:
     """Outer taps that are zero go, as far as the padding allows the same cut on both sides."""
     changed = False
     for node, op in net.records(Affine):
-        if not op.window.kernel or op.window.transposed or not bool(op.reads().any()):
+        if not op.window.kernel or op.window.transposed or not net.permits(trim_kernels, node):
+            continue
+        if not bool(op.reads().any()):
             continue
         trimmed = _trim(op)
         if trimmed is not None:

@@ -10,11 +10,13 @@ from typing import Any
 
 from torch import nn
 
+from layercollapse.collapse.choice import Choice
 from layercollapse.collapse.cost import Summary
-from layercollapse.collapse.forms import INPUT, MARGIN
+from layercollapse.collapse.forms import INPUT
 from layercollapse.collapse.modules import in_words
 from layercollapse.collapse.obstacles import grouped
 from layercollapse.collapse.onnx import save_onnx
+from layercollapse.collapse.race import MARGIN
 from layercollapse.collapse.store import save
 
 
@@ -61,7 +63,8 @@ class CollapseResult:
         same_predictions: number of samples with the same prediction.
         samples: number of samples compared.
         example_inputs: what the model was captured with; `save` exports with them.
-        form: how it is written: ``"every rule applied"``, or what was left out because that is faster.
+        form: how it is written: ``"every rule applied"``, ``"every region as it is fastest"``, or, where all that was
+            slower than the input, ``"nothing removed or merged"``.
         latency: form, or ``"the model as it came"`` -> median time of a forward pass on the example inputs in ms, all
             measured in turns; empty where nothing was timed (``cost="macs"``, or nothing to change).
         repadded: layers that merged though one padding cannot do what their two did, ``"first → last"``, only with
@@ -71,6 +74,8 @@ class CollapseResult:
         fixed_sizes: input -> the shape that it must have, with None for the batch; where the model computes with its
             inputs' sizes in Python, so that the collapsed one is right for those of the example alone, and refuses
             others. Empty: it takes all that the model takes.
+        regions: the parts that there was more than one way to write, in the order of the network, with the time of
+            each way; empty where nothing was timed. The form says whether the fastest of each was taken.
     """
 
     model: nn.Module
@@ -87,6 +92,7 @@ class CollapseResult:
     repadded: tuple[str, ...] = ()
     split: Mapping[str, str] = field(default_factory=dict)
     fixed_sizes: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)
+    regions: tuple[Choice, ...] = ()
 
     @property
     def latency_before(self) -> float | None:
@@ -123,7 +129,19 @@ class CollapseResult:
         if self.fixed_sizes:
             shapes = ", ".join(f"{name} {in_words(sizes)}" for name, sizes in self.fixed_sizes.items())
             lines.append(f"input sizes fixed: {shapes}: the model's Python computes with them, and the graph has those")
-        return "\n".join([*lines, *self._timing()])
+        return "\n".join([*lines, *self._choices(), *self._timing()])
+
+    def _choices(self) -> list[str]:
+        """A line for every region that was timed; one for all that are the same."""
+        same: dict[str, list[Choice]] = {}
+        for choice in self.regions:
+            fastest_first = sorted(choice.times.items(), key=lambda item: item[0] != choice.way)
+            same.setdefault(", ".join(f"{way}: {time:.3f} ms" for way, time in fastest_first), []).append(choice)
+        lines = []
+        for times, choices in same.items():
+            more = f" and {len(choices) - 1} more regions like it" if len(choices) > 1 else ""
+            lines.append(f"{', '.join(choices[0].layers)}{more}: {times}")
+        return lines
 
     def _timing(self) -> list[str]:
         before, after = self.latency_before, self.latency_after

@@ -61,9 +61,8 @@ RULES: tuple[Rule, ...] = (
     merge_neighbours,
     split_over_concatenations,
     split_layers,
+    carry_straight,  # a layer more: when the others are what they will be
 )
-# A layer more, so that it takes time to tell whether this pays; last, when the layers are what they will be.
-CARRYING: tuple[Rule, ...] = (*RULES, carry_straight)
 
 
 def simplify(net: Net, rules: tuple[Rule, ...] = RULES) -> set[Rule]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from layercollapse.collapse.choice import ALL, Choice, Start, Written, choose
 from layercollapse.collapse.clock import Clock
 from layercollapse.collapse.decide import Candidate
-from layercollapse.collapse.forms import ALL, Form, Race, again, forms, race, unchanged
+from layercollapse.collapse.forms import CHOSEN, UNCHANGED, Form, between, form, once
 from layercollapse.collapse.ir import Net
 from layercollapse.collapse.verify import Agreement, compare
 from layercollapse.errors import LayerCollapseError
@@ -26,13 +27,28 @@ class Outcome:
         form: the form that was chosen.
         agreement: how it compares with the model on the data.
         missed: site that was tried and kept -> what the outputs differed by without it.
-        race: the times; None where none were taken.
+        times: form, or the input, -> time in ms; empty where nothing was timed.
+        choices: how the regions are written that there was more than one way to write.
     """
 
     form: Form
     agreement: Agreement
     missed: dict[str, float]
-    race: Race | None
+    times: dict[str, float] = field(default_factory=dict)
+    choices: tuple[Choice, ...] = ()
+
+
+class _Attempt(NamedTuple):
+    """A collapse with every rule applied, and how it compares with the model."""
+
+    start: Start
+    every: Written
+    form: Form
+    agreement: Agreement
+
+    @property
+    def error(self) -> float:
+        return self.agreement.max_abs_error
 
 
 @dataclass(frozen=True)
@@ -59,75 +75,85 @@ class Search:
     timed: bool
     repad: bool
 
+    @cached_property
+    def _device(self) -> torch.device:
+        parameter = next(self.model.parameters(), None)
+        return torch.device("cpu") if parameter is None else parameter.device
+
+    @cached_property
+    def _clock(self) -> Clock | None:
+        return Clock(self._device) if self.timed else None
+
+    @cached_property
+    def _shared(self) -> dict[str, nn.Parameter]:
+        """Parameters of layers that did not change: one tensor in all that is built."""
+        return {}
+
     def run(self) -> Outcome:
         """Collapse all candidates, or, where that misses the tolerance, the proven ones and then one after the other.
 
         Raises:
             LayerCollapseError: even the proven ones miss the tolerance.
         """
-        parameter = next(self.model.parameters(), None)
-        device = torch.device("cpu") if parameter is None else parameter.device
-        clock = Clock(device) if self.timed else None
-
-        def attempt(
-            names: Collection[str], alternatives: bool = False, repad: bool = False
-        ) -> tuple[list[Form], Agreement]:
-            states = {name: self.found[name].states for name in names}
-            options: Any = {"alternatives": alternatives, "repad": repad}
-            made = forms(self.base, states, clock=clock, device=device, **options)
-            return made, compare(self.model, made[0].model, self.data)
-
         names, missed = list(self.found), dict[str, float]()
-        made, agreement = attempt(names, self.timed and not self.repad)
+        attempt = self._attempt(names)
         proven = [name for name in names if self.found[name].proven]
-        if agreement.max_abs_error > self.tolerance and len(proven) < len(names):
-            made.clear()  # one model less in memory while others are tried
-
-            def error(tried: Collection[str]) -> float:
-                gc.collect()  # graphs refer to themselves: ten models of 97 MiB waited to be freed, 1,002 MiB in all
-                return attempt(tried)[1].max_abs_error
-
-            names, missed = self._one_by_one(proven, error)
-            gc.collect()
-            made, agreement = attempt(names, self.timed and not self.repad)
-        if agreement.max_abs_error > self.tolerance:
+        if attempt.error > self.tolerance and len(proven) < len(names):
+            del attempt  # one model less in memory while others are tried
+            names, missed = self._one_by_one(proven)
+            attempt = self._attempt(names)
+        if attempt.error > self.tolerance:
             raise LayerCollapseError(
-                f"tolerance: expected outputs within {self.tolerance:g} of the model's, got "
-                f"{agreement.max_abs_error:.3g} with nothing but exact algebra; raise the tolerance if the outputs "
-                "are large, or collapse in float64"
+                f"tolerance: expected outputs within {self.tolerance:g} of the model's, got {attempt.error:.3g} with "
+                "nothing but exact algebra; raise the tolerance if the outputs are large, or collapse in float64"
             )
         if self.repad:
-            made.clear()
+            del attempt
             # The tolerance has been kept by the same sites with the border as it was; now it is measured alone.
-            made, agreement = attempt(names, self.timed, repad=True)
-        if not self.timed or not any(form.changed for form in made):
-            return Outcome(made[0], agreement, missed, None)
-        times = race(self.model, made, self.example_inputs, device)
-        by_name = {form.name: form for form in made}
-        best = made[0]
-        for name in times.order[: times.order.index(ALL)]:
-            other = compare(self.model, by_name[name].model, self.data)
-            if other.max_abs_error <= self.tolerance or by_name[name].repadded:
-                best, agreement = by_name[name], other
-                break
-        if times.slower:
-            same = unchanged(self.base, device)
-            times = again(times, self.model, [best, same], self.example_inputs, device)
-            if times.slower_than_input(best.name) and times.times[same.name] < times.times[best.name]:
-                best, agreement = same, compare(self.model, same.model, self.data)
-        return Outcome(best, agreement, missed, times)
+            attempt = self._attempt(names, repad=True)
+        if self.timed:
+            return self._fastest(attempt, missed)
+        return Outcome(attempt.form, attempt.agreement, missed)
 
-    def _one_by_one(
-        self, proven: Collection[str], error: Callable[[Collection[str]], float]
-    ) -> tuple[list[str], dict[str, float]]:
+    def _attempt(self, names: Collection[str], repad: bool = False) -> _Attempt:
+        """Collapse some sites, with every rule applied."""
+        base = self.base.copy()
+        base.clock, base.repad = self._clock, repad
+        start = Start(base, {name: self.found[name].states for name in names})
+        every = start.written()
+        made = form(ALL, every.net.copy(), self._device, self._shared)
+        return _Attempt(start, every, made, compare(self.model, made.model, self.data))
+
+    def _fastest(self, attempt: _Attempt, missed: dict[str, float]) -> Outcome:
+        """The form that takes the least time, of those that keep within the tolerance."""
+        start, every, best, agreement = attempt
+        choices, net = choose(start, every, best.model, self.example_inputs, device=self._device, shared=self._shared)
+        if net is None and not every.applied:
+            return Outcome(best, agreement, missed, choices=choices)
+        made = [best] if net is None else [form(CHOSEN, net, self._device, self._shared), best]
+        race = between(self.model, made, self.example_inputs, self._device)
+        times = race.times
+        if race.order[0] == CHOSEN:
+            other = compare(self.model, made[0].model, self.data)
+            if other.max_abs_error <= self.tolerance or made[0].repadded:
+                best, agreement = made[0], other
+        if race.slower_than_input(best.name):
+            same = form(UNCHANGED, self.base.copy(), self._device, self._shared)
+            last = once(self.model, [best, same], self.example_inputs, self._device, seconds=3.0)
+            times = times | last.times
+            if last.slower_than_input(best.name) and times[same.name] < times[best.name]:
+                best, agreement = same, compare(self.model, same.model, self.data)
+        return Outcome(best, agreement, missed, times, choices)
+
+    def _one_by_one(self, proven: Collection[str]) -> tuple[list[str], dict[str, float]]:
         """The sites that keep within the tolerance, and for every other the error that it made."""
         kept, missed = list(proven), {}
         for name in self.found:
             if name in proven:
                 continue
-            difference = error([*kept, name])
-            if difference <= self.tolerance:
+            error = self._attempt([*kept, name]).error
+            if error <= self.tolerance:
                 kept.append(name)
             else:
-                missed[name] = difference
+                missed[name] = error
         return kept, missed

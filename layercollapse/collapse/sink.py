@@ -33,6 +33,8 @@ def sink_layers(net: Net) -> bool:
         user = sole_user(node)
         if user is None or packet(user) not in AVERAGES or not _reads_one_position(op):
             continue
+        if not net.permits(sink_layers, node, user):
+            continue
         place = carry(user, op.channel_dim)
         if place is None:
             continue
@@ -77,10 +79,7 @@ def merge_with_pooling(net: Net) -> bool:
         if user is None or pool is None or not mergeable(op, pool):
             continue
         merged = compose(op, pool)
-        before, after = macs(op, shape(node)), macs(merged, shape(user))
-        if after > before:
-            continue
-        if net.clock is not None and net.clock(merged, shape(source(node))) > net.clock(op, shape(source(node))):
+        if macs(merged, shape(user)) > macs(op, shape(node)) or not net.permits(merge_with_pooling, node, user):
             continue
         net.set(node, merged)
         node.meta["shape"] = shape(user)
@@ -119,6 +118,8 @@ def merge_through_flatten(net: Net) -> bool:
         second = net.affine(below)
         if user is None or below is None or second is None or not op.window.kernel or op.window.transposed:
             continue
+        if not net.permits(merge_through_flatten, node, user, below):
+            continue
         if second.window.kernel or carry(user, 1) != (-1, math.prod(shape(node)[2:])) or len(shape(user)) != 2:
             continue
         size = shape(source(node))
@@ -130,10 +131,6 @@ def merge_through_flatten(net: Net) -> bool:
         if weights > macs(op, shape(node)) + second.weight.numel():
             continue
         merged = _through_flatten(op, second, shape(node)[2:], size[2:])
-        if net.clock is not None:
-            old = net.clock(op, size) + net.clock(second, shape(user))
-            if net.clock(merged, (size[0], merged.inputs)) > old:
-                continue
         flat = (size[0], merged.inputs)
         user.replace_input_with(node, source(node))
         user.meta["shape"] = flat

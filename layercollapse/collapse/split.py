@@ -48,6 +48,8 @@ def split_layers(net: Net) -> bool:
         shared = op.source is not None and (calls[op.source[0]] > 1 or op.source[0] in net.tensors)
         if name in done or op.window.transposed or shared or not bool(op.reads().any()):
             continue
+        if not net.permits(split_layers, node):
+            continue
         bare = replace(op, weight=held(op), plane=None)
         parts = _parts(bare, shape(source(node)), shape(node))
         if len(parts) == 1 or not _faster(net, bare, parts, shape(source(node))):

@@ -44,8 +44,10 @@ class Verdicts:
         if form.name == UNCHANGED and one is not None:
             slower = "but the network was slower in every way to write it that makes use of that"
             return SiteResult(name, site.kind, "kept", "", f"{_told(one.known)}; {slower}", site.channels, 0)
-        if one is not None and not one.partial:
+        if one is not None and not one.partial and name not in left:
             return result("collapsed", _weakest(guarantee for guarantee, _ in one.known), _told(one.known))
+        if one is not None and not one.partial:
+            return result("kept", "", f"{_told(one.known)}; but what is around it was faster with it")
         if name in self.read and name not in left:
             reason = "nothing that the outputs need reads it once other sites have collapsed"
             if one is not None:

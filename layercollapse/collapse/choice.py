@@ -1,0 +1,189 @@
+"""The choice of how every region of a network is written: the way that is the fastest there.
+
+Fewer multiply-accumulates are not always less time, and what saves time in one place costs time in another. The ways
+differ in one rule each, or in all that may cost time; the regions are where that makes a difference.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor, fx, nn
+
+from layercollapse.collapse import race
+from layercollapse.collapse.bypass import carry_straight
+from layercollapse.collapse.chain import merge_in_sequence
+from layercollapse.collapse.channels import drop_unread_channels
+from layercollapse.collapse.concat import merge_neighbours, split_over_concatenations
+from layercollapse.collapse.emit import emit
+from layercollapse.collapse.ir import Net, Omitted, Rectify
+from layercollapse.collapse.linearize import linearize
+from layercollapse.collapse.merge import merge_side_by_side, trim_kernels
+from layercollapse.collapse.regions import Recorder, Region, regions, structure
+from layercollapse.collapse.rules import simplify
+from layercollapse.collapse.sink import merge_through_flatten, merge_with_pooling, sink_layers
+from layercollapse.collapse.split import split_layers
+from layercollapse.export import call_arguments, copied
+
+Ways: TypeAlias = dict[str, frozenset[Callable[..., object]]]
+
+ALL = "every rule applied"
+KEPT = "rectifiers kept"
+CARRIED = "neurons that only multiply carried by a layer beside the rectifier"
+# What a way is called, and the rules that it leaves out; `drop_unread_channels` then drops channels in eights, so that
+# nothing else need be left out.
+_MERGES: Ways = {
+    "layers kept in sequence": frozenset({merge_in_sequence}),
+    "layers kept side by side": frozenset({merge_side_by_side, merge_neighbours}),
+    "concatenations kept": frozenset({split_over_concatenations}),
+    "layers kept before pooling and flatten": frozenset({sink_layers, merge_with_pooling, merge_through_flatten}),
+    "kernels not trimmed": frozenset({trim_kernels}),
+    "layers not split": frozenset({split_layers}),
+}
+# The ways of one group are compared with each other. Channels and rectifiers concern the layers on both sides: with
+# the others they would make one region of many.
+_GROUPS: tuple[Ways, ...] = (
+    {**_MERGES, "layers kept as they are": frozenset().union(*_MERGES.values())},
+    {"channels dropped in eights": frozenset({drop_unread_channels})},
+    {KEPT: frozenset({linearize})},
+    {CARRIED: frozenset()},
+)
+_LEFT_OUT = {way: rules for ways in _GROUPS for way, rules in ways.items()}
+# A race of one region may take so long, and all of them together.
+_SECONDS, _SECONDS_IN_ALL = 0.2, 6.0
+_PASSES = 50
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a region is written: a part of the network that there was more than one way to write.
+
+    Attributes:
+        layers: the layers with weights in it, in any way.
+        way: the way that was taken: the fastest.
+        times: way -> median time in ms, of the region alone, on tensors as the example inputs make them.
+    """
+
+    layers: tuple[str, ...]
+    way: str
+    times: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Start:
+    """What every way begins with.
+
+    Attributes:
+        base: the network as lowered; it stays as it is.
+        states: the sites to linearize, as for `linearize`.
+    """
+
+    base: Net
+    states: Mapping[str, Tensor | None]
+
+    @property
+    def unused(self) -> frozenset[Callable[..., object]]:
+        """What is left out of every way but its own: a layer more has to take less time, where time is measured."""
+        return frozenset() if self.base.clock is None else frozenset({carry_straight})
+
+    def written(self, omitted: Omitted | None = None) -> Written:
+        """The network with the rules applied, but where they are omitted."""
+        net = self.base.copy()
+        net.omitted = omitted or (lambda name: self.unused)
+        linear = linearize(net, self.states)
+        applied: set[Callable[..., object]] = {*simplify(net)}
+        return Written(net, applied | {linearize} if linear else applied)
+
+
+class Written(NamedTuple):
+    """A net, and the rules that had something to do in it."""
+
+    net: Net
+    applied: set[Callable[..., object]]
+
+
+def choose(
+    start: Start,
+    every: Written,
+    model: fx.GraphModule,
+    example_inputs: Any,
+    *,
+    device: torch.device,
+    shared: dict[str, nn.Parameter],
+) -> tuple[tuple[Choice, ...], Net | None]:
+    """Time every region that there is more than one way to write.
+
+    Args:
+        start: the network.
+        every: the same with every rule applied.
+        model: the module of that.
+        example_inputs: see `collapse`.
+        device: where it works.
+        shared: see `emit`.
+
+    Returns:
+        The choices, in the order of the network, and the net in which every region is written as it is the fastest:
+        None if that is with every rule applied.
+    """
+    found = [region for ways in _GROUPS for region in regions(_nets(start, every, ways))]
+    seen = _record(every.net, model, {name for region in found for name in region.reads}, example_inputs)
+    keys = [tuple((way, structure(net)) for way, net in region.ways.items()) for region in found]
+    seconds = min(_SECONDS, _SECONDS_IN_ALL / max(1, len(set(keys))))
+    known: dict[Any, tuple[str, Mapping[str, float]]] = {}
+    choices, left_out = [], dict[str, frozenset[Callable[..., object]]]()
+    for region, key in zip(found, keys, strict=True):
+        if key not in known:
+            known[key] = _race(region, seen, device, shared, seconds)
+        way, times = known[key]
+        choices.append(Choice(region.layers, way, times))
+        for name in region.names if way != ALL else ():
+            rules = left_out.get(name, start.unused) | _LEFT_OUT[way]
+            left_out[name] = rules - {carry_straight} if way == CARRIED else rules
+    if not left_out:
+        return tuple(choices), None
+    return tuple(choices), start.written(lambda name: left_out.get(name, start.unused)).net
+
+
+def _nets(start: Start, every: Written, ways: Ways) -> dict[str, Net]:
+    """The network in every way that leaves out something, and something else than the ways before it."""
+    nets, tried = {ALL: every.net}, set[frozenset]()
+    for way, rules in ways.items():
+        missing = rules & every.applied
+        if way == CARRIED and any(op.straight is not None for _, op in every.net.records(Rectify)):
+            nets[way] = start.written(lambda name: ()).net
+        elif missing and missing not in tried:
+            tried.add(missing)
+            nets[way] = start.written(lambda name, rules=rules | start.unused: rules).net  # type: ignore[misc]
+    return nets
+
+
+def _record(net: Net, model: fx.GraphModule, names: set[str], example_inputs: Any) -> dict[str, Any]:
+    args, kwargs = copied(call_arguments(example_inputs))
+    recorder = Recorder(net, model, names)
+    if names:
+        with torch.no_grad():
+            recorder.run(*inspect.signature(model.forward).bind(*args, **kwargs).args)
+    return recorder.seen
+
+
+def _race(
+    region: Region, seen: Mapping[str, Any], device: torch.device, shared: dict[str, nn.Parameter], seconds: float
+) -> tuple[str, Mapping[str, float]]:
+    """The way that is the fastest, twice, or every rule; and the times."""
+    # Zeros are as fast as anything else, and leave the user's random numbers alone.
+    inputs = tuple(
+        torch.zeros_like(x, device=device) if isinstance(x, Tensor) and x.is_meta else x
+        for x in (seen[name] for name in region.reads)
+    )
+    models = {way: emit(net, device, shared) for way, net in region.ways.items()}
+    times = race.timed(models, inputs, device, seconds=seconds, passes=_PASSES)
+    order = race.ordered(times, times, ALL)
+    if order[0] != ALL:
+        ahead = {way: models[way] for way in order[: order.index(ALL) + 1]}
+        times |= race.timed(ahead, inputs, device, seconds=3 * seconds, passes=3 * _PASSES)
+        order = race.ordered(times, ahead, ALL)
+    return order[0], times
