@@ -151,13 +151,15 @@ def choose(
 def _nets(start: Start, every: Written, ways: Ways) -> dict[str, Net]:
     """The network in every way that leaves out something, and something else than the ways before it."""
     nets, tried = {ALL: every.net}, set[frozenset]()
+    # Looking for products is most of the work of writing a ResNet-50: not again where there are none.
+    unused = start.unused | ({split_layers} - every.applied)
     for way, rules in ways.items():
         missing = rules & every.applied
         if way == CARRIED and any(op.straight is not None for _, op in every.net.records(Rectify)):
             nets[way] = start.written(lambda name: ()).net
         elif missing and missing not in tried:
             tried.add(missing)
-            nets[way] = start.written(lambda name, rules=rules | start.unused: rules).net  # type: ignore[misc]
+            nets[way] = start.written(lambda name, rules=rules | unused: rules).net  # type: ignore[misc]
     return nets
 
 

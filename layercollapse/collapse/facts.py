@@ -84,15 +84,14 @@ def _of_record(op: Op, value: Tensor | None) -> Tensor | None:
 
 
 def _affine(op: Affine, value: Tensor | None) -> Tensor | None:
-    weight = op.dense().flatten(2) if op.window.kernel else op.dense().unsqueeze(-1)  # (O, I, taps)
-    varies = torch.ones(op.inputs, dtype=torch.bool) if value is None else value.isnan()
+    unknown, out = op.writes(), op.bias.clone()
     # A constant that meets a zero padding is not constant at the border.
-    unknown = weight[:, torch.ones_like(varies) if op.window.uneven else varies].flatten(1).any(1)
+    if value is not None and not op.window.uneven:
+        weight = op.dense().flatten(2).sum(2) if op.window.kernel else op.dense()  # (O, I)
+        unknown = (op.pairs() & value.isnan()).any(1)
+        out += weight @ value.nan_to_num(0.0)
     if op.plane is not None:
-        unknown |= op.plane.flatten(1).any(1)
-    out = op.bias.clone()
-    if value is not None:
-        out += weight.sum(2) @ value.nan_to_num(0.0)
+        unknown = unknown | op.plane.flatten(1).any(1)
     return out.masked_fill(unknown, torch.nan)
 
 
@@ -136,8 +135,7 @@ def _through(op: Op, reached: Tensor | bool) -> Tensor | bool:
     if isinstance(op, Field):
         return torch.zeros(len(op.bias), dtype=torch.bool)
     if isinstance(op, Affine):
-        read = op.dense().flatten(2).ne(0).any(2) if op.window.kernel else op.dense().ne(0)  # (O, I)
-        return (read & reached).any(1)
+        return (op.pairs() & reached).any(1)
     if isinstance(op, Scale):
         return op.scale.ne(0) & reached
     return reached

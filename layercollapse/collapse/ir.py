@@ -15,7 +15,7 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch import Tensor, fx
 
-from layercollapse.collapse.weights import Float64, held
+from layercollapse.collapse.weights import Float64, held, nonzero
 from layercollapse.nodes import by_dims, packet
 
 aten = torch.ops.aten
@@ -104,23 +104,28 @@ class Affine:
 
     def dense(self) -> Tensor:
         """The weight without groups: (O, I, *kernel)."""
-        weight = self.weight
-        if self.groups == 1:
-            return weight
-        out = weight.new_zeros(self.outputs, self.inputs, *self.window.kernel)
-        rows, columns = self.outputs // self.groups, weight.shape[1]
-        for g in range(self.groups):
-            block = slice(g * rows, (g + 1) * rows)
-            out[block, g * columns : (g + 1) * columns] = weight[block]
-        return out
+        return _ungrouped(self.weight, self.groups)
+
+    def pairs(self) -> Tensor:
+        """Mask (O, I) of the outputs and the inputs between which there is any weight."""
+        return _ungrouped(self._nonzero(), self.groups)
 
     def reads(self) -> Tensor:
         """Mask (I,) of the input channels that any weight multiplies."""
-        return self._reads
+        return self._alive[0]
+
+    def writes(self) -> Tensor:
+        """Mask (O,) of the outputs that any weight feeds."""
+        return self._alive[1]
 
     @cached_property
-    def _reads(self) -> Tensor:
-        return self.dense().ne(0).transpose(0, 1).flatten(1).any(1) if self.outputs else torch.zeros(self.inputs).bool()
+    def _alive(self) -> tuple[Tensor, Tensor]:
+        pairs = self._nonzero()
+        return pairs.unflatten(0, (self.groups, self.outputs // self.groups)).any(1).flatten(), pairs.any(1)
+
+    def _nonzero(self) -> Tensor:
+        """The mask (O, I / groups) of `pairs`."""
+        return nonzero(self).flatten(2).any(2) if self.window.kernel else nonzero(self)
 
 
 Affine.weight = Float64("weight")  # type: ignore[assignment]
@@ -326,6 +331,17 @@ class Net:
         for name in set(self.tensors) - {str(n.target) for n in self.graph.nodes if n.op == "get_attr"}:
             del self.tensors[name]
         return changed
+
+
+def _ungrouped(weight: Tensor, groups: int) -> Tensor:
+    """A tensor (O, I / groups, ...) as (O, I, ...): zero but for the blocks of the groups."""
+    if groups == 1:
+        return weight
+    blocks = weight.unflatten(0, (groups, -1))
+    out = weight.new_zeros(groups, blocks.shape[1], groups, *weight.shape[1:])
+    index = torch.arange(groups)
+    out[index, :, index] = blocks
+    return out.flatten(2, 3).flatten(0, 1)
 
 
 def transposed(weight: Tensor, groups: int) -> Tensor:

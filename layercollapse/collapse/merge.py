@@ -21,7 +21,7 @@ from torch import Tensor, fx
 from layercollapse.collapse.cost import macs
 from layercollapse.collapse.fold import add_plane
 from layercollapse.collapse.ir import Affine, Net, Scale, Window, operands, shape, sole_user, source
-from layercollapse.collapse.weights import held
+from layercollapse.collapse.weights import held, nonzero
 
 
 def mergeable(first: Affine, second: Affine) -> bool:
@@ -245,7 +245,7 @@ def trim_kernels(net: Net) -> bool:
 
 
 def _trim(op: Affine) -> Affine | None:
-    used = op.weight.ne(0).flatten(0, 1).any(0)
+    used = nonzero(op).flatten(0, 1).any(0)
     if op.plane is not None:
         used |= op.plane.ne(0).any(0)
     cuts = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,8 +14,10 @@ from torch import nn
 from layercollapse.collapse.choice import ALL, Choice, Start, Written, choose
 from layercollapse.collapse.clock import Clock
 from layercollapse.collapse.decide import Candidate
+from layercollapse.collapse.emit import emit
 from layercollapse.collapse.forms import CHOSEN, UNCHANGED, Form, between, form, once
 from layercollapse.collapse.ir import Net
+from layercollapse.collapse.linearize import linearize
 from layercollapse.collapse.verify import Agreement, compare
 from layercollapse.errors import LayerCollapseError
 
@@ -95,18 +98,23 @@ class Search:
         Raises:
             LayerCollapseError: even the proven ones miss the tolerance.
         """
-        names, missed = list(self.found), dict[str, float]()
-        attempt = self._attempt(names)
-        proven = [name for name in names if self.found[name].proven]
-        if attempt.error > self.tolerance and len(proven) < len(names):
+        missed = dict[str, float]()
+        attempt = self._attempt(list(self.found))
+        proven = [name for name in self.found if self.found[name].proven]
+        if attempt.error > self.tolerance and len(proven) < len(self.found):
             del attempt  # one model less in memory while others are tried
-            names, missed = self._one_by_one(proven)
-            attempt = self._attempt(names)
+            missed = self._missed(proven)
+            attempt = self._attempt([name for name in self.found if name not in missed])
+        if attempt.error > self.tolerance and len(proven) + len(missed) < len(self.found):
+            missed = {name: missed.get(name, attempt.error) for name in self.found if name not in proven}
+            del attempt
+            attempt = self._attempt(proven)
         if attempt.error > self.tolerance:
             raise LayerCollapseError(
                 f"tolerance: expected outputs within {self.tolerance:g} of the model's, got {attempt.error:.3g} with "
                 "nothing but exact algebra; raise the tolerance if the outputs are large, or collapse in float64"
             )
+        names = [name for name in self.found if name not in missed]
         if self.repad:
             del attempt
             # The tolerance has been kept by the same sites with the border as it was; now it is measured alone.
@@ -117,6 +125,7 @@ class Search:
 
     def _attempt(self, names: Collection[str], repad: bool = False) -> _Attempt:
         """Collapse some sites, with every rule applied."""
+        gc.collect()  # graphs refer to themselves: ten models of 97 MiB waited to be freed, 1,002 MiB in all
         base = self.base.copy()
         base.clock, base.repad = self._clock, repad
         start = Start(base, {name: self.found[name].states for name in names})
@@ -145,15 +154,30 @@ class Search:
                 best, agreement = same, compare(self.model, same.model, self.data)
         return Outcome(best, agreement, missed, times, choices)
 
-    def _one_by_one(self, proven: Collection[str]) -> tuple[list[str], dict[str, float]]:
-        """The sites that keep within the tolerance, and for every other the error that it made."""
+    def _missed(self, proven: Collection[str]) -> dict[str, float]:
+        """The sites without which the outputs miss the tolerance, tried one after the other, and by how much."""
         kept, missed = list(proven), {}
         for name in self.found:
             if name in proven:
                 continue
-            error = self._attempt([*kept, name]).error
+            error = self._error([*kept, name])
             if error <= self.tolerance:
                 kept.append(name)
             else:
                 missed[name] = error
-        return kept, missed
+        self._shared.clear()  # weights of the layers as they came, which folding replaces
+        return missed
+
+    def _error(self, names: Collection[str]) -> float:
+        """What the outputs differ by without the rectifiers of some sites; rules change that by rounding alone.
+
+        So the layers stay as they came, and share their weights: a ResNet-50 of which five sites in ten miss takes 35 s
+        instead of 125 s. Neurons of a site that stays are taken out by rules.
+        """
+        states = {name: self.found[name].states for name in names}
+        if any(self.found[name].partial for name in names):
+            return self._attempt(names).error
+        gc.collect()
+        net = self.base.copy()
+        linearize(net, states)
+        return compare(self.model, emit(net, self._device, self._shared), self.data).max_abs_error

@@ -53,6 +53,16 @@ class Lazy:
                 shape[dim] = len(taken)
         return tuple(shape)
 
+    def nonzero(self) -> Tensor:
+        """Mask of the entries that are not zero, bool (O, I, *kernel), without a float64 tensor."""
+        value = self.own.detach().ne(0).cpu()
+        for dim, (taken, scale) in enumerate(((self.rows, self.row), (self.columns, self.column))):
+            if taken is not None:
+                value = value.index_select(dim, taken.cpu())
+            if scale is not None:
+                value = value & scale.ne(0).reshape([-1 if d == dim else 1 for d in range(value.ndim)])
+        return value
+
     def scaled(self, row: Tensor | None = None, column: Tensor | None = None) -> Lazy:
         """With every row, and every column, times a number."""
         return replace(self, row=_product(self.row, row), column=_product(self.column, column))
@@ -92,6 +102,12 @@ class Float64:
 def held(record: Any) -> Any:
     """A record's weight as it is held: a tensor or a `Lazy` one."""
     return record.__dict__["weight"]
+
+
+def nonzero(record: Any) -> Tensor:
+    """Mask of a record's weights that are not zero, bool (O, I, *kernel)."""
+    value = held(record)
+    return value.nonzero() if isinstance(value, Lazy) else value.ne(0)
 
 
 def scaled(record: Any, row: Tensor | None = None, column: Tensor | None = None) -> Any:
