@@ -9,7 +9,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from layercollapse.collapse.verify import accepted
+from layercollapse.collapse.verify import arguments_in
 from layercollapse.entropy import EntropyProbe, EntropyReport
 from layercollapse.errors import LayerCollapseError
 from layercollapse.export import call_arguments
@@ -40,7 +40,7 @@ class Inputs:
             raise LayerCollapseError(f"{argument}: expected an iterable of batches, got a {type(batches).__name__}")
         self.batches, self.argument = batches, argument
         self._device = None if model is None else next((p.device for p in model.parameters()), None)
-        self._names = None if model is None else accepted(model)
+        self._model = model
         next(iter(self))
 
     def __iter__(self) -> Iterator[Batch]:
@@ -48,7 +48,7 @@ class Inputs:
         for batch in self.batches:
             x = batch[0] if isinstance(batch, tuple | list) and batch else batch
             if isinstance(x, Mapping):
-                x = {key: value for key, value in x.items() if self._names is None or key in self._names}
+                x = dict(x) if self._model is None else arguments_in(x, self._model)
             if not any(isinstance(value, Tensor) for value in (x.values() if isinstance(x, dict) else [x])):
                 raise LayerCollapseError(
                     f"{self.argument}: expected batches that are a tensor, a tuple that starts with one, or a dict of "

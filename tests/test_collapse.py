@@ -428,6 +428,18 @@ def test_a_batch_norm_under_two_names() -> None:
     agrees(SharedNorm(), torch.randn(6, 4))
 
 
+def test_a_model_that_takes_any_keyword() -> None:
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+
+        def forward(self, **batch: torch.Tensor) -> torch.Tensor:
+            return self.net(batch["x"])
+
+    assert lc.collapse(Wrapped(), {"x": torch.randn(2, 4)}).max_abs_error < 1e-6
+
+
 def test_outputs_without_a_float_and_empty_batches() -> None:
     model = Model(lambda m, x: m.a(x).argmax(-1), a=nn.Sequential(nn.Linear(4, 3), nn.ReLU()))
     x = torch.randn(5, 4)

@@ -79,21 +79,22 @@ def compare(reference: nn.Module, model: nn.Module, data: Iterable[Any]) -> Agre
     return Agreement(worst, same, samples)
 
 
-def accepted(model: nn.Module) -> set[str]:
-    """The keys of a batch that are arguments of the model: what it takes, but for the labels."""
-    return set(inspect.signature(model.forward).parameters) - {"labels"}
+def arguments_in(batch: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+    """What of a batch the model takes as arguments, but for the labels."""
+    parameters = inspect.signature(model.forward).parameters
+    every = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+    return {key: value for key, value in batch.items() if key != "labels" and (every or key in parameters)}
 
 
 def batches(data: Iterable[Any], model: nn.Module) -> Iterator[tuple[tuple, dict[str, Any]]]:
     """Arguments of the model from each batch, on the model's device."""
     parameter = next(model.parameters(), None)
-    names = accepted(model)
     if not isinstance(data, Iterable):
         raise LayerCollapseError(f"data: expected batches, got {type(data).__name__}")
     for batch in [data] if isinstance(data, Tensor | Mapping) else data:
         inputs = batch[0] if isinstance(batch, tuple | list) and batch else batch
         if isinstance(inputs, Mapping):
-            inputs = {key: value for key, value in inputs.items() if key in names}
+            inputs = arguments_in(inputs, model)
         arguments = call_arguments(inputs)
         if parameter is not None:
             arguments = pytree.tree_map_only(Tensor, lambda x: x.to(parameter.device), arguments)
