@@ -428,6 +428,22 @@ def test_a_batch_norm_under_two_names() -> None:
     agrees(SharedNorm(), torch.randn(6, 4))
 
 
+def test_complex_outputs_are_compared_in_both_parts() -> None:
+    class Spectrum(nn.Module):
+        def __init__(self, shift: float) -> None:
+            super().__init__()
+            self.linear, self.shift = nn.Linear(4, 3), shift
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            y = F.relu(self.linear(x))
+            return torch.fft.fft(y), torch.complex(y, y + self.shift).conj(), y
+
+    model, other, x = Spectrum(0.0), Spectrum(0.5), torch.randn(2, 4)
+    other.load_state_dict(model.state_dict())
+    assert verify.compare(model, other, x).max_abs_error == pytest.approx(0.5)
+    assert lc.collapse(model, x).max_abs_error < 1e-6
+
+
 def test_a_model_that_takes_any_keyword() -> None:
     class Wrapped(nn.Module):
         def __init__(self) -> None:

@@ -102,7 +102,11 @@ def batches(data: Iterable[Any], model: nn.Module) -> Iterator[tuple[tuple, dict
 
 
 def tensors_of(output: Any) -> list[Tensor]:
-    """The floating-point tensors of an output, in order, or all if none is; a model output class counts as a dict."""
+    """The floating-point tensors of an output, in order, or all if none is; a model output class counts as a dict.
+
+    A complex tensor is one of its real and imaginary parts, with a dimension more.
+    """
     values = list(output.values()) if isinstance(output, Mapping) else pytree.tree_leaves(output)
     tensors = [t for t in pytree.tree_leaves(values) if isinstance(t, Tensor)]
+    tensors = [torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in tensors]
     return [t for t in tensors if t.is_floating_point()] or tensors
