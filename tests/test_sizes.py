@@ -187,6 +187,33 @@ def test_the_message_names_the_input() -> None:
         result.model(x=torch.randn(4, 3, 6, 5), mask=torch.ones(4, 7, 5))
 
 
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x, factor, more, kind="relu"):
+        y = getattr(F, kind)(self.linear(x)) * factor
+        return y if more is None else y + more
+
+
+@pytest.mark.parametrize("factor", [3, 0.5, float("inf"), True])
+def test_inputs_that_are_no_tensors_are_those_of_the_example(factor: float, tmp_path: Path) -> None:
+    model, x = Scaled().eval(), torch.randn(2, 4)
+    result = lc.collapse(model, (x, factor, None, "relu"))
+    loaded, exported = saved(result, tmp_path)
+    x = torch.randn(5, 4)
+    for other in (result.model, loaded, exported, lc.collapse(loaded, (x, factor, None, "relu")).model):
+        torch.testing.assert_close(other(x, factor, None, "relu"), model(x, factor, None), equal_nan=True)
+    for other in (result.model, loaded):
+        with pytest.raises(lc.LayerCollapseError, match=r"factor: .*was made for .*, got 4"):
+            other(x, 4, None, "relu")
+        with pytest.raises(lc.LayerCollapseError, match=r"more: .*was made for None, got a tensor"):
+            other(x, factor, x[:, :3], "relu")
+        with pytest.raises(lc.LayerCollapseError, match=r"kind: .*was made for 'relu', got 'silu'"):
+            other(x, factor, None, "silu")
+
+
 class Draws(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -27,7 +27,7 @@ from layercollapse.collapse.linearize import bending_sites
 from layercollapse.collapse.lower import lower
 from layercollapse.collapse.result import CollapseResult, SiteResult
 from layercollapse.collapse.search import Search
-from layercollapse.collapse.sizes import settle
+from layercollapse.collapse.sizes import settle, with_values
 from layercollapse.collapse.store import load, save
 from layercollapse.collapse.verdicts import Verdicts
 from layercollapse.collapse.verify import Agreement, compare
@@ -62,6 +62,7 @@ def collapse(
     The collapsed model takes inputs of the sizes that the model takes, in any batch. Where the model computes with
     sizes in Python (the kernel of a pooling from ``x.shape``, say), the graph has those of the example; that is found
     by one sample of other sizes, twice, and inputs of other sizes are an error then (`CollapseResult.fixed_sizes`).
+    So are inputs that are no tensors (numbers, texts, None) where they are not those of the example.
 
     Args:
         model: the trained, pruned model; it must be what `torch.export` can capture.
@@ -124,7 +125,7 @@ def collapse(
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     collapsed, fixed = settle(model, best.model, example_inputs, exact, lambda: emit(net.copy(), device))
     return CollapseResult(
-        model=collapsed,
+        model=with_values(collapsed, example_inputs),
         sites=sites,
         kept={" → ".join(pair): reason for pair, reason in best.kept.items()},
         before=summarize(model, example_inputs, captured_depth(captured)),

@@ -162,6 +162,31 @@ class FixedSizes(nn.Module):
         return f"{self.input!r}, {in_words(self.sizes)}"
 
 
+class FixedValue(nn.Module):
+    """A check that an input that is no tensor is what a collapsed model was made for: its graph has the effects.
+
+    Args:
+        input: name of the model's input.
+    """
+
+    _is_impure = True  # nothing reads what it gives, and torch.fx is not to drop it
+
+    def __init__(self, input: str) -> None:
+        super().__init__()
+        self.input = str(input)
+
+    def forward(self, value: Any, expected: Any) -> None:
+        """Raises a LayerCollapseError unless the two are equal."""
+        if isinstance(value, Tensor) or value != expected:
+            raise LayerCollapseError(
+                f"{self.input}: this collapsed model was made for {expected!r}, got "
+                f"{'a tensor' if isinstance(value, Tensor) else repr(value)}; collapse it again with that"
+            )
+
+    def extra_repr(self) -> str:
+        return repr(self.input)
+
+
 def in_words(sizes: Sequence[int | None]) -> str:
     """A shape, with N for a size that may be any: "(N, 3, 28, 28)"."""
     return "(" + ", ".join("N" if size is None else str(int(size)) for size in sizes) + ")"

@@ -16,7 +16,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
-from layercollapse.collapse.modules import FixedSizes
+from layercollapse.collapse.modules import FixedSizes, FixedValue
 from layercollapse.collapse.verify import tensors_of
 from layercollapse.export import call_arguments, copied, evaluating
 from layercollapse.nodes import packet
@@ -76,6 +76,33 @@ def settle(
         if pooled is not None and _follows(pooled, cases, exact, lambda: _pooling_everything(lowered()) or pooled):
             return pooled, {}
     return _with_sizes(emitted, args, kwargs, leaves[0].shape[0])
+
+
+def with_values(model: fx.GraphModule, example_inputs: Any) -> fx.GraphModule:
+    """The model with every number, text, truth value or None that comes checked to be the example's.
+
+    What the model did with it is in the graph, so that another would make no difference, in silence.
+    """
+    args, kwargs = call_arguments(example_inputs)
+    given = inspect.signature(model.forward).bind(*args, **kwargs).arguments
+    places = [node for node in model.graph.nodes if node.op == "placeholder"]
+    for node in reversed(places):
+        value = given.get(str(node.target))
+        # A NaN is equal to nothing.
+        if value is None or isinstance(value, int | str) or (isinstance(value, float) and not math.isnan(value)):
+            name = _free(model, f"value_of_{node.target}")
+            model.add_module(name, FixedValue(str(node.target)))
+            with model.graph.inserting_after(places[-1]):
+                model.graph.call_module(name, (node, value))
+    model.recompile()
+    return model
+
+
+def _free(model: nn.Module, name: str) -> str:
+    """The name, or a longer one that the model does not have."""
+    while hasattr(model, name):
+        name += "_"
+    return name
 
 
 def _cases(
@@ -269,9 +296,7 @@ def _with_sizes(
         shape = (None if value.shape[0] == batch else value.shape[0], *value.shape[1:])
         if shape == (None,):
             continue
-        name = f"sizes_of_{node.target}"
-        while hasattr(model, name):
-            name += "_"
+        name = _free(model, f"sizes_of_{node.target}")
         model.add_module(name, FixedSizes(str(node.target), shape))
         with graph.inserting_after(node):
             checked = graph.call_module(name, (node,))

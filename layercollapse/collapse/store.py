@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, fx, nn
 
-from layercollapse.collapse.modules import ChannelAffine, ConstantMap, FixedSizes
+from layercollapse.collapse.modules import ChannelAffine, ConstantMap, FixedSizes, FixedValue
 from layercollapse.errors import LayerCollapseError
 from layercollapse.export import call_arguments, evaluating, export, unwarned
 from layercollapse.files import atomic, write_text
@@ -43,6 +43,7 @@ _MODULES: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
     "ChannelAffine": (ChannelAffine, ("channels", "channel_dim")),
     "ConstantMap": (ConstantMap, ("channels", "windows")),
     "FixedSizes": (FixedSizes, ("input", "sizes")),
+    "FixedValue": (FixedValue, ("input",)),
     "ReLU": (nn.ReLU, ()),
     "ReLU6": (nn.ReLU6, ()),
     "Hardtanh": (nn.Hardtanh, ("min_val", "max_val")),
