@@ -91,6 +91,7 @@ class Capture:
         sites: the rectifier calls in execution order.
         weights: names of the weights of all affine layers, in execution order.
         output_weights: the weights with no rectifier behind them: the output layers.
+        stateful: names of the buffers that a forward pass changes and that the outputs depend on.
     """
 
     graph: fx.Graph
@@ -101,6 +102,7 @@ class Capture:
     sites: tuple[Site, ...]
     weights: tuple[str, ...]
     output_weights: tuple[str, ...]
+    stateful: tuple[str, ...] = ()
 
     def site(self, name: str) -> Site:
         """The site of that name.
@@ -194,6 +196,12 @@ def capture(model: nn.Module, example_inputs: Any) -> Capture:
         sites=tuple(_sites(graph, tensors, model)),
         weights=weights,
         output_weights=tuple(_reaching(output, tensors, through=lambda node: rectifier_of(node) is None)),
+        # `_drop_mutations` has left the buffers that only count, say, without a reader.
+        stateful=tuple(
+            tensors[node.name]
+            for node in graph.nodes
+            if node.users and tensors.get(node.name) in signature.buffers_to_mutate.values()
+        ),
     )
 
 

@@ -148,6 +148,8 @@ def test_bench_prints_and_writes_the_rows(tmp_path):
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
 def test_ctrl_c_ends_cleanly(tmp_path):
     command = [sys.executable, "-m", "layercollapse", "run", *SMALL, "--steps", "500", "--max-drop", "100"]
+    # Where a script started the tests in the background they ignore the signal, and so would what they start.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [*command, "--epochs", "3", "--amount", "0.01", "--out", str(tmp_path / "run")],
         stdout=subprocess.PIPE,
@@ -155,6 +157,7 @@ def test_ctrl_c_ends_cleanly(tmp_path):
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
     )
+    signal.signal(signal.SIGINT, before)
     record = tmp_path / "run" / "run.json"
     end = time.monotonic() + 120
     while not record.exists() and process.poll() is None and time.monotonic() < end:

@@ -274,6 +274,27 @@ def test_sites_tried_one_by_one_leave_no_model_behind(monkeypatch: pytest.Monkey
     assert most <= 2
 
 
+class Counting(nn.Module):
+    """Counts its calls, and adds the number to its output or not."""
+
+    def __init__(self, adds: bool) -> None:
+        super().__init__()
+        self.linear, self.adds = nn.Linear(4, 4), adds
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return torch.relu(self.linear(x)) + (self.calls if self.adds else 0)
+
+
+def test_a_model_with_a_memory_is_refused() -> None:
+    x = torch.randn(3, 4)
+    with pytest.raises(lc.LayerCollapseError, match=r"do not depend on earlier calls, .* reads: calls"):
+        lc.collapse(Counting(adds=True), x, None)
+    model = Counting(adds=False)
+    torch.testing.assert_close(lc.collapse(model, x, None).model(x), model(x))
+
+
 def test_errors() -> None:
     model, x = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), torch.randn(8, 4)
     report = report_on(model, x)

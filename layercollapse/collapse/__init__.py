@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from layercollapse.collapse.bounds import Box
-from layercollapse.collapse.check import check_options, check_parameters, check_statistics
+from layercollapse.collapse.check import check_buffers, check_options, check_parameters, check_statistics
 from layercollapse.collapse.cost import Summary, captured_depth, summarize
 from layercollapse.collapse.decide import candidates, entropies
 from layercollapse.collapse.emit import emit
@@ -62,6 +62,7 @@ def collapse(
     The collapsed model takes inputs of the sizes that the model takes, in any batch. Where the model computes with
     sizes in Python (the kernel of a pooling from ``x.shape``, say), the graph has those of the example; that is found
     by one sample of other sizes, twice, and inputs of other sizes are an error then (`CollapseResult.fixed_sizes`).
+    What its Python decides by the size of the batch is decided as for the example.
     So are inputs that are no tensors (numbers, texts, None) where they are not those of the example.
 
     Args:
@@ -93,15 +94,16 @@ def collapse(
         The collapsed model and what is known of it.
 
     Raises:
-        LayerCollapseError: an argument is not as described; the report is of another model; or the outputs differ by
-            more than the tolerance with nothing but exact algebra (a fragile network: constants that overflow its
-            dtype, for instance).
+        LayerCollapseError: an argument is not as described; the report is of another model; a forward pass changes a
+            buffer that the outputs depend on; or the outputs differ by more than the tolerance with nothing but exact
+            algebra (a fragile network: constants that overflow its dtype, for instance).
     """
     check_options(mode, tolerance, cost)
     model = unwrapped(model)
     check_parameters(model)
     captured = capture(model, example_inputs)
     check_statistics(captured, model)
+    check_buffers(captured)
     args, kwargs = call_arguments(example_inputs)
     if len(captured.inputs) != len(args) + len(kwargs):
         raise LayerCollapseError(

@@ -49,3 +49,12 @@ def check_statistics(captured: Capture, model: nn.Module) -> None:
             name = captured.tensors.get(getattr(statistic, "name", ""), "")
             if name in buffers and not bool(buffers[name].isfinite().all()):
                 raise LayerCollapseError(f"model: expected finite running statistics, got NaN or infinity in {name!r}")
+
+
+def check_buffers(captured: Capture) -> None:
+    """Raise if a forward pass changes a buffer that the outputs depend on: the graph would give the first pass's."""
+    if captured.stateful:
+        raise LayerCollapseError(
+            "model: expected outputs that do not depend on earlier calls, got buffers that forward changes and reads: "
+            f"{', '.join(captured.stateful)}"
+        )

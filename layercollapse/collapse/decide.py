@@ -184,7 +184,7 @@ def why_kept(captured: Capture, site: Site, layer: LayerEntropy | None, error: f
     elif error is not None and (layer is None or not layer.mixed):
         reason = f"no sign changed on the data counted, but without it the outputs differ by {error:.3g}"
     elif layer is None:
-        reason = "the report has no counts for it"
+        reason = "no counts of it were given, and algebra and bounds do not prove it linear"
     elif layer.samples == 0:
         reason = "nothing was counted"
     else:
