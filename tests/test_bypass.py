@@ -161,6 +161,17 @@ def test_a_skip_over_the_block_is_absorbed(layout: str, skip: str | None) -> Non
     torch.testing.assert_close(result.model(x), model(x), **TOLERANCE)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_skip_from_a_layer_of_the_same_size(layout: str) -> None:
+    """What the block reads is made by a layer as the bypass might join, but that one reads something else."""
+    layer, size = LAYOUTS[layout]
+    model = nn.Sequential(layer(4, 4), Residual(block(layer, nn.ReLU(), on=8))).double()
+    x = data(size)
+    result = counted(model, x)
+    assert "carried by a linear bypass" in result.sites[0].reason
+    torch.testing.assert_close(result.model(x), model(x), **TOLERANCE)
+
+
 class Blocks(nn.Module):
     """A transformer without attention: norms, blocks and skips, before the blocks or behind."""
 

@@ -36,10 +36,17 @@ class _Bypass(NamedTuple):
 
 
 class _Place(NamedTuple):
-    """A layer over what the bypass reads, or that tensor or a scale of it, which a sum adds to the second layer."""
+    """What a sum adds to the second layer and the bypass can join.
+
+    Attributes:
+        total: the sum.
+        other: a layer over what the bypass reads, or that tensor, or a scale of it.
+        both: the layer that does its work and the bypass's, if it is one.
+    """
 
     total: fx.Node
     other: fx.Node
+    both: Affine | None = None
 
 
 def straighten(net: Net) -> bool:
@@ -111,9 +118,10 @@ def _beside(net: Net, first: fx.Node, second: fx.Node, line: Affine) -> _Place |
         op = net.op(other)
         if other is read:
             return _Place(total, other)
-        fits = isinstance(op, Scale) or (isinstance(op, Affine) and add(op, line) and not shared(net, other, op))
-        if fits and source(other) is read and sole_user(other) is total:
-            return _Place(total, other)
+        if op is not None and source(other) is read and sole_user(other) is total:
+            both = add(op, line) if isinstance(op, Affine) and not shared(net, other, op) else None
+            if both is not None or isinstance(op, Scale):
+                return _Place(total, other, both)
         top = total
     return None
 
@@ -122,10 +130,8 @@ def _pays(net: Net, first: fx.Node, second: fx.Node, new: _Bypass, place: _Place
     """Whether multiply-accumulates fall, and time where that is measured."""
     old = [(node, op) for node in (first, second) if (op := net.affine(node)) is not None]
     line = new.line
-    if place is not None and (beside := net.affine(place.other)) is not None:
-        both = add(beside, line)
-        assert both is not None
-        old, line = [*old, (place.other, beside)], both
+    if place is not None and place.both is not None and (beside := net.affine(place.other)) is not None:
+        old, line = [*old, (place.other, beside)], place.both
     made = [(first, new.first), (second, new.second), (second, line)]
     if sum(macs(op, shape(node)) for node, op in made) >= sum(macs(op, shape(node)) for node, op in old):
         return False
@@ -154,11 +160,8 @@ def _set(net: Net, node: fx.Node, op: Rectify, new: _Bypass) -> None:
 
 def _join(net: Net, first: fx.Node, second: fx.Node, line: Affine, place: _Place | None) -> None:
     """Add the bypass to what the second layer makes, or to what is added to that anyway."""
-    beside = None if place is None else net.affine(place.other)
-    if place is not None and beside is not None:
-        both = add(beside, line)
-        assert both is not None
-        net.set(place.other, both)
+    if place is not None and place.both is not None:
+        net.set(place.other, place.both)
         return
     made = net.insert(f"{second.target}_bypass", line, source(first), after=second)
     made.meta["shape"] = shape(second)
