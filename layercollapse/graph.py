@@ -32,7 +32,7 @@ from layercollapse.export import (
     reason,
     unwarned,
 )
-from layercollapse.moves import MOVING, behind, name_of
+from layercollapse.moves import MOVING, Move, name_of
 from layercollapse.nodes import (
     AFFINE,
     FIRST_DIM,
@@ -40,6 +40,8 @@ from layercollapse.nodes import (
     RESIZING,
     SHAPE_ONLY,
     WEIGHTED,
+    example_shape,
+    example_size,
     module_path,
     packet,
     rectifier_call,
@@ -234,31 +236,22 @@ def channel_dims(graph: fx.Graph) -> dict[fx.Node, int]:
 def _carried(node: fx.Node, dims: Mapping[fx.Node, int]) -> int | None:
     """Channel dimension of what an operation makes that moves, joins or drops dimensions; of the first of its parts."""
     source, value = node.args[0], node.meta.get("val")
-    after = _example(value[0] if isinstance(value, list | tuple) and value else value)
-    before = _example(source.meta.get("val")) if isinstance(source, fx.Node) else None
+    after = example_shape(value[0] if isinstance(value, list | tuple) and value else value)
+    before = example_shape(source.meta.get("val")) if isinstance(source, fx.Node) else None
     if before is None or after is None or source not in dims:
         return None
-    args, kwargs = fx.map_arg((node.args[1:], dict(node.kwargs)), lambda n: _number(n.meta.get("val")))
-    return behind(node.target, args, kwargs, (before, after), dims[source])  # type: ignore[arg-type,index]
+    args, kwargs = fx.map_arg((node.args[1:], dict(node.kwargs)), lambda n: example_size(n.meta.get("val")))
+    return Move(node.target, args, kwargs, before, after).channel_dim(dims[source])  # type: ignore[arg-type,index]
 
 
 def _kept(node: fx.Node, dims: Mapping[fx.Node, int]) -> int | None:
     # getitem takes the first of a native norm's results, which has the norm's shape.
     for source in node.all_input_nodes:
-        before, after = _example(source.meta.get("val")), _example(node.meta.get("val"))
+        before, after = example_shape(source.meta.get("val")), example_shape(node.meta.get("val"))
         same = packet(node) in RESIZING or before is None or before == after
         if source in dims and same:
             return dims[source]
     return None
-
-
-def _example(value: Any) -> tuple[int, ...] | None:
-    """A tensor's shape for the example inputs: of symbolic sizes, one may be 1 in a sum and an expression before it."""
-    return tuple(_number(size) for size in value.shape) if isinstance(value, Tensor) else None
-
-
-def _number(size: Any) -> Any:
-    return size.node.hint if isinstance(size, torch.SymInt) else size
 
 
 def _sites(graph: fx.Graph, tensors: Mapping[str, str], model: nn.Module) -> Iterator[Site]:

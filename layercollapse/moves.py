@@ -6,7 +6,7 @@ One rule for a call seen from Python and for one in a graph: their names and the
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,64 +22,62 @@ _VIEWS = {
 MOVING = _REDUCTIONS | _RESHAPES | _VIEWS
 
 
-def moved(
-    call: Callable,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    shapes: tuple[Sequence[int], Sequence[int]],
-    dim: int,
-) -> int | None:
-    """The dimension in which the channels of a call's tensor lie in its result, 0 or more; None if in no single one.
+class Move(NamedTuple):
+    """A call that moves, joins or drops dimensions of a tensor.
 
-    Args:
+    Attributes:
         call: a function or method of torch whose name is in `MOVING`, or the aten operation.
         args: its arguments behind the tensor.
         kwargs: its keyword arguments.
-        shapes: of the tensor and of the result; of one of its parts where a tensor is split.
-        dim: the channels' dimension in the tensor.
+        before: shape of the tensor.
+        after: shape of the result; of one of its parts where a tensor is split.
     """
-    before, after = shapes
-    name, place = name_of(call), dim % len(before)
-    if name in _REDUCTIONS:
-        gone = args[0] if args else kwargs.get("dim", kwargs.get("axis"))
-        gone = [gone] if type(gone) is int else gone
-        if not isinstance(gone, list | tuple) or not gone:
+
+    call: Callable
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+    before: Sequence[int]
+    after: Sequence[int]
+
+    def place(self, dim: int) -> int | None:
+        """The dimension of the result, 0 or more, in which one of the tensor's lies; None if in no single one."""
+        name, place = name_of(self.call), dim % len(self.before)
+        if name in _REDUCTIONS:
+            gone = self.args[0] if self.args else self.kwargs.get("dim", self.kwargs.get("axis"))
+            gone = [gone] if type(gone) is int else gone
+            if not isinstance(gone, list | tuple) or not gone:
+                return None
+            dropped = {d % len(self.before) for d in gone}
+            if place in dropped:
+                return None
+            return place if len(self.after) == len(self.before) else place - sum(d < place for d in dropped)
+        # A tensor whose elements differ along the dimension alone: the strides of its views say where it lies.
+        strides = [0] * len(self.before)
+        strides[place] = 1
+        probe = torch.empty_strided(tuple(self.before), strides, device="meta")
+        try:
+            result = (
+                probe.reshape(tuple(self.after)) if name in _RESHAPES else self.call(probe, *self.args, **self.kwargs)
+            )
+        except Exception:
             return None
-        dropped = {d % len(before) for d in gone}
-        if place in dropped:
+        part = result[0] if isinstance(result, list | tuple) and result else result
+        if not isinstance(part, Tensor):
             return None
-        return place if len(after) == len(before) else place - sum(d < place for d in dropped)
-    # A tensor whose elements differ along the channels alone: what the strides of its views say is where these lie.
-    strides = [0] * len(before)
-    strides[place] = 1
-    probe = torch.empty_strided(tuple(before), strides, device="meta")
-    try:
-        result = probe.reshape(tuple(after)) if name in _RESHAPES else call(probe, *args, **kwargs)
-    except Exception:
-        return None
-    part = result[0] if isinstance(result, list | tuple) and result else result
-    if not isinstance(part, Tensor):
-        return None
-    # A dimension of size one may have any stride.
-    lies = [d for d, stride in enumerate(part.stride()) if stride and (part.shape[d] > 1 or before[place] == 1)]
-    return lies[0] if len(lies) == 1 else None
+        # A dimension of size one may have any stride.
+        single = self.before[place] == 1
+        lies = [d for d, stride in enumerate(part.stride()) if stride and (part.shape[d] > 1 or single)]
+        return lies[0] if len(lies) == 1 else None
 
+    def channel_dim(self, dim: int) -> int | None:
+        """As `place`, as a channel dimension is written: -1 for the last, else 1 or more; the batch is no channel.
 
-def behind(
-    call: Callable,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    shapes: tuple[Sequence[int], Sequence[int]],
-    dim: int,
-) -> int | None:
-    """The same as a channel dimension is written, or None: -1 for the last, else 1 or more; the batch is no channel.
-
-    What leaves the shape as it is (a maximum with a tensor) leaves the channels where they are.
-    """
-    place = moved(call, args, kwargs, shapes, dim)
-    if place is None:
-        return dim if tuple(shapes[0]) == tuple(shapes[1]) else None
-    return None if place == 0 else -1 if place == len(shapes[1]) - 1 else place
+        What leaves the shape as it is (a maximum with a tensor) leaves the channels where they are.
+        """
+        place = self.place(dim)
+        if place is None:
+            return dim if tuple(self.before) == tuple(self.after) else None
+        return None if place == 0 else -1 if place == len(self.after) - 1 else place
 
 
 def name_of(call: Any) -> str:

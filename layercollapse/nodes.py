@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from layercollapse import rectifiers
 
@@ -176,6 +176,22 @@ def packet(node: Any) -> Any:
     if not isinstance(node, fx.Node) or node.op != "call_function":
         return None
     return getattr(node.target, "overloadpacket", node.target)
+
+
+def spread(value: Any, dims: int) -> tuple[Any, ...]:
+    """A setting as one value for each dimension: aten takes one for all too, alone or in a list."""
+    values = list(value) if isinstance(value, list | tuple) else [value]
+    return tuple(values * dims if len(values) == 1 else values)
+
+
+def example_shape(value: Any) -> tuple[int, ...] | None:
+    """A tensor's shape for the example inputs, None of anything else."""
+    return tuple(example_size(size) for size in value.shape) if isinstance(value, Tensor) else None
+
+
+def example_size(size: Any) -> Any:
+    """A size for the example inputs: of symbolic ones, one may be 1 in a sum and an expression before it."""
+    return size.node.hint if isinstance(size, torch.SymInt) else size
 
 
 def mutates(node: fx.Node) -> bool:

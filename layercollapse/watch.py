@@ -20,7 +20,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from layercollapse import ops, rectifiers
 from layercollapse.errors import LayerCollapseError
-from layercollapse.moves import MOVING, behind, name_of
+from layercollapse.moves import MOVING, Move, name_of
 from layercollapse.nodes import FIRST_DIM, LAST_DIM, RESIZING, WEIGHTED
 
 # Path of the model itself, and names that wrappers put into module paths; they are left out of site names.
@@ -92,7 +92,7 @@ class ForwardWatch(TorchFunctionMode):
         if dim is None and name_of(called) in MOVING and isinstance(first, Tensor):
             if first in self._dims:
                 rest = {name: value for name, value in kwargs.items() if name != "input"}
-                dim = behind(called, args[1:], rest, (first.shape, result.shape), self._dims[first])
+                dim = Move(called, args[1:], rest, first.shape, result.shape).channel_dim(self._dims[first])
         elif dim is None:
             resizing = name_of(called) in _RESIZING
             sources = (

@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from layercollapse.collapse.ir import shape
-from layercollapse.moves import moved
+from layercollapse.moves import Move
 from layercollapse.nodes import by_dims, packet
 
 aten = torch.ops.aten
@@ -65,11 +65,9 @@ def parts(node: Any) -> tuple[int, list[fx.Node]] | None:
 
 
 def _moved(node: fx.Node, dim: int, before: tuple[int, ...], after: tuple[int, ...]) -> tuple[int, int] | None:
-    def at(place: int) -> int | None:
-        return moved(node.target, node.args[1:], {}, (before, after), place)  # type: ignore[arg-type]
-
-    called, place = packet(node), at(dim % len(before))
-    if node.kwargs or (called in _KEEP_SAMPLES and at(0) != 0):
+    move = Move(node.target, node.args[1:], {}, before, after)  # type: ignore[arg-type]
+    called, place = packet(node), move.place(dim)
+    if node.kwargs or (called in _KEEP_SAMPLES and move.place(0) != 0):
         return None
     if place is None:
         whole = called is aten.flatten and dim == 1 and len(after) == 2 and after[0] == before[0]

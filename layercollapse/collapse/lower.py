@@ -11,7 +11,7 @@ import operator
 import re
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from layercollapse.collapse.elementwise import weighted_sum
 from layercollapse.collapse.flattening import flattened
@@ -19,7 +19,7 @@ from layercollapse.collapse.ir import Affine, Net, Op, Rectify
 from layercollapse.collapse.readers import read
 from layercollapse.collapse.reading import Model, argument, rank
 from layercollapse.graph import Capture, channel_dims
-from layercollapse.nodes import module_path, packet
+from layercollapse.nodes import example_shape, module_path, packet
 
 aten = torch.ops.aten
 
@@ -87,7 +87,7 @@ class _Lowering:
         if (total := weighted_sum(node, self.context)) is not None:
             x, y, scale = total
             part = self._record(f"{node.name}_part", scale, y)
-            part.meta["shape"] = _shape(y)
+            part.meta["shape"] = example_shape(y.meta.get("val"))
             self._put(node, self.net.graph.call_function(aten.add.Tensor, (self._mapped(x), part)))
             return
         reading = read(node, self.context)
@@ -114,7 +114,7 @@ class _Lowering:
 
     def _put(self, node: fx.Node, new: fx.Node) -> None:
         self.new[node] = new
-        new.meta["shape"] = _shape(node)
+        new.meta["shape"] = example_shape(node.meta.get("val"))
 
     def _mapped(self, node: fx.Node) -> fx.Node:
         """The new node for an old one; a tensor of the model becomes an attribute where it is first used."""
@@ -146,14 +146,6 @@ def _path(node: fx.Node, op: Op, model: nn.Module) -> str:
         return path
     kind = op.kind if isinstance(op, Rectify) else node.name
     return f"{path}.{kind}" if path else kind
-
-
-def _shape(node: fx.Node) -> tuple[int, ...] | None:
-    """Shape for the example inputs: a dynamic size is its example value."""
-    value = node.meta.get("val")
-    if not isinstance(value, Tensor):
-        return None
-    return tuple(int(s) if isinstance(s, int) else int(s.node.hint) for s in value.shape)
 
 
 def identifier(path: str) -> str:

@@ -16,7 +16,7 @@ from layercollapse.collapse.elementwise import elementwise
 from layercollapse.collapse.ir import Affine, Op, Rectify, Scale, Window, transposed
 from layercollapse.collapse.reading import Model, argument, float64, rank
 from layercollapse.collapse.weights import Lazy
-from layercollapse.nodes import module_path, packet
+from layercollapse.nodes import module_path, packet, spread
 
 aten = torch.ops.aten
 
@@ -37,7 +37,7 @@ def _convolution(node: fx.Node, model: Model) -> Reading | None:
         return None  # an input without a batch
     dims = weight.ndim - 2
     kernel = tuple(weight.shape[2:])
-    dilation = _spread(argument(node, 5, 1), dims)
+    dilation = spread(argument(node, 5, 1), dims)
     padding = argument(node, 4, 0)
     if padding == "valid":
         padding = 0
@@ -46,11 +46,11 @@ def _convolution(node: fx.Node, model: Model) -> Reading | None:
         if any(t % 2 for t in total):
             return None  # padded on one side only
         padding = [t // 2 for t in total]
-    padding = _spread(padding, dims)
+    padding = spread(padding, dims)
     ahead = _padding(source, dims)
     if ahead is not None:
         source, padding = source.args[0], tuple(p + a for p, a in zip(padding, ahead, strict=True))
-    window = Window(kernel, _spread(argument(node, 3, 1), dims), padding, dilation)
+    window = Window(kernel, spread(argument(node, 3, 1), dims), padding, dilation)
     op = _affine(node, model, window, int(argument(node, 6, 1)))
     return None if op is None else (op, source)
 
@@ -61,7 +61,7 @@ def _transposed(node: fx.Node, model: Model) -> Reading | None:
         return None  # an input without a batch
     dims, groups = weight.ndim - 2, int(argument(node, 6, 1))
     stride, padding, more, dilation = (
-        _spread(argument(node, at, default), dims) for at, default in ((3, 1), (4, 0), (5, 0), (7, 1))
+        spread(argument(node, at, default), dims) for at, default in ((3, 1), (4, 0), (5, 0), (7, 1))
     )
     window = Window(tuple(weight.shape[2:]), stride, padding, dilation, more)
     op = _affine(node, model, window, groups)
@@ -179,11 +179,6 @@ def _rectifier(node: fx.Node, model: Model) -> Reading | None:
         if any(a != 1 for a in node.args[2:]):
             return None  # a SELU written as an ELU with scales
     return Rectify(site.name, site.kind, dim, site.lower, site.upper, slope, arguments, dtype), source
-
-
-def _spread(value: Any, dims: int) -> tuple[int, ...]:
-    values = [value] if isinstance(value, int) else list(value)
-    return tuple(int(v) for v in (values * dims if len(values) == 1 else values))
 
 
 READERS: dict[Any, Callable[[fx.Node, Model], Reading | None]] = {

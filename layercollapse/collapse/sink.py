@@ -19,7 +19,7 @@ from layercollapse.collapse.carry import AVERAGES, carry
 from layercollapse.collapse.cost import macs
 from layercollapse.collapse.ir import Affine, Net, Window, shape, sole_user, source
 from layercollapse.collapse.merge import compose, mergeable
-from layercollapse.nodes import packet
+from layercollapse.nodes import packet, spread
 
 aten = torch.ops.aten
 
@@ -97,7 +97,7 @@ def _pooling(node: fx.Node, op: Affine) -> Affine | None:
     arguments: list[Any] = [*node.args, *defaults[len(node.args) :]]
     if node.kwargs or len(arguments) > len(defaults):
         return None
-    kernel, stride, padding = (_spread(a, dims) for a in (arguments[1], arguments[2] or arguments[1], arguments[3]))
+    kernel, stride, padding = (spread(a, dims) for a in (arguments[1], arguments[2] or arguments[1], arguments[3]))
     if arguments[4] or (any(padding) and not arguments[5]):
         return None  # windows beyond the border, or with weights that differ there
     weight = torch.full((op.outputs, 1, *kernel), 1 / (arguments[6] or math.prod(kernel)), dtype=torch.float64)
@@ -158,8 +158,3 @@ def _through_flatten(op: Affine, second: Affine, made: tuple[int, ...], read: tu
     weight = F.pad(weight, [amount for more in reversed(beyond) for amount in (0, more)])
     bias = second.bias + (rows * ones).flatten(1).sum(1)
     return Affine(weight.flatten(1), bias, Window(), 1, second.dtype)
-
-
-def _spread(value: Any, dims: int) -> tuple[int, ...]:
-    values = [value] if isinstance(value, int) else list(value)
-    return tuple(values * dims if len(values) == 1 else values)

@@ -18,8 +18,8 @@ from torch import Tensor, fx, nn
 
 from layercollapse.collapse.modules import FixedSizes, FixedValue
 from layercollapse.collapse.verify import tensors_of
-from layercollapse.export import call_arguments, copied, evaluating
-from layercollapse.nodes import packet
+from layercollapse.export import call_arguments, copied, evaluating, same_values
+from layercollapse.nodes import packet, spread
 
 aten = torch.ops.aten
 
@@ -69,7 +69,7 @@ def settle(
     # What refuses other sizes since they were fixed before keeps them: they are no longer in its own graph.
     fixed = any(isinstance(module, FixedSizes) for module in model.modules())
     if not fixed:
-        cases = list(_cases(model, emitted, args, kwargs))
+        cases = _cases(model, emitted, args, kwargs)
         if _follows(emitted, cases, exact, lowered):
             return emitted, {}
         pooled = _pooling_everything(emitted)
@@ -105,9 +105,7 @@ def _free(model: nn.Module, name: str) -> str:
     return name
 
 
-def _cases(
-    model: nn.Module, emitted: fx.GraphModule, args: tuple, kwargs: dict
-) -> list[tuple[tuple, dict, list[Tensor]]]:
+def _cases(model: nn.Module, emitted: fx.GraphModule, args: tuple, kwargs: dict) -> list[Case]:
     """Arguments of other sizes that the model takes, one sample, and what it gives for each."""
     flat, spec = pytree.tree_flatten((args, kwargs))
     places = [index for index, leaf in enumerate(flat) if isinstance(leaf, Tensor)]
@@ -239,11 +237,10 @@ def _close(got: Tensor, expected: Tensor) -> bool:
     if not got.numel():
         return True
     a, b = got.double(), expected.double()
-    same = a.eq(b) | (a.isnan() & b.isnan())
     finite = b[b.isfinite()]
     scale = float(finite.abs().max()) if finite.numel() else 0.0
     rounding = math.sqrt(torch.finfo(expected.dtype).eps) / 3 if expected.is_floating_point() else 0.0
-    return bool((same | ((a - b).abs() <= rounding * scale)).all())
+    return bool((same_values(a, b) | ((a - b).abs() <= rounding * scale)).all())
 
 
 def _pooling_everything(model: fx.GraphModule) -> fx.GraphModule | None:
@@ -259,11 +256,11 @@ def _pooling_everything(model: fx.GraphModule) -> fx.GraphModule | None:
         schema = [argument.name for argument in node.target._schema.arguments]
         given = {**dict(zip(schema, node.args, strict=False)), **node.kwargs}
         window, pads, dilation = (
-            _each(given.get(name, default), count)
+            spread(given.get(name, default), count)
             for name, default in (("kernel_size", 1), ("padding", 0), ("dilation", 1))
         )
         dims = [dim + 2 for dim, size in enumerate(window) if size == shape[dim + 2]]
-        strides = _each(given.get("stride") or window, count)
+        strides = spread(given.get("stride") or window, count)
         rest = [dim for dim in range(count) if dim + 2 not in dims]
         plain = not any(pads) and not given.get("divisor_override") and set(dilation) == {1}
         if not dims or not plain or any((window[dim], strides[dim]) != (1, 1) for dim in rest):
@@ -275,11 +272,6 @@ def _pooling_everything(model: fx.GraphModule) -> fx.GraphModule | None:
         graph.erase_node(node)
         found = True
     return fx.GraphModule(model, graph, class_name="Collapsed").eval() if found else None
-
-
-def _each(value: Any, count: int) -> list[int]:
-    values = list(value) if isinstance(value, list | tuple) else [value]
-    return values * count if len(values) == 1 else values
 
 
 def _with_sizes(
