@@ -64,7 +64,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module._buffers.update(tensors)
         with torch.no_grad():
             for buffer, value in values:
-                if not _identical(buffer, value):
+                if not bool(same_values(buffer, value).all()):
                     buffer.copy_(value)
 
 
@@ -79,9 +79,9 @@ def unwarned() -> Iterator[None]:
         yield
 
 
-def _identical(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors hold the same values, NaN for NaN."""
-    return bool(torch.where(a.isnan() & b.isnan(), True, a.eq(b)).all())
+def same_values(a: Tensor, b: Tensor) -> Tensor:
+    """Where two tensors hold the same value, NaN for NaN."""
+    return a.eq(b) | (a.isnan() & b.isnan())
 
 
 def export(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> torch.export.ExportedProgram:

@@ -156,7 +156,7 @@ def _nets(start: Start, every: Written, ways: Ways) -> dict[str, Net]:
     for way, rules in ways.items():
         missing = rules & every.applied
         if way == CARRIED and any(op.straight is not None for _, op in every.net.records(Rectify)):
-            nets[way] = start.written(lambda name: ()).net
+            nets[way] = start.written(lambda name: frozenset()).net
         elif missing and missing not in tried:
             tried.add(missing)
             nets[way] = start.written(lambda name, rules=rules | unused: rules).net  # type: ignore[misc]

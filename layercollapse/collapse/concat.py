@@ -77,12 +77,12 @@ def merge_neighbours(net: Net) -> bool:
                 continue
             if joined[1].count(left) + joined[1].count(right) > 2:
                 continue
+            if not net.permits(merge_neighbours, left, right):
+                continue
             both = stack(a, b)
             size = list(shape(left))
             size[joined[0]] += shape(right)[joined[0]]
             if both is None or macs(both, tuple(size)) > macs(a, shape(left)) + macs(b, shape(right)):
-                continue
-            if not net.permits(merge_neighbours, left, right):
                 continue
             net.set(left, both)
             left.meta["shape"] = tuple(size)
@@ -103,8 +103,10 @@ def split_over_concatenations(net: Net) -> bool:
         joined = parts(cat)
         if joined is None or joined[0] != op.channel_dim or sole_user(cat) is not node or op.groups > 1:
             continue
+        if not net.permits(split_over_concatenations, node):
+            continue
         new, gone = _pieces(net, node, op, joined[1])
-        if not gone or not _pays(net, node, op, new, gone) or not net.permits(split_over_concatenations, node):
+        if not gone or not _pays(net, node, op, new, gone):
             continue
         total: fx.Node | None = None
         last = cat

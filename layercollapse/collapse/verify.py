@@ -12,7 +12,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from layercollapse.errors import LayerCollapseError
-from layercollapse.export import call_arguments, copied, describe, evaluating
+from layercollapse.export import call_arguments, copied, describe, evaluating, same_values
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def compare(reference: nn.Module, model: nn.Module, data: Iterable[Any]) -> Agre
             for a, b in zip(expected, got, strict=True):
                 difference = (a.double() - b.double()).abs()
                 # NaN in both, or the same infinity in both, agree; in one only, they are infinitely apart.
-                difference[a.eq(b) | (a.isnan() & b.isnan())] = 0
+                difference[same_values(a, b)] = 0
                 if difference.numel():
                     worst = max(worst, float(difference.nan_to_num(nan=torch.inf).max()))
             first, second = expected[0], got[0]
