@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import operator
 import os
 import traceback
@@ -70,13 +71,20 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def unwarned() -> Iterator[None]:
-    """The block without two warnings of torch.export that ask nothing of whoever collapses a model."""
+    """The block without what torch.export says that asks nothing of whoever collapses a model."""
+    # It prints the traceback of every shape that does not fit, and `export` tries shapes.
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
     with warnings.catch_warnings():
         # torch.nn.utils.prune and weight_norm assign a weight in every forward pass, and the next one does so again.
         warnings.filterwarnings("ignore", r"The tensor attributes? .* assigned during export", UserWarning)
         # Of torch about itself, where it copies an exported program.
         warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
-        yield
+        try:
+            yield
+        finally:
+            log.setLevel(level)
 
 
 def same_values(a: Tensor, b: Tensor) -> Tensor:

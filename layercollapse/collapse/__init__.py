@@ -19,7 +19,13 @@ import torch
 from torch import nn
 
 from layercollapse.collapse.bounds import Box
-from layercollapse.collapse.check import check_buffers, check_options, check_parameters, check_statistics
+from layercollapse.collapse.check import (
+    check_buffers,
+    check_example,
+    check_options,
+    check_parameters,
+    check_statistics,
+)
 from layercollapse.collapse.cost import Summary, captured_depth, summarize
 from layercollapse.collapse.decide import candidates, entropies
 from layercollapse.collapse.emit import emit
@@ -98,7 +104,8 @@ def collapse(
             buffer that the outputs depend on; or the outputs differ by more than the tolerance with nothing but exact
             algebra (a fragile network: constants that overflow its dtype, for instance).
     """
-    check_options(mode, tolerance, cost)
+    check_options(mode, tolerance, cost, partial)
+    check_example(example_inputs)
     model = unwrapped(model)
     check_parameters(model)
     captured = capture(model, example_inputs)

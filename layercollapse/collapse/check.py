@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import nn
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
 
 from layercollapse.errors import LayerCollapseError
+from layercollapse.export import call_arguments, describe
 from layercollapse.graph import Capture
 from layercollapse.nodes import packet
 
@@ -16,19 +20,29 @@ COSTS = ("latency", "macs")
 _NORMS = {aten.batch_norm, aten._native_batch_norm_legit_no_training}
 
 
-def check_options(mode: str, tolerance: float, cost: str) -> None:
+def check_options(mode: str, tolerance: float, cost: str, partial: bool) -> None:
     """Raise unless the options are among those that `layercollapse.collapse` describes."""
     check_mode(mode)
     if cost not in COSTS:
         raise LayerCollapseError(f"cost: expected {' or '.join(map(repr, COSTS))}, got {cost!r}")
-    if not isinstance(tolerance, int | float) or not tolerance >= 0:
+    if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not tolerance >= 0:
         raise LayerCollapseError(f"tolerance: expected a number not below 0, got {tolerance!r}")
+    if not isinstance(partial, bool):
+        raise LayerCollapseError(f"partial: expected True or False, got {partial!r}")
 
 
 def check_mode(mode: str) -> None:
     """Raise unless a mode is one that `layercollapse.collapse` describes."""
     if mode not in MODES:
         raise LayerCollapseError(f"mode: expected {' or '.join(map(repr, MODES))}, got {mode!r}")
+
+
+def check_example(example_inputs: Any) -> None:
+    """Raise unless there is a sample in the example inputs: nothing could be compared, nor timed."""
+    leaves = pytree.tree_leaves(call_arguments(example_inputs))
+    first = next((leaf for leaf in leaves if isinstance(leaf, Tensor)), None)
+    if first is not None and first.ndim > 0 and len(first) == 0:
+        raise LayerCollapseError(f"example_inputs: expected at least one sample, got {describe(example_inputs)}")
 
 
 def check_parameters(model: nn.Module) -> None:

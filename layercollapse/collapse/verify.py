@@ -75,7 +75,7 @@ def compare(reference: nn.Module, model: nn.Module, data: Iterable[Any]) -> Agre
             else:
                 same += len(first) if first.ndim else 1
     if not samples:
-        raise LayerCollapseError("data: expected at least one batch, got none")
+        raise LayerCollapseError("data: expected at least one batch with a sample, got none")
     return Agreement(worst, same, samples)
 
 
@@ -89,16 +89,30 @@ def arguments_in(batch: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
 def batches(data: Iterable[Any], model: nn.Module) -> Iterator[tuple[tuple, dict[str, Any]]]:
     """Arguments of the model from each batch, on the model's device."""
     parameter = next(model.parameters(), None)
-    if not isinstance(data, Iterable):
+    if not isinstance(data, Iterable) or isinstance(data, str | bytes):
         raise LayerCollapseError(f"data: expected batches, got {type(data).__name__}")
     for batch in [data] if isinstance(data, Tensor | Mapping) else data:
         inputs = batch[0] if isinstance(batch, tuple | list) and batch else batch
+        if not isinstance(inputs, Tensor | tuple | list | Mapping):
+            raise LayerCollapseError(
+                "data: expected batches that are a tensor, a tuple that starts with the inputs, or a dict of keyword "
+                f"arguments, got {_kind(batch)}"
+            )
         if isinstance(inputs, Mapping):
             inputs = arguments_in(inputs, model)
         arguments = call_arguments(inputs)
         if parameter is not None:
             arguments = pytree.tree_map_only(Tensor, lambda x: x.to(parameter.device), arguments)
         yield arguments
+
+
+def _kind(batch: Any) -> str:
+    """What came in the place of a batch: its type, and that of the first of several."""
+    return (
+        f"a {type(batch).__name__} of {type(batch[0]).__name__}"
+        if isinstance(batch, tuple | list)
+        else type(batch).__name__
+    )
 
 
 def tensors_of(output: Any) -> list[Tensor]:
