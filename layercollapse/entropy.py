@@ -136,6 +136,10 @@ class EntropyProbe:
             ]
         )
 
+    def calls(self) -> dict[str, RectifierCall]:
+        """What was called at every site so far, in the order in which they were first seen."""
+        return {name: site.call for name, site in self._sites.items()}
+
     def reset(self) -> None:
         """Forget everything counted, and a mask that waits for the next forward pass."""
         self._sites, self._forwards, self._pending = {}, 0, None

@@ -14,16 +14,16 @@ from __future__ import annotations
 import operator
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from layercollapse import calls
 from layercollapse.errors import LayerCollapseError
 from layercollapse.export import (
     call_arguments,
-    copied,
     describe,
     drop_idle,
     evaluating,
@@ -48,7 +48,7 @@ from layercollapse.nodes import (
     rectifier_of,
     weight_of,
 )
-from layercollapse.watch import unwrapped
+from layercollapse.watch import RectifierCall, unwrapped
 
 aten = torch.ops.aten
 
@@ -94,6 +94,8 @@ class Capture:
         weights: names of the weights of all affine layers, in execution order.
         output_weights: the weights with no rectifier behind them: the output layers.
         stateful: names of the buffers that a forward pass changes and that the outputs depend on.
+        unread: names of the rectifier calls that the model makes and the outputs do not need, which the graph does not
+            have; and of those that cannot be told from them. Counts of these say nothing about the graph.
     """
 
     graph: fx.Graph
@@ -105,6 +107,7 @@ class Capture:
     weights: tuple[str, ...]
     output_weights: tuple[str, ...]
     stateful: tuple[str, ...] = ()
+    unread: frozenset[str] = frozenset()
 
     def site(self, name: str) -> Site:
         """The site of that name.
@@ -154,7 +157,7 @@ def capture(model: nn.Module, example_inputs: Any) -> Capture:
     model = unwrapped(model)
     with evaluating(model), unwarned(), torch.no_grad():
         try:
-            model(*copied(args), **copied(kwargs))
+            made = calls.run(model, args, kwargs)
         except Exception as error:
             raise LayerCollapseError(
                 f"example_inputs: the model must run on them; {describe(args, kwargs)} came, and it stopped with "
@@ -189,13 +192,14 @@ def capture(model: nn.Module, example_inputs: Any) -> Capture:
     _drop_mutations(graph, len(signature.output_specs) - len(signature.user_outputs))
     weights = tuple(dict.fromkeys(name for node in graph.nodes if (name := weight_of(node, tensors)) is not None))
     output = next(node for node in graph.nodes if node.op == "output")
+    sites, unread = _named(list(_sites(graph, tensors, model)), made or {})
     return Capture(
         graph=graph,
         tensors=tensors,
         constants={name: value for name, value in constants.items() if isinstance(value, Tensor)},
         inputs=inputs,
         out_spec=exported.call_spec.out_spec,
-        sites=tuple(_sites(graph, tensors, model)),
+        sites=sites,
         weights=weights,
         output_weights=tuple(_reaching(output, tensors, through=lambda node: rectifier_of(node) is None)),
         # `_drop_mutations` has left the buffers that only count, say, without a reader.
@@ -204,7 +208,28 @@ def capture(model: nn.Module, example_inputs: Any) -> Capture:
             for node in graph.nodes
             if node.users and tensors.get(node.name) in signature.buffers_to_mutate.values()
         ),
+        unread=unread,
     )
+
+
+def _named(sites: list[Site], made: calls.Calls) -> tuple[tuple[Site, ...], frozenset[str]]:
+    """The sites with the numbers that their calls have among all that the model makes; and see `Capture.unread`."""
+    by_path: dict[str, list[Site]] = {path: [] for path in made}
+    for site in sites:
+        by_path.setdefault(site.name.partition("#")[0], []).append(site)
+    names, unread = {}, set[str]()
+    for path, own in by_path.items():
+        if len(own) == len(made.get(path, own)):
+            continue
+        read = [RectifierCall(site.kind, site.channels, site.lower, site.upper) for site in own]
+        found, only = calls.places(made[path], read)
+        names.update({site.node: _numbered(path, place) for site, place in zip(own, found, strict=True)})
+        unread |= {_numbered(path, place) for place in range(len(made[path])) if not only or place not in found}
+    return tuple(replace(site, name=names.get(site.node, site.name)) for site in sites), frozenset(unread)
+
+
+def _numbered(path: str, place: int) -> str:
+    return path if place == 0 else f"{path}#{place + 1}"
 
 
 def _drop_mutations(graph: fx.Graph, count: int) -> None:
@@ -259,7 +284,7 @@ def _sites(graph: fx.Graph, tensors: Mapping[str, str], model: nn.Module) -> Ite
     # A module with several names goes by its first one, however it was called.
     first: dict[int, str] = {}
     names = {path: first.setdefault(id(m), path) for path, m in model.named_modules(remove_duplicate=False)}
-    calls: Counter[str] = Counter()
+    count: Counter[str] = Counter()
     for node in graph.nodes:
         rectifier = rectifier_of(node)
         if rectifier is None:
@@ -267,7 +292,7 @@ def _sites(graph: fx.Graph, tensors: Mapping[str, str], model: nn.Module) -> Ite
         source = node.args[0]
         value = source.meta["val"]
         path = names.get(module_path(node), module_path(node)) or "forward"
-        calls[path] += 1
+        count[path] += 1
         dim = dims.get(source, -1 if value.ndim == 3 else 1)
         if rectifier.kind == "prelu" and node.args[1].meta["val"].numel() > 1:
             dim = 1  # where its slopes lie
@@ -275,7 +300,7 @@ def _sites(graph: fx.Graph, tensors: Mapping[str, str], model: nn.Module) -> Ite
         assert call is not None
         kind, lower, upper = call
         yield Site(
-            name=path if calls[path] == 1 else f"{path}#{calls[path]}",
+            name=_numbered(path, count[path] - 1),
             kind=kind,
             channels=int(value.shape[dim]) if value.ndim > 1 else 1,
             channel_dim=dim,

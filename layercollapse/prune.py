@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -172,7 +172,9 @@ class Pruner:
         return twin
 
     def _states(self, report: EntropyReport) -> list[LayerState]:
-        _check_report(report, {site.name: (site.kind, site.channels) for site in self.capture.sites})
+        _check_report(
+            report, {site.name: (site.kind, site.channels) for site in self.capture.sites}, self.capture.unread
+        )
         magnitudes = self._masks.magnitudes()
         states = []
         for site, names in self.layers.items():
@@ -290,10 +292,11 @@ def _checked_density(min_density: float) -> float:
     return float(min_density)
 
 
-def _check_report(report: EntropyReport, expected: Mapping[str, tuple[str, int]]) -> None:
+def _check_report(report: EntropyReport, expected: Mapping[str, tuple[str, int]], unread: Collection[str]) -> None:
     if not isinstance(report, EntropyReport):
         raise LayerCollapseError(f"report: expected an EntropyReport, got {type(report).__name__}")
     came = {layer.name: (layer.kind, layer.neurons) for layer in report}
+    came = {name: entry for name, entry in came.items() if name in expected or name not in unread}
     for site in [*expected, *came]:
         if expected.get(site) != came.get(site):
             want, got = (

@@ -141,7 +141,7 @@ def test_the_guarantee_is_that_of_what_was_used(on: int, guarantee: str) -> None
     (site,) = counted(model, x, box=(-1.0, 1.0)).sites
     assert (site.status, site.guarantee, site.removed) == ("partial", guarantee, 1 if on == 2 else 4)
     assert site.reason.startswith("1 off for an input in the box; ")
-    assert ("3 on on the data counted" in site.reason) == (on == 3)
+    assert ("3 on in the data counted" in site.reason) == (on == 3)
 
 
 @pytest.mark.parametrize("skip", [None, "layer"])
@@ -224,7 +224,7 @@ def test_off_saturated_and_on_together_leave_the_two_that_bend() -> None:
     result = counted(model, x)
     (site,) = result.sites
     assert site.removed == 10
-    assert site.reason.startswith("2 off, 2 saturated on the data counted; 6 on on the data counted; 2 of 12 neurons")
+    assert site.reason.startswith("2 off, 2 saturated in the data counted; 6 on in the data counted; 2 of 12 neurons")
     torch.testing.assert_close(result.model(x), model(x), **TOLERANCE)
 
 
@@ -233,7 +233,7 @@ def test_neurons_that_bend_for_nobody_leave_a_layer() -> None:
     model[2].weight.data[:, 9:] = 0
     result = counted(model, x)
     assert (result.sites[0].status, result.sites[0].guarantee) == ("collapsed", "empirical")
-    assert result.sites[0].reason == "9 on on the data counted; nothing that the outputs need reads its other neurons"
+    assert result.sites[0].reason == "9 on in the data counted; nothing that the outputs need reads its other neurons"
     assert (result.after.depth, result.after.macs) == (1, 6 * 16)
     torch.testing.assert_close(result.model(x), model(x), **TOLERANCE)
 

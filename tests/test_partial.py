@@ -58,7 +58,7 @@ def test_the_data_decide_only_where_they_are_asked() -> None:
     assert of_second(lc.collapse(model, near, report, cost="macs")) == ("kept", "", 0)
     result = lc.collapse(model, near, report, partial=True, cost="macs")
     assert of_second(result) == ("partial", "empirical", report["3"].count("off"))
-    assert "on the data counted" in result.explain()
+    assert "in the data counted" in result.explain()
     torch.testing.assert_close(result.model(near), model(near))
     back = lc.collapse(model, near, report, data=[far], partial=True, cost="macs")
     assert of_second(back) == ("kept", "", 0)

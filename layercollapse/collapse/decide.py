@@ -76,7 +76,7 @@ def candidates(
     for guarantee, when, sites in known:
         for name, states in sites.items():
             if not bool((states == MIXED).any()):
-                found.setdefault(name, Candidate(guarantee, f"no neuron can change its sign {_comma(when)}", states))
+                found.setdefault(name, Candidate(guarantee, f"no neuron can change its sign{_comma(when)}", states))
     replaceable = bending_sites(net)
     layers = entropies(captured, report)
     for layer in layers.values():
@@ -87,7 +87,7 @@ def candidates(
             found.setdefault(layer.name, Candidate("empirical" if linear else "approximate", reason, layer.states))
     if partial:
         counted = {n: x.states for n, x in layers.items() if x.samples and rectifiers.BY_KIND[x.kind].piecewise_linear}
-        known.append(("empirical", "on the data counted", counted))
+        known.append(("empirical", "in the data counted", counted))
     return {**found, **_partial(captured, net, known, found)}
 
 
@@ -140,8 +140,8 @@ class _Part:
 
 
 def _comma(when: str) -> str:
-    """``, whatever the input``; but ``for an input in the box`` has none."""
-    return f", {when}" if when.startswith("whatever") else when
+    """``, whatever the input``; but ``for an input in the box`` has no comma."""
+    return f", {when}" if when.startswith("whatever") else f" {when}"
 
 
 def _count(states: Tensor, state: str) -> int:
@@ -149,7 +149,7 @@ def _count(states: Tensor, state: str) -> int:
 
 
 def entropies(captured: Capture, report: EntropyReport | None) -> dict[str, LayerEntropy]:
-    """The report's layers by site.
+    """The report's layers by site, without those of calls that the graph does not have.
 
     Raises:
         LayerCollapseError: it is no report, or one of another model.
@@ -158,7 +158,7 @@ def entropies(captured: Capture, report: EntropyReport | None) -> dict[str, Laye
         return {}
     if not isinstance(report, EntropyReport):
         raise LayerCollapseError(f"report: expected an EntropyReport or None, got {type(report).__name__}")
-    layers = {layer.name: layer for layer in report}
+    layers = {layer.name: layer for layer in report if layer.name not in captured.unread}
     for name, layer in layers.items():
         site = captured.site(name)
         if (site.kind, site.channels) != (layer.kind, layer.neurons):
@@ -183,6 +183,8 @@ def why_kept(captured: Capture, site: Site, layer: LayerEntropy | None, error: f
         reason = _form(captured, site)
     elif error is not None and (layer is None or not layer.mixed):
         reason = f"no sign changed on the data counted, but without it the outputs differ by {error:.3g}"
+    elif layer is None and site.name in captured.unread:
+        reason = "counts of it cannot be told from those of another call in its module, whose result nothing reads"
     elif layer is None:
         reason = "no counts of it were given, and algebra and bounds do not prove it linear"
     elif layer.samples == 0:

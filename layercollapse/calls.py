@@ -1,0 +1,57 @@
+"""The rectifier calls of a forward pass whose results nothing reads: an exported graph does not have them.
+
+A backbone computes a last activation that a segmentation head leaves aside; an `EntropyProbe` counts it all the same.
+Of several calls in one module, which are missing decides which of the others is the second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from layercollapse.entropy import EntropyProbe
+from layercollapse.errors import LayerCollapseError
+from layercollapse.export import copied
+from layercollapse.watch import RectifierCall
+
+Calls = dict[str, list[RectifierCall]]  # path of a module -> its rectifier calls, in order
+
+
+def run(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Calls | None:
+    """Call a model, and see which rectifiers it calls; None where they cannot be seen (scripted modules)."""
+    try:
+        with EntropyProbe(model) as probe:
+            model(*copied(args), **copied(kwargs))
+    except LayerCollapseError:
+        model(*copied(args), **copied(kwargs))
+        return None
+    made: Calls = {}
+    for name, call in probe.calls().items():
+        made.setdefault(name.partition("#")[0], []).append(call)
+    return made
+
+
+def places(made: Sequence[RectifierCall], read: Sequence[RectifierCall]) -> tuple[list[int], bool]:
+    """Where in a module's calls those stand that the graph has, and whether they can stand nowhere else.
+
+    Args:
+        made: all calls of the module.
+        read: those in the graph, in order; where they are no part of `made`, they count as all of it.
+    """
+    first = _leftmost(made, read)
+    last = _leftmost(made[::-1], read[::-1])
+    if first is None or last is None:
+        return list(range(len(read))), len(made) == len(read)
+    return first, first == [len(made) - 1 - place for place in reversed(last)]
+
+
+def _leftmost(made: Sequence[RectifierCall], read: Sequence[RectifierCall]) -> list[int] | None:
+    found: list[int] = []
+    for call in read:
+        place = next((i for i in range(found[-1] + 1 if found else 0, len(made)) if made[i] == call), None)
+        if place is None:
+            return None
+        found.append(place)
+    return found
