@@ -192,7 +192,8 @@ class Blocks(nn.Module):
 def test_blocks_of_a_transformer(first: bool) -> None:
     model, x = Blocks(first).double(), data((60, 5, 4))
     result = counted(model, x)
-    assert [site.status for site in result.sites] == ["partial", "kept"]
+    # With nothing between, the head goes into the last block, whose second layer then has 3 outputs: less to carry.
+    assert [site.status for site in result.sites] == ["partial", "partial" if first else "kept"]
     assert "6 of them carried by a linear bypass" in result.sites[0].reason
     assert result.after.macs < result.before.macs
     assert result.after.parameters < result.before.parameters

@@ -100,7 +100,7 @@ def _moves(net: Net, chain: list[fx.Node], segments: Segments, first: int, last:
 
 def _choose(net: Net, chain: list[fx.Node], segments: Segments) -> Cut:
     def work(first: int, last: int) -> float:
-        return macs(segments[first, last], shape(chain[last])) + 0.5  # of two equal cuts, the one with fewer layers
+        return macs(segments[first, last], shape(chain[last])) + 2**-10  # of two equal cuts, the one with fewer layers
 
     cut = _cheapest(len(chain), segments, work)
     if net.clock is None or len(cut) == 1:

@@ -22,7 +22,8 @@ from layercollapse.collapse.concat import merge_neighbours, split_over_concatena
 from layercollapse.collapse.emit import emit
 from layercollapse.collapse.ir import Net, Omitted, Rectify
 from layercollapse.collapse.linearize import linearize
-from layercollapse.collapse.merge import merge_side_by_side, trim_kernels
+from layercollapse.collapse.merge import trim_kernels
+from layercollapse.collapse.paths import merge_paths
 from layercollapse.collapse.regions import Recorder, Region, regions, structure
 from layercollapse.collapse.rules import simplify
 from layercollapse.collapse.sink import merge_through_flatten, merge_with_pooling, sink_layers
@@ -38,7 +39,7 @@ CARRIED = "neurons that only multiply carried by a layer beside the rectifier"
 # nothing else need be left out.
 _MERGES: Ways = {
     "layers kept in sequence": frozenset({merge_in_sequence}),
-    "layers kept side by side": frozenset({merge_side_by_side, merge_neighbours}),
+    "layers kept side by side": frozenset({merge_paths, merge_neighbours}),
     "concatenations kept": frozenset({split_over_concatenations}),
     "layers kept before pooling and flatten": frozenset({sink_layers, merge_with_pooling, merge_through_flatten}),
     "kernels not trimmed": frozenset({trim_kernels}),

@@ -1,4 +1,4 @@
-"""Make one affine layer of two: the algebra of sequences, and the rule for layers side by side.
+"""Make one affine layer of two: the algebra of layers in sequence and side by side, and the rule for outer taps.
 
 In sequence, for sizes k, strides s, paddings p and dilations d:
 
@@ -16,11 +16,10 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx
+from torch import Tensor
 
-from layercollapse.collapse.cost import macs
 from layercollapse.collapse.fold import add_plane
-from layercollapse.collapse.ir import Affine, Net, Scale, Window, operands, shape, sole_user, source
+from layercollapse.collapse.ir import Affine, Net, Scale, Window
 from layercollapse.collapse.weights import held, nonzero
 
 
@@ -104,52 +103,13 @@ def _compose_channels(first: Affine, second: Affine) -> Affine:
     return add_plane(Affine(weight, bias, window, groups, second.dtype, plane), part)
 
 
-def merge_side_by_side(net: Net) -> bool:
-    """A sum of two layers, or of a layer and the identity or a scale, over one tensor is one layer."""
-    changed = False
-    for node in list(net.graph.nodes):
-        pair = operands(node)
-        if pair is None or pair[0] is pair[1]:
-            continue
-        for kept, other in (pair, pair[::-1]):
-            merged = _sum(net, node, kept, other)
-            if merged is None:
-                continue
-            net.set(kept, merged)
-            kept.meta["shape"] = shape(node)
-            net.replace(node, kept)
-            net.sweep()
-            changed = True
-            break
-    return changed
-
-
-def _sum(net: Net, total: fx.Node, kept: fx.Node, other: fx.Node) -> Affine | None:
-    """The layer ``kept + other``, or None where it is not exact or needs more multiplications."""
-    first = net.affine(kept)
-    if first is None or sole_user(kept) is not total or not net.permits(merge_side_by_side, kept, total):
-        return None
-    second = net.affine(other)
-    if other is source(kept):
-        ones = torch.ones(first.inputs, dtype=torch.float64)
-        second = _diagonal(first, Scale(ones, torch.zeros_like(ones), first.channel_dim, first.dtype))
-    elif sole_user(other) is not total or net.op(other) is None or source(other) is not source(kept):
-        return None
-    elif isinstance(scale := net.op(other), Scale):
-        second = _diagonal(first, scale)
-    if second is None:
-        return None
-    merged = add(first, second)
-    if merged is None:
-        return None
-    separate = macs(first, shape(kept)) + (macs(second, shape(other)) if net.affine(other) is not None else 0)
-    return merged if macs(merged, shape(total)) <= separate else None
-
-
-def _diagonal(like: Affine, scale: Scale) -> Affine | None:
-    """A per-channel scale as a 1×1 convolution (a diagonal matrix) with the groups of another layer."""
-    channels = len(scale.scale)
-    if like.inputs != channels or like.outputs != channels or scale.channel_dim != like.channel_dim:
+def diagonal(like: Affine, scale: Scale | None) -> Affine | None:
+    """A per-channel scale, or the identity, as a 1×1 convolution with the groups of another layer, or None."""
+    channels = like.inputs
+    if scale is None:
+        ones = torch.ones(channels, dtype=torch.float64)
+        scale = Scale(ones, torch.zeros_like(ones), like.channel_dim, like.dtype)
+    if like.outputs != channels or len(scale.scale) != channels or scale.channel_dim != like.channel_dim:
         return None
     dims = len(like.window.kernel)
     weight = torch.zeros(channels, channels // like.groups, dtype=torch.float64)

@@ -30,8 +30,9 @@ from layercollapse.collapse.fold import (
     sink_scales,
 )
 from layercollapse.collapse.ir import Net
-from layercollapse.collapse.merge import merge_side_by_side, trim_kernels
+from layercollapse.collapse.merge import trim_kernels
 from layercollapse.collapse.norms import strip_norms
+from layercollapse.collapse.paths import merge_paths
 from layercollapse.collapse.sink import merge_through_flatten, merge_with_pooling, sink_layers
 from layercollapse.collapse.split import split_layers
 
@@ -54,10 +55,10 @@ RULES: tuple[Rule, ...] = (
     strip_norms,
     raise_references,
     trim_kernels,
+    merge_paths,
     merge_in_sequence,
     merge_with_pooling,
     merge_through_flatten,
-    merge_side_by_side,
     merge_neighbours,
     split_over_concatenations,
     split_layers,
