@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from layercollapse import rectifiers
 from layercollapse.counts import AVERAGES, STATES, ZEROS, EntropyReport, LayerEntropy
 from layercollapse.errors import LayerCollapseError
+from layercollapse.export import scripted
 from layercollapse.watch import ROOT, ForwardWatch, MaskArgument, RectifierCall, site_path, unwrapped
 
 __all__ = ["AVERAGES", "STATES", "ZEROS", "EntropyProbe", "EntropyReport", "LayerEntropy"]
@@ -47,12 +48,10 @@ class EntropyProbe:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = unwrapped(model)
-        for path, module in self.model.named_modules():
-            if isinstance(module, torch.jit.ScriptModule):
-                raise LayerCollapseError(
-                    f"model: expected modules in Python, got a scripted one at {path or 'the root'}, whose calls "
-                    "cannot be seen"
-                )
+        if (path := scripted(self.model)) is not None:
+            raise LayerCollapseError(
+                f"model: expected modules in Python, got a scripted one at {path}, whose calls cannot be seen"
+            )
         self._masks = MaskArgument(self.model)
         self._pending: Tensor | None = None
         self._forwards = 0

@@ -163,6 +163,13 @@ def _by_name(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
     return dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
 
 
+def scripted(model: nn.Module) -> str | None:
+    """Path of the first scripted or traced module, ``the root`` for the model itself, or None."""
+    paths = (path for path, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule))
+    path = next(paths, None)
+    return path if path is None else path or "the root"
+
+
 def reason(error: BaseException) -> str:
     """The user's line that an error came from, and the first line of its message."""
     torch_folder = os.path.dirname(torch.__file__)

@@ -30,6 +30,7 @@ from layercollapse.export import (
     export,
     functionalize,
     reason,
+    scripted,
     unwarned,
 )
 from layercollapse.moves import MOVING, Move, name_of
@@ -166,6 +167,10 @@ def capture(model: nn.Module, example_inputs: Any) -> Capture:
         try:
             exported = export(model, args, kwargs)
         except Exception as error:
+            if (path := scripted(model)) is not None:
+                raise LayerCollapseError(
+                    f"model: expected modules in Python, got a scripted one at {path}; torch.export cannot capture it"
+                ) from error
             raise LayerCollapseError(
                 f"model: torch.export must be able to capture {type(model).__name__}; it stopped at {reason(error)}"
             ) from error

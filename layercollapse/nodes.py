@@ -6,12 +6,16 @@ import operator
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import sympy
 import torch
 from torch import Tensor, fx
 
 from layercollapse import rectifiers
 
 aten = torch.ops.aten
+
+# Stands for a size that only the data decide.
+_ANY_SIZE = sympy.Integer(16)
 
 
 def by_dims(*kinds: str) -> set[Any]:
@@ -190,8 +194,15 @@ def example_shape(value: Any) -> tuple[int, ...] | None:
 
 
 def example_size(size: Any) -> Any:
-    """A size for the example inputs: of symbolic ones, one may be 1 in a sum and an expression before it."""
-    return size.node.hint if isinstance(size, torch.SymInt) else size
+    """A size for the example inputs: of symbolic ones, one may be 1 in a sum and an expression before it.
+
+    Of one that the data decide (as many rows as a mask keeps), a guess.
+    """
+    if not isinstance(size, torch.SymInt):
+        return size
+    if size.node.hint is not None:
+        return size.node.hint
+    return int(size.node.expr.xreplace(dict.fromkeys(size.node.expr.free_symbols, _ANY_SIZE)))
 
 
 def mutates(node: fx.Node) -> bool:

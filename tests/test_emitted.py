@@ -361,3 +361,71 @@ def test_a_pooling_that_keeps_a_size_keeps_that_of_every_image(
         x = torch.randn(3, 3, *size)
         for other in (lc.load(tmp_path), exported):
             torch.testing.assert_close(other(x), model(x), rtol=1e-5, atol=1e-5)
+
+
+class Rows(nn.Module):
+    """Only the data say how many rows the layers behind a mask get."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = self.a(x)
+        rows = rows[rows[:, 0] > 0]
+        return self.c(torch.relu(self.b(rows)) + rows)
+
+
+class Columns(Rows):
+    """The same of a dimension in the middle, which views and pooling then see."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        kept = self.a(x)[:, (x[0, :, 0] > 0).nonzero()[:, 0]].transpose(1, 2)
+        return self.c(torch.relu(self.b(kept.transpose(1, 2))).mean(1))
+
+
+@pytest.mark.parametrize(("kind", "size"), [(Rows, (16, 4)), (Columns, (2, 12, 4))])
+def test_a_size_that_the_data_decide_breaks_nothing(kind: type[nn.Module], size: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    model, x = kind().double().eval(), torch.randn(size).double()
+    nn.init.zeros_(model.b.weight)
+    result = lc.collapse(model, x, None, cost="macs")
+    assert result.collapsed
+    assert result.after.depth < result.before.depth
+    for other in (x, torch.randn(size).double(), torch.randn(size).double()):
+        torch.testing.assert_close(result.model(other), model(other), atol=1e-10, rtol=1e-10)
+
+
+def test_a_model_that_is_random_is_told_so() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.RReLU())
+    model.forward = lambda x: x + torch.rand_like(x)  # type: ignore[method-assign]
+    with pytest.raises(lc.LayerCollapseError, match="expected the same outputs for the same inputs, got a difference"):
+        lc.collapse(model, torch.zeros(2, 4), None, cost="macs")
+
+
+class Writes(nn.Module):
+    """Writes into a part of a tensor, of a complex one too."""
+
+    def __init__(self, complex_: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.complex = nn.Linear(6, 6), nn.Linear(6, 6), complex_
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.b(torch.relu(self.a(x)))
+        if self.complex:
+            spectrum = torch.fft.rfft(y)
+            kept = torch.zeros_like(spectrum)
+            kept[:, :2] = spectrum[:, :2]
+            return torch.fft.irfft(kept, n=6)
+        y[:, :2] = y[:, :2] + x[:, :2]
+        return y
+
+
+@pytest.mark.parametrize("complex_", [False, True])
+def test_writes_into_a_part_of_a_tensor(complex_: bool) -> None:
+    torch.manual_seed(0)
+    model, x = Writes(complex_).double().eval(), torch.randn(5, 6).double()
+    result = lc.collapse(model, x, None, cost="macs")
+    torch.testing.assert_close(result.model(2 * x), model(2 * x), atol=1e-10, rtol=1e-10)
+    result.model(x).square().sum().backward()
+    assert all(bool(parameter.grad.any()) for parameter in result.model.parameters())

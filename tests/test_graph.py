@@ -309,3 +309,10 @@ def test_calls_whose_result_nothing_reads_do_not_shift_the_others(model, sites, 
     assert result.collapsed == ((sites[1],) if told else ())
     assert ("cannot be told" in result.explain()) != told
     lc.Pruner(model, x).step(report, amount=0.5)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_scripted_part_is_named() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), torch.jit.script(nn.Sequential(nn.Linear(4, 4), nn.ReLU())))
+    with pytest.raises(lc.LayerCollapseError, match="got a scripted one at 1; torch"):
+        lc.capture(model, torch.zeros(2, 4))

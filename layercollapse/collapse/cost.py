@@ -59,8 +59,12 @@ def summarize(model: nn.Module, example_inputs: Any, depth: int) -> Summary:
     args, kwargs = call_arguments(example_inputs)
     counter = FlopCounterMode(display=False)
     # With gradients: the counter follows modules by them, and stops at a parameter that only changes shape without.
-    with evaluating(model), torch.enable_grad(), counter:
-        model(*copied(args), **copied(kwargs))
+    try:
+        with evaluating(model), torch.enable_grad(), counter:
+            model(*copied(args), **copied(kwargs))
+    except RuntimeError:  # of an operation that has no gradient (a part of a complex tensor written)
+        with evaluating(model), torch.no_grad(), counter:
+            model(*copied(args), **copied(kwargs))
     return Summary(depth, sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2)
 
 

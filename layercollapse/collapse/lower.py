@@ -26,6 +26,9 @@ aten = torch.ops.aten
 # In evaluation mode these return what they get.
 _NOTHING = {aten.dropout, aten.feature_dropout, aten.detach, aten.alias}
 
+# How torch writes the end of a slice that has none.
+_END = 2**63 - 1
+
 # What a GraphModule has and an ordinary module has not.
 _TAKEN = set(dir(fx.GraphModule(nn.Module(), fx.Graph()))) - set(dir(nn.Module()))
 
@@ -76,6 +79,15 @@ class _Lowering:
         first = argument(node, 0)
         if _nothing(node) or (node.target is operator.getitem and self._is_norm(first)):
             self.new[node] = self._mapped(first)
+            return
+        if (written := _written(node)) is not None:
+            self.new[node] = self._mapped(written)
+            return
+        if (pieces := _pieces(node)) is not None:
+            dim, ends = pieces
+            whole, part = fx.map_arg(node.args[:2], self._mapped)
+            rest = [self.net.graph.call_function(aten.slice.Tensor, (whole, dim, *end)) for end in ends]
+            self._put(node, self.net.graph.call_function(aten.cat.default, ([rest[0], part, *rest[1:]], dim)))
             return
         if (whole := flattened(node)) is not None:
             new = self._mapped(whole)
@@ -135,6 +147,32 @@ def _nothing(node: fx.Node) -> bool:
     if called in (aten.pad, aten.constant_pad_nd):
         return not any(node.args[1])  # type: ignore[arg-type]
     return called in _NOTHING or (called is aten.clone and not node.kwargs)
+
+
+def _written(node: fx.Node) -> fx.Node | None:
+    """What an assignment to a part (``x[:, 0] = y``) writes there, if it is of the part's shape and dtype.
+
+    The copy that stands for it in a functional graph has no gradient.
+    """
+    if packet(node) is not aten.copy or node.kwargs:
+        return None
+    part, values = (x.meta["val"] for x in node.args[:2])  # type: ignore[union-attr]
+    same = part.dtype == values.dtype and example_shape(part) == example_shape(values)
+    return node.args[1] if same and part.device == values.device else None  # type: ignore[return-value]
+
+
+def _pieces(node: fx.Node) -> tuple[int, list[tuple[int, int]]] | None:
+    """Of a slice of a complex tensor that is written, the dimension, and where what is left starts and ends.
+
+    torch has no gradient of it: the call alone is an error outside `no_grad`.
+    """
+    if packet(node) is not aten.slice_scatter or node.kwargs or not node.meta["val"].is_complex():
+        return None
+    dim, start, end, step = (argument(node, at, default) for at, default in ((2, 0), (3, None), (4, None), (5, 1)))
+    start, end = start or 0, _END if end is None else end
+    if step != 1 or not isinstance(dim, int) or not isinstance(start, int) or not isinstance(end, int):
+        return None
+    return dim, [(0, start)] + ([] if end == _END else [(end, _END)])
 
 
 def _path(node: fx.Node, op: Op, model: nn.Module) -> str:

@@ -111,6 +111,7 @@ class Search:
             del attempt
             attempt = self._attempt(proven)
         if attempt.error > self.tolerance:
+            self._refuse_random()
             raise LayerCollapseError(
                 f"tolerance: expected outputs within {self.tolerance:g} of the model's, got {attempt.error:.3g} with "
                 "nothing but exact algebra; raise the tolerance if the outputs are large, or collapse in float64"
@@ -123,6 +124,15 @@ class Search:
         if self.timed:
             return self._fastest(attempt, missed)
         return Outcome(attempt.form, attempt.agreement, missed)
+
+    def _refuse_random(self) -> None:
+        """Raise if the model does not even agree with itself."""
+        error = compare(self.model, self.model, self.data).max_abs_error
+        if error > self.tolerance:
+            raise LayerCollapseError(
+                f"model: expected the same outputs for the same inputs, got a difference of {error:.3g} from one call "
+                "in evaluation mode to the next; what is random in it must be an argument"
+            )
 
     def _attempt(self, names: Collection[str], repad: bool = False) -> _Attempt:
         """Collapse some sites, with every rule applied."""
