@@ -75,6 +75,26 @@ def test_two_regions_choose_differently(seen) -> None:
     assert "3, 4: layers kept in sequence: 1.000 ms, every rule applied: 2.000 ms" in result.explain()
 
 
+def test_a_way_that_is_not_in_the_model_is_not_said_to_be(seen, monkeypatch) -> None:
+    """The region alone is faster in two layers, the network as a whole is not."""
+    torch.manual_seed(0)
+    model, x = narrow(5), torch.randn(3, 6)
+    seen(merged_is_faster(5))
+    alone = race.timed
+
+    def timed(models, *arguments, **settings):
+        if forms.INPUT in models:
+            return {name: 9.0 if name == forms.CHOSEN else 1.0 for name in models}
+        return alone(models, *arguments, **settings)
+
+    assert lc.collapse(model, x, None).regions[0].taken
+    monkeypatch.setattr(race, "timed", timed)
+    result = lc.collapse(model, x, None)
+    assert (result.form, result.regions[0].way, result.regions[0].taken) == (choice.ALL, SEQUENCE, False)
+    assert layers(result.model) == [(6, 6)]
+    assert "every rule applied: 2.000 ms (not taken: the network as a whole was not faster so)" in result.explain()
+
+
 def test_regions_that_are_the_same_are_timed_once(seen) -> None:
     torch.manual_seed(0)
     model, x = narrow(7, 7, 7), torch.randn(3, 6)
@@ -82,7 +102,7 @@ def test_regions_that_are_the_same_are_timed_once(seen) -> None:
     result = lc.collapse(model, x, None)
     assert races == [(choice.ALL, SEQUENCE)]
     assert [region.layers for region in result.regions] == [("0", "1"), ("3", "4"), ("6", "7")]
-    assert "0, 1 and 2 more regions like it: every rule applied: 1.000 ms" in result.explain()
+    assert "0, 1 and 2 more parts like it: every rule applied: 1.000 ms" in result.explain()
     assert result.form == choice.ALL
 
 

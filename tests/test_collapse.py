@@ -200,6 +200,33 @@ class Twice(nn.Module):
         return self.head(torch.relu(self.a(torch.relu(self.a(x)))))
 
 
+def test_more_parameters_say_why() -> None:
+    torch.manual_seed(0)
+
+    class Twice(nn.Module):
+        """A layer whose calls fold apart: the norm goes into one."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.twice, self.norm = nn.Linear(6, 6), nn.BatchNorm1d(6)
+
+        def forward(self, x):
+            return self.twice(torch.relu(self.norm(self.twice(torch.relu(x)))))
+
+    model, x = Twice().eval(), torch.randn(3, 6)
+    model.norm.running_mean.uniform_()
+    result = lc.collapse(model, x, None, cost="macs")
+    assert (result.before.parameters, result.after.parameters) == (54, 84)
+    outcome, why, *sites = result.explain().splitlines()
+    assert outcome.startswith("0 of 2 rectifiers collapsed; depth 2 → 2; parameters 54 → 84; ")
+    assert why == "more parameters: twice: called more than once, and every call has weights of its own now"
+    assert len(sites) == 2
+    model = nn.Sequential(nn.Conv2d(1, 2, 2), nn.AvgPool2d(2))
+    result = lc.collapse(model, torch.randn(1, 1, 9, 9), None, cost="macs")
+    assert "more parameters: a merged layer can have more weights and less work" in result.explain()
+    assert "more parameters" not in lc.collapse(nn.Linear(2, 2), torch.randn(1, 2), None).explain()
+
+
 def test_shared_weights_stay_shared(tmp_path: Path) -> None:
     torch.manual_seed(3)
     model, x = Twice(), torch.randn(64, 4)

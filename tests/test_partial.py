@@ -88,7 +88,7 @@ def test_how_far_a_site_is_from_linear() -> None:
     x = torch.arange(1.0, 11.0)[:, None]  # neuron 0 is always on; 1 has one positive value of ten; 2 is on
     model[0].bias.data[0] = -3.5  # three negative values of ten
     result = lc.collapse(model, x, report_on(model, x))
-    assert result.sites[0].reason == "2 of 3 neurons are mixed (the rarer sign is 10 to 30 % of their values)"
+    assert result.sites[0].reason == "mixed: 2 of 3 neurons change sign (the rarer sign is 10 to 30 % of their values)"
 
 
 def test_why_a_rectifier_cannot_be_replaced() -> None:

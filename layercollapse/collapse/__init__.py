@@ -7,7 +7,8 @@
 The steps, one module each: `lower` (graph to records), `decide` (which sites, by counts and by `bounds`), `search`
 (which of them together), `linearize` (rectifiers that never bend), `rules` (fold, drop, merge), `emit` (records to
 modules), `verify` (compare on data), `regions` (where the ways to write it differ), `choice` (the fastest of each),
-`forms` (the fastest as a whole), `sizes` (of inputs: any, or fixed), `store` (save and load).
+`forms` (the fastest as a whole), `sizes` (of inputs: any, or fixed), `explain` (what was done and why), `store` (save
+and load).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from layercollapse.collapse.check import (
 from layercollapse.collapse.cost import Summary, captured_depth, summarize
 from layercollapse.collapse.decide import candidates, entropies
 from layercollapse.collapse.emit import emit
+from layercollapse.collapse.forms import calls
 from layercollapse.collapse.linearize import bending_sites
 from layercollapse.collapse.lower import lower
 from layercollapse.collapse.result import CollapseResult, SiteResult
@@ -148,5 +150,6 @@ def collapse(
         regions=outcome.choices,
         repadded=best.repadded,
         split=dict(best.split),
+        unshared=tuple(w.rpartition(".")[0] or w for w, n in calls(net).items() if n > max(1, best.calls.get(w, 0))),
         fixed_sizes=fixed,
     )

@@ -136,7 +136,8 @@ def _note(net: Net, chain: list[fx.Node], segments: Segments, cut: Cut) -> None:
         merged = segments.get((first, end)) or segments.get((last, after))
         if merged is None:
             net.kept[pair] = (
-                "no single layer is exact at the border: the second is padded and the first is not pointwise"
+                "no single layer is exact at the border: the second is padded and the first is not pointwise "
+                '(mode="repad" may merge them, for one more training)'
             )
             continue
         one = macs(merged, shape(chain[end]))

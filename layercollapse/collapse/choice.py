@@ -65,13 +65,15 @@ class Choice:
 
     Attributes:
         layers: the layers with weights in it, in any way.
-        way: the way that was taken: the fastest.
+        way: the fastest.
         times: way -> median time in ms, of the region alone, on tensors as the example inputs make them.
+        taken: whether the model is written so. Not if it was no faster as a whole.
     """
 
     layers: tuple[str, ...]
     way: str
     times: Mapping[str, float]
+    taken: bool = True
 
 
 @dataclass(frozen=True)

@@ -190,7 +190,7 @@ def why_kept(captured: Capture, site: Site, layer: LayerEntropy | None, error: f
     elif layer.samples == 0:
         reason = "nothing was counted"
     else:
-        reason = f"{layer.mixed} of {layer.neurons} neurons are mixed{_closeness(layer)}"
+        reason = f"mixed: {layer.mixed} of {layer.neurons} neurons change sign{_closeness(layer)}"
         if error is not None:
             reason += f"; without those that were steady on the data counted the outputs differ by {error:.3g}"
     if not rectifiers.BY_KIND[site.kind].piecewise_linear:

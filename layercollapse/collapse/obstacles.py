@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import fx
 
-from layercollapse.collapse.ir import Affine, Field, Net, Rectify, Scale
+from layercollapse.collapse.ir import Affine, Field, Net, Rectify, Scale, source
 from layercollapse.nodes import SHAPE_ONLY, packet
 
 _SUMS = {torch.ops.aten.add, torch.ops.aten.sub}
@@ -32,16 +32,25 @@ def obstacles(net: Net) -> dict[tuple[str, str], str]:
             op = net.op(user)
             pair = (str(node.target), str(user.target))
             if isinstance(op, Affine):
-                others = sorted(_name(net, other) for other in node.users if other is not user)
-                if between:
+                if set(between) == {"add"}:
+                    others = _readers(net, source(user), user)
+                    more = "and as one layer they would be more work, or differ at the border"
+                    found[pair] = f"between them: a sum, {'also read by ' + others if others else more}"
+                elif between:
                     found[pair] = f"between them: {', '.join(dict.fromkeys(between))}"
-                elif others:
-                    found[pair] = f"the first is also read by {', '.join(dict.fromkeys(others))}"
+                elif others := _readers(net, node, user):
+                    found[pair] = f"the first is also read by {others}"
             elif not isinstance(op, Rectify | Field):
                 sums += packet(user) in _SUMS and len(user.all_input_nodes) > 1
                 if sums < 2:
                     paths += [(reader, (*between, _name(net, user)), sums) for reader in user.users]
     return {pair: reason for pair, reason in found.items() if pair not in net.kept}
+
+
+def _readers(net: Net, node: fx.Node, but: fx.Node) -> str:
+    """What reads a tensor, but for one reader."""
+    names = [_name(net, other) for other in node.users if other is not but]
+    return ", ".join(sorted({"another sum" if name == "add" else name for name in names}))
 
 
 def _name(net: Net, node: fx.Node) -> str:
@@ -63,6 +72,6 @@ def grouped(kept: Iterable[tuple[str, str]]) -> list[str]:
         pairs.setdefault(reason, []).append(pair)
     lines = []
     for reason, names in pairs.items():
-        more = f" and {len(names) - _SHOWN} more pairs" if len(names) > _SHOWN else ""
+        more = f" and {len(names) - _SHOWN} more pair{'s' * (len(names) > _SHOWN + 1)}" if len(names) > _SHOWN else ""
         lines.append(f"{', '.join(names[:_SHOWN])}{more}: kept in sequence: {reason}")
     return lines

@@ -12,11 +12,9 @@ from torch import nn
 
 from layercollapse.collapse.choice import Choice
 from layercollapse.collapse.cost import Summary
+from layercollapse.collapse.explain import explain
 from layercollapse.collapse.forms import INPUT
-from layercollapse.collapse.modules import in_words
-from layercollapse.collapse.obstacles import grouped
 from layercollapse.collapse.onnx import save_onnx
-from layercollapse.collapse.race import MARGIN
 from layercollapse.collapse.store import save
 
 
@@ -75,7 +73,8 @@ class CollapseResult:
             inputs' sizes in Python, so that the collapsed one is right for those of the example alone, and refuses
             others. Empty: it takes all that the model takes.
         regions: the parts that there was more than one way to write, in the order of the network, with the time of
-            each way; empty where nothing was timed. The form says whether the fastest of each was taken.
+            each way, and whether the model is written in the fastest; empty where nothing was timed.
+        unshared: layers that the model calls more than once, of which calls have weights of their own now, or are gone.
     """
 
     model: nn.Module
@@ -93,6 +92,7 @@ class CollapseResult:
     split: Mapping[str, str] = field(default_factory=dict)
     fixed_sizes: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)
     regions: tuple[Choice, ...] = ()
+    unshared: tuple[str, ...] = ()
 
     @property
     def latency_before(self) -> float | None:
@@ -110,52 +110,10 @@ class CollapseResult:
         return tuple(site.name for site in self.sites if site.status == "collapsed")
 
     def explain(self) -> str:
-        """One line for every site: what became of it, and why; then layers that could merge and did not, or split;
-        sizes that are fixed.
+        """What was done and why, in lines: sizes and times; a line for every site; layers that could merge and did not,
+        or split; sizes that are fixed; the parts that were timed.
         """
-        width = max((len(site.name) for site in self.sites), default=0)
-        lines = [
-            f"{site.name:<{width}}  {site.kind:<10}  {site.status:<9}  "
-            f"{(site.guarantee + ': ') if site.guarantee else ''}{site.reason}"
-            for site in self.sites
-        ]
-        lines += grouped(self.kept.items())
-        lines += [f"{name}: split into {parts}" for name, parts in self.split.items()]
-        lines += [
-            f"{pair}: merged with the padding moved to the first: approximate at the border (the outputs differ by "
-            f"{self.max_abs_error:.3g}); train the model once more"
-            for pair in self.repadded
-        ]
-        if self.fixed_sizes:
-            shapes = ", ".join(f"{name} {in_words(sizes)}" for name, sizes in self.fixed_sizes.items())
-            lines.append(f"input sizes fixed: {shapes}: the model's Python computes with them, and the graph has those")
-        return "\n".join([*lines, *self._choices(), *self._timing()])
-
-    def _choices(self) -> list[str]:
-        """A line for every region that was timed; one for all that are the same."""
-        same: dict[str, list[Choice]] = {}
-        for choice in self.regions:
-            fastest_first = sorted(choice.times.items(), key=lambda item: item[0] != choice.way)
-            same.setdefault(", ".join(f"{way}: {time:.3f} ms" for way, time in fastest_first), []).append(choice)
-        lines = []
-        for times, choices in same.items():
-            more = f" and {len(choices) - 1} more regions like it" if len(choices) > 1 else ""
-            lines.append(f"{', '.join(choices[0].layers)}{more}: {times}")
-        return lines
-
-    def _timing(self) -> list[str]:
-        before, after = self.latency_before, self.latency_after
-        if before is None or after is None:
-            return []
-        outcome = "faster" if after < before else "slower"
-        if abs(after - before) <= MARGIN * before:
-            outcome = f"no faster: a difference below {MARGIN:.0%} is within the noise"
-        elif outcome == "slower":
-            outcome = "slower; no other way to write it was faster, the layers as they came included"
-        lines = [f"latency on the example inputs: {before:.3f} ms → {after:.3f} ms ({outcome}), with {self.form}"]
-        others = {name: time for name, time in self.latency.items() if name not in (INPUT, self.form)}
-        lines += [f"also timed: {name}: {time:.3f} ms" for name, time in others.items()]
-        return lines
+        return explain(self)
 
     def save(self, folder: str | os.PathLike[str], onnx: bool = False) -> None:
         """Write ``model.safetensors``, ``model.json`` and ``model.pt2`` into a folder; see `layercollapse.load`.

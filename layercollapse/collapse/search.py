@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -162,6 +162,7 @@ class Search:
             times = times | last.times
             if last.slower_than_input(best.name) and times[same.name] < times[best.name]:
                 best, agreement = same, compare(self.model, same.model, self.data)
+        choices = tuple(replace(c, taken=best.name in (CHOSEN, c.way)) for c in choices)
         return Outcome(best, agreement, missed, times, choices)
 
     def _missed(self, proven: Collection[str]) -> dict[str, float]:

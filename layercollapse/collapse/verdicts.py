@@ -61,7 +61,7 @@ class Verdicts:
             reason += f"; {removed} of {site.channels} neurons are gone{bypass}"
         used = [] if one is None else one.known if name in form.carried else one.flat
         if one is not None and one.straight[1] and name not in form.carried:
-            reason += f"; {one.straight[1]}: a layer beside the rectifier for them was not possible, or more work"
+            reason += f"; {one.straight[1]}: to carry them beside the rectifier was not possible, or more work"
         if used:
             return result("partial", _weakest(guarantee for guarantee, _ in used), f"{_told(used)}; {reason}")
         return result("kept", "", reason)

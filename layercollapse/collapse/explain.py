@@ -1,0 +1,102 @@
+"""What a collapse says about itself, in lines: the outcome, every site, what stays two layers and why, the times."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from layercollapse.collapse.forms import INPUT
+from layercollapse.collapse.modules import in_words
+from layercollapse.collapse.obstacles import grouped
+from layercollapse.collapse.race import MARGIN
+
+if TYPE_CHECKING:
+    from layercollapse.collapse.choice import Choice
+    from layercollapse.collapse.result import CollapseResult
+
+_SHOWN = 12  # parts that were timed
+
+
+def explain(result: CollapseResult) -> str:
+    """See `CollapseResult.explain`."""
+    width = max((len(site.name) for site in result.sites), default=0)
+    lines = [_outcome(result), *_timing(result), *_growth(result)]
+    lines += [
+        f"{site.name:<{width}}  {site.kind:<10}  {site.status:<9}  "
+        f"{(site.guarantee + ': ') if site.guarantee else ''}{site.reason}"
+        for site in result.sites
+    ]
+    if any(site.reason.startswith("mixed: ") for site in result.sites):
+        lines.append("what is mixed collapses once none of its neurons changes sign: prune more before it, train again")
+    lines += grouped(result.kept.items())
+    lines += [f"{name}: split into {parts}" for name, parts in result.split.items()]
+    lines += [
+        f"{pair}: merged with the padding moved to the first: approximate at the border (the outputs differ by "
+        f"{result.max_abs_error:.3g}); train the model once more"
+        for pair in result.repadded
+    ]
+    if result.fixed_sizes:
+        shapes = ", ".join(f"{name} {in_words(sizes)}" for name, sizes in result.fixed_sizes.items())
+        lines.append(f"input sizes fixed: {shapes}: the model's Python computes with them, and the graph has those")
+    return "\n".join([*lines, *_choices(result)])
+
+
+def _outcome(result: CollapseResult) -> str:
+    """How many sites collapsed, and the sizes before and after."""
+    before, after = result.before, result.after
+    partial = sum(site.status == "partial" for site in result.sites)
+    some = f", {partial} with fewer neurons" if partial else ""
+    return (
+        f"{len(result.collapsed)} of {len(result.sites)} rectifiers collapsed{some}; depth {before.depth} → "
+        f"{after.depth}; parameters {before.parameters:,} → {after.parameters:,}; multiply-accumulates "
+        f"{before.macs:,} → {after.macs:,}"
+    )
+
+
+def _growth(result: CollapseResult) -> list[str]:
+    """Why there are more parameters, if there are."""
+    if result.after.parameters <= result.before.parameters:
+        return []
+    if result.unshared:
+        layers = ", ".join(result.unshared)
+        return [f"more parameters: {layers}: called more than once, and every call has weights of its own now"]
+    if result.after.macs < result.before.macs:
+        return ["more parameters: a merged layer can have more weights and less work where it works on fewer positions"]
+    return ["more parameters: merged layers have more weights than the layers that they replace"]
+
+
+def _choices(result: CollapseResult) -> list[str]:
+    """A line for every part that was timed; one for all that are the same. Those not written as every other first."""
+    parts: dict[tuple[str, ...], list[Choice]] = {}
+    for choice in result.regions:
+        parts.setdefault(choice.layers, []).append(choice)
+    same: dict[str, list[tuple[str, ...]]] = {}
+    for layers, choices in parts.items():
+        same.setdefault("; ".join(map(_times, choices)), []).append(layers)
+    lines = []
+    for times, alike in list(same.items())[:_SHOWN]:
+        more = f" and {len(alike) - 1} more part{'s' * (len(alike) > 2)} like it" if len(alike) > 1 else ""
+        lines.append(f"{', '.join(alike[0])}{more}: {times}")
+    if len(same) > _SHOWN:
+        lines.append(f"and {len(same) - _SHOWN} more parts that were timed: see regions")
+    return ["parts of the network alone, in each way to write them, the chosen first:", *lines] if lines else []
+
+
+def _times(choice: Choice) -> str:
+    """The ways to write a part, the best first, and whether it is written so."""
+    first = sorted(choice.times.items(), key=lambda item: item[0] != choice.way)
+    times = ", ".join(f"{way}: {time:.3f} ms" for way, time in first)
+    return times if choice.taken else f"{times} (not taken: the network as a whole was not faster so)"
+
+
+def _timing(result: CollapseResult) -> list[str]:
+    before, after = result.latency_before, result.latency_after
+    if before is None or after is None:
+        return []
+    outcome = f"{before / max(after, 1e-9):.1f}x faster" if after < before else "slower"
+    if abs(after - before) <= MARGIN * before:
+        outcome = f"no faster: a difference below {MARGIN:.0%} is within the noise"
+    elif outcome == "slower":
+        outcome = "slower; no other way to write it was faster, the layers as they came included"
+    lines = [f"latency on the example inputs: {before:.3f} ms → {after:.3f} ms ({outcome}), with {result.form}"]
+    others = {name: time for name, time in result.latency.items() if name not in (INPUT, result.form)}
+    return lines + [f"also timed: {name}: {time:.3f} ms" for name, time in others.items()]
