@@ -33,13 +33,13 @@ def obstacles(net: Net) -> dict[tuple[str, str], str]:
             pair = (str(node.target), str(user.target))
             if isinstance(op, Affine):
                 if set(between) == {"add"}:
-                    others = _readers(net, source(user), user)
-                    more = "and as one layer they would be more work, or differ at the border"
-                    found[pair] = f"between them: a sum, {'also read by ' + others if others else more}"
+                    shared = len(node.users) > 1 or len(source(user).users) > 1
+                    why = "it, or the first layer, is read by others too" if shared else "one layer would be more work"
+                    found[pair] = f"between them: a sum; {why}{'' if shared else ', or differ at the border'}"
                 elif between:
                     found[pair] = f"between them: {', '.join(dict.fromkeys(between))}"
-                elif others := _readers(net, node, user):
-                    found[pair] = f"the first is also read by {others}"
+                elif others := sorted({_reader(net, other) for other in node.users if other is not user}):
+                    found[pair] = f"the first is also read by {', '.join(others)}"
             elif not isinstance(op, Rectify | Field):
                 sums += packet(user) in _SUMS and len(user.all_input_nodes) > 1
                 if sums < 2:
@@ -47,10 +47,9 @@ def obstacles(net: Net) -> dict[tuple[str, str], str]:
     return {pair: reason for pair, reason in found.items() if pair not in net.kept}
 
 
-def _readers(net: Net, node: fx.Node, but: fx.Node) -> str:
-    """What reads a tensor, but for one reader."""
-    names = [_name(net, other) for other in node.users if other is not but]
-    return ", ".join(sorted({"another sum" if name == "add" else name for name in names}))
+def _reader(net: Net, node: fx.Node) -> str:
+    name = _name(net, node)
+    return "a sum" if name == "add" else name
 
 
 def _name(net: Net, node: fx.Node) -> str:
