@@ -111,7 +111,7 @@ def test_only_where_it_is_less_work(on: int, carried: int) -> None:
     else:
         assert (site.status, site.guarantee) == ("kept", "")
         assert site.reason.endswith(
-            "4 on for an input in the box: a layer beside the rectifier for them was not possible, or more work"
+            "4 on for an input in the box: to carry them beside the rectifier was not possible, or more work"
         )
     torch.testing.assert_close(result.model(x), model(x), **TOLERANCE)
 
@@ -225,7 +225,7 @@ def test_off_saturated_and_on_together_leave_the_two_that_bend() -> None:
     result = counted(model, x)
     (site,) = result.sites
     assert site.removed == 10
-    assert site.reason.startswith("2 off, 2 saturated in the data counted; 6 on in the data counted; 2 of 12 neurons")
+    assert site.reason.startswith("2 off, 2 saturated in the data counted; 6 on in the data counted; mixed: 2 of 12 ")
     torch.testing.assert_close(result.model(x), model(x), **TOLERANCE)
 
 
