@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -20,7 +21,9 @@ from hypothesis import HealthCheck, assume, given, settings
 from torch import Tensor, nn
 
 import layercollapse as lc
-from layercollapse.collapse import choice, race, search
+from layercollapse.collapse import choice, race, search, verify
+from layercollapse.collapse.emit import emit
+from layercollapse.collapse.lower import lower, written_anew
 
 TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-10}
 SIZES = {"flat": (), "tokens": (5,), "1d": (7,), "2d": (7, 6), "3d": (5, 4, 4)}
@@ -538,6 +541,19 @@ def check_counted(spec: Spec, dtype: torch.dtype) -> lc.CollapseResult:
     return result
 
 
+@contextmanager
+def drawn_times(seed: int) -> Iterator[None]:
+    """Times are drawn; every rule applied is the slowest more often than not: what is left out wins in every second
+    network.
+    """
+    drawn = random.Random(seed).random
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "Clock", lambda device: lambda op, inputs: drawn())
+        slow = {choice.ALL: 3.0}
+        patch.setattr(race, "timed", lambda models, *_, **__: {name: drawn() * slow.get(name, 1.0) for name in models})
+        yield
+
+
 def check_proven(spec: Spec, dtype: torch.dtype) -> lc.CollapseResult:
     """What bounds prove, no input contradicts: neither those counted, nor others in the box, of other sizes too.
 
@@ -546,12 +562,7 @@ def check_proven(spec: Spec, dtype: torch.dtype) -> lc.CollapseResult:
     That holds whichever way to write the network is the fastest: the times are drawn, every second time.
     """
     network, x, report = observe(spec, dtype)
-    drawn = random.Random(spec.seed).random
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search, "Clock", lambda device: lambda op, inputs: drawn())
-        # Every rule applied is the slowest more often than not: what is left out wins in every second network.
-        slow = {choice.ALL: 3.0}
-        patch.setattr(race, "timed", lambda models, *_, **__: {name: drawn() * slow.get(name, 1.0) for name in models})
+    with drawn_times(spec.seed):
         result = lc.collapse(
             network, x, None, box=(-1.0, 1.0), tolerance=float("inf"), cost=("macs", "latency")[spec.seed % 2]
         )
@@ -601,6 +612,27 @@ def check_half(spec: Spec, dtype: torch.dtype) -> lc.CollapseResult:
     return result
 
 
+def check_tolerance(spec: Spec, dtype: torch.dtype) -> lc.CollapseResult:
+    """Whatever the tolerance, what comes out keeps it, and there is no error: what rounding breaks is left as it came.
+
+    Every operation by itself gives what it gave, bit for bit; where nothing is read from it, nothing is left out.
+    """
+    assume(runs(*build(spec, dtype)))
+    network, x, report = observe(spec, dtype)
+    captured = lc.capture(network, x)
+    same = emit(lower(captured, network, written_anew(lower(captured, network))))
+    assert verify.compare(network, same, [x]).max_abs_error == 0
+    with torch.no_grad():
+        scale = float(network(x.clone()).abs().max())
+    tolerance = scale * (0.0, 1e-8, 3e-8, 1e-7, 1e-6)[spec.seed % 5] * (1e5 if dtype == torch.bfloat16 else 1)
+    options: dict[str, Any] = {"partial": spec.seed % 3 == 0, "cost": ("macs", "latency")[spec.seed % 2]}
+    with drawn_times(spec.seed):
+        result = lc.collapse(network, x, report, box=(-1.0, 1.0), tolerance=tolerance, **options)
+    found = verify.compare(network, result.model, [x])
+    assert found.max_abs_error == result.max_abs_error <= tolerance
+    return result
+
+
 def runs(network: nn.Module, x: Tensor) -> bool:
     """Whether a network takes inputs of this size."""
     try:
@@ -617,10 +649,14 @@ CASES = [
     (check_counted, torch.float32, 100),
     (check_proven, torch.float64, 50),
     (check_half, torch.bfloat16, 40),
+    (check_tolerance, torch.float32, 60),
+    (check_tolerance, torch.bfloat16, 20),
     pytest.param(check_counted, torch.float64, 1000, marks=pytest.mark.nightly),
     pytest.param(check_counted, torch.float32, 1000, marks=pytest.mark.nightly),
     pytest.param(check_proven, torch.float64, 500, marks=pytest.mark.nightly),
     pytest.param(check_half, torch.bfloat16, 500, marks=pytest.mark.nightly),
+    pytest.param(check_tolerance, torch.float32, 500, marks=pytest.mark.nightly),
+    pytest.param(check_tolerance, torch.bfloat16, 200, marks=pytest.mark.nightly),
 ]
 
 

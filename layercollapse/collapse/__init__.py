@@ -5,14 +5,15 @@
     print(result.explain())
 
 The steps, one module each: `lower` (graph to records), `decide` (which sites, by counts and by `bounds`), `search`
-(which of them together), `linearize` (rectifiers that never bend), `rules` (fold, drop, merge), `emit` (records to
-modules), `verify` (compare on data), `regions` (where the ways to write it differ), `choice` (the fastest of each),
-`forms` (the fastest as a whole), `sizes` (of inputs: any, or fixed), `explain` (what was done and why), `store` (save
-and load).
+(which of them together), `rollback` (which layers stay as they came), `linearize` (rectifiers that never bend), `rules`
+(fold, drop, merge), `emit` (records to modules), `verify` (compare on data), `regions` (where the ways to write it
+differ), `choice` (the fastest of each), `forms` (the fastest as a whole), `sizes` (of inputs: any, or fixed), `explain`
+(what was done and why), `store` (save and load).
 """
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -34,6 +35,7 @@ from layercollapse.collapse.forms import calls
 from layercollapse.collapse.linearize import bending_sites
 from layercollapse.collapse.lower import lower
 from layercollapse.collapse.result import CollapseResult, SiteResult
+from layercollapse.collapse.rollback import told
 from layercollapse.collapse.search import Search
 from layercollapse.collapse.sizes import settle, with_values
 from layercollapse.collapse.store import load, save
@@ -64,8 +66,9 @@ def collapse(
 
     Sites that algebra proves linear collapse whatever the report says (all their weights are pruned, say), and so do
     those that interval bounds prove linear over the box; the others where the report has no mixed neuron. Where these
-    miss the tolerance on the data they are tried one by one, and those that miss it are kept. The model is not
-    changed.
+    miss the tolerance on the data they are tried one by one, and those that miss it are kept. Where layers miss it that
+    algebra merges or folds exactly (float rounding: large outputs, constants that nearly overflow, half precision),
+    those are found that do, and stay as they came. The model is not changed.
 
     The collapsed model takes inputs of the sizes that the model takes, in any batch. Where the model computes with
     sizes in Python (the kernel of a pooling from ``x.shape``, say), the graph has those of the example; that is found
@@ -86,7 +89,7 @@ def collapse(
             the rectifier between them. ``"repad"``: they may merge, where that pays, by moving the padding of the
             second to the first; the outputs then differ, as the result says, until the model is trained once more.
             The tolerance judges the same sites with the border as it was.
-        tolerance: largest absolute difference of any output that is accepted.
+        tolerance: largest absolute difference of any output that is accepted: what comes out keeps it on the data.
         cost: what decides how the collapsed model is written. ``"latency"``: time, measured on the model's device
             with the example inputs, which should have the batch size of later use: of layers where merging needs
             more multiply-accumulates, of every region that there is more than one way to write, and of the whole, the
@@ -103,8 +106,8 @@ def collapse(
 
     Raises:
         LayerCollapseError: an argument is not as described; the report is of another model; a forward pass changes a
-            buffer that the outputs depend on; or the outputs differ by more than the tolerance with nothing but exact
-            algebra (a fragile network: constants that overflow its dtype, for instance).
+            buffer that the outputs depend on; or the outputs differ by more than the tolerance with nothing removed or
+            merged.
     """
     check_options(mode, tolerance, cost, partial)
     check_example(example_inputs)
@@ -127,8 +130,10 @@ def collapse(
     read = bending_sites(net)
     found = candidates(captured, net, report, box, partial)
 
-    search = Search(model, net, found, batches, example_inputs, tolerance, cost == "latency", mode == "repad")
+    search = Search(model, captured, net, found, batches, example_inputs, tolerance, cost == "latency", mode == "repad")
     outcome = search.run()
+    if outcome.missed or outcome.rolled_back:
+        gc.collect()  # graphs refer to themselves: what was tried last would wait to be freed
     best = outcome.form
     verdicts = Verdicts(captured, found, outcome, read, layers)
     sites = tuple(verdicts.of(site) for site in captured.sites)
@@ -138,7 +143,7 @@ def collapse(
     return CollapseResult(
         model=with_values(collapsed, example_inputs),
         sites=sites,
-        kept={" → ".join(pair): reason for pair, reason in best.kept.items()},
+        kept={**{" → ".join(pair): reason for pair, reason in best.kept.items()}, **told(outcome.rolled_back)},
         before=summarize(model, example_inputs, captured_depth(captured)),
         after=summarize(collapsed, example_inputs, best.depth),
         max_abs_error=outcome.agreement.max_abs_error,

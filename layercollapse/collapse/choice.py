@@ -37,7 +37,7 @@ KEPT = "rectifiers kept"
 CARRIED = "neurons that only multiply carried by a layer beside the rectifier"
 # What a way is called, and the rules that it leaves out; `drop_unread_channels` then drops channels in eights, so that
 # nothing else need be left out.
-_MERGES: Ways = {
+MERGES: Ways = {
     "layers kept in sequence": frozenset({merge_in_sequence}),
     "layers kept side by side": frozenset({merge_paths, merge_neighbours}),
     "concatenations kept": frozenset({split_over_concatenations}),
@@ -45,10 +45,11 @@ _MERGES: Ways = {
     "kernels not trimmed": frozenset({trim_kernels}),
     "layers not split": frozenset({split_layers}),
 }
+UNMERGED = frozenset[Callable[..., object]]().union(*MERGES.values())
 # The ways of one group are compared with each other. Channels and rectifiers concern the layers on both sides: with
 # the others they would make one region of many.
 _GROUPS: tuple[Ways, ...] = (
-    {**_MERGES, "layers kept as they are": frozenset().union(*_MERGES.values())},
+    {**MERGES, "layers kept as they are": UNMERGED},
     {"channels dropped in eights": frozenset({drop_unread_channels})},
     {KEPT: frozenset({linearize})},
     {CARRIED: frozenset()},
@@ -83,10 +84,12 @@ class Start:
     Attributes:
         base: the network as lowered; it stays as it is.
         states: the sites to linearize, as for `linearize`.
+        left_out: the rules that no way applies at a node: with them the outputs would miss the tolerance.
     """
 
     base: Net
-    states: Mapping[str, Tensor | None]
+    states: Mapping[str, Tensor]
+    left_out: Omitted = lambda name: frozenset()
 
     @property
     def unused(self) -> frozenset[Callable[..., object]]:
@@ -96,7 +99,8 @@ class Start:
     def written(self, omitted: Omitted | None = None) -> Written:
         """The network with the rules applied, but where they are omitted."""
         net = self.base.copy()
-        net.omitted = omitted or (lambda name: self.unused)
+        asked = omitted or (lambda name: self.unused)
+        net.omitted = lambda name: {*self.left_out(name), *asked(name)}
         linear = linearize(net, self.states)
         applied: set[Callable[..., object]] = {*simplify(net)}
         return Written(net, applied | {linearize} if linear else applied)

@@ -14,7 +14,7 @@ from layercollapse import rectifiers
 from layercollapse.collapse.bounds import Box, neuron_states
 from layercollapse.collapse.facts import constants
 from layercollapse.collapse.ir import Affine, Net, Rectify, shape, source
-from layercollapse.collapse.linearize import bending_sites, constant_sites
+from layercollapse.collapse.linearize import bending_sites, constant_sites, mixed
 from layercollapse.counts import MIXED, OFF, SATURATED, STATES, EntropyReport, LayerEntropy
 from layercollapse.errors import LayerCollapseError
 from layercollapse.graph import Capture, Site
@@ -29,14 +29,14 @@ class Candidate:
     Attributes:
         guarantee: see `layercollapse.collapse.SiteResult`; empty if no neuron has one value.
         reason: one sentence.
-        states: int8 (C,), see `layercollapse.counts.STATES`; the rectifier stays for those that are mixed. None if
-            its input is constant, so that the rectifier is evaluated and its states do not matter.
+        states: int8 (C,), see `layercollapse.counts.STATES`; the rectifier stays for those that are mixed. Or float64
+            (C,), the values of an input that is constant.
         straight: guarantee and reason of the neurons that only multiply, beside others that are mixed.
     """
 
     guarantee: str
     reason: str
-    states: Tensor | None
+    states: Tensor
     straight: tuple[str, str] = ("", "")
 
     @property
@@ -56,7 +56,7 @@ class Candidate:
     @property
     def partial(self) -> bool:
         """Whether the rectifier stays, with fewer neurons."""
-        return self.states is not None and bool((self.states == MIXED).any())
+        return mixed(self.states)
 
 
 def candidates(
@@ -68,8 +68,8 @@ def candidates(
 ) -> dict[str, Candidate]:
     """The sites that may collapse, by the strongest guarantee that holds; arguments as for `collapse`."""
     found: dict[str, Candidate] = {}
-    for name in constant_sites(net):
-        found[name] = Candidate("exact", "its input is constant: no weight that feeds it is left", None)
+    for name, values in constant_sites(net).items():
+        found[name] = Candidate("exact", "its input is constant: no weight that feeds it is left", values)
     known = [("exact", "whatever the input", neuron_states(net))]
     if box is not None:
         known.append(("certified", "for an input in the box", neuron_states(net, _by_input(box, captured))))

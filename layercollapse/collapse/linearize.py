@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from layercollapse.collapse.facts import constants, rectified
-from layercollapse.collapse.ir import Net, Rectify, Scale, source
+from layercollapse.collapse.ir import Net, Rectify, Scale, shape, source
 from layercollapse.counts import MIXED, OFF, SATURATED
+
+aten = torch.ops.aten
 
 
 def bending_sites(net: Net) -> set[str]:
@@ -29,7 +31,7 @@ def constant_sites(net: Net) -> dict[str, Tensor]:
     return found
 
 
-def linearize(net: Net, states: Mapping[str, Tensor | None]) -> bool:
+def linearize(net: Net, states: Mapping[str, Tensor]) -> bool:
     """Turn rectifiers into scales, in place; on those that stay, note the neurons that do not bend.
 
     Args:
@@ -37,18 +39,17 @@ def linearize(net: Net, states: Mapping[str, Tensor | None]) -> bool:
         states: site -> int8 (C,) states (see `layercollapse.counts.STATES`), counted or proven: on has slope 1, off
             the rectifier's slope below its lower bend, saturated is the constant at its upper bend. Where one is
             mixed the rectifier stays, and of the others those that are flat have one value, and those that are not a
-            slope. None for a site of `constant_sites`, of any kind: its rectifier is evaluated.
+            slope. Or float64 (C,), a value of `constant_sites`, for any kind: the rectifier is evaluated there.
 
     Returns:
         Whether any rectifier has gone, or any neuron has one value.
     """
-    known = constants(net)
     changed = False
     for node, op in net.records(Rectify):
         if op.site not in states:
             continue
         state = states[op.site]
-        if state is not None and bool((state == MIXED).any()):
+        if mixed(state):
             line = _scale(op, state)
             steady, flat = state != MIXED, line.scale == 0
             fixed = _where(steady & flat, line.shift)
@@ -58,13 +59,35 @@ def linearize(net: Net, states: Mapping[str, Tensor | None]) -> bool:
         if not net.permits(linearize, node):
             continue
         changed = True
-        if state is not None:
-            net.set(node, _scale(op, state))
-            continue
-        value = known.get(source(node), op.channel_dim)
-        assert value is not None
-        net.set(node, Scale(torch.zeros_like(value), rectified(op, value), op.channel_dim, op.dtype))
+        net.set(node, _scale(op, state))
     return changed
+
+
+def mixed(state: Tensor) -> bool:
+    """Whether some neurons of a site bend, so that its rectifier stays for them."""
+    return not state.is_floating_point() and bool((state == MIXED).any())
+
+
+def replace_neurons(net: Net, states: Mapping[str, Tensor]) -> None:
+    """Give every neuron that does not bend its line, in place and with no rule: what removing it changes by itself.
+
+    Where others of its site bend, the rectifier is computed for all of them, and its values are taken for these.
+    """
+    linearize(net, states)
+    for node, op in net.records(Rectify):
+        if op.fixed is None and op.straight is None:
+            continue
+        state = states[op.site]
+        line = net.insert(f"{node.target}_line", _scale(op, state), source(node), after=node)
+        net.set(node, replace(op, fixed=None, straight=None))
+        name = f"{line.target}_steady"
+        net.tensors[name] = (state != MIXED).reshape(-1, *[1] * (len(shape(node)) - 2 if op.channel_dim == 1 else 0))
+        with net.graph.inserting_after(line):
+            steady = net.graph.get_attr(name)
+        with net.graph.inserting_after(steady):
+            both = net.graph.call_function(aten.where.self, (steady, line, node))
+        both.meta["shape"] = shape(node)
+        net.reroute(node, both)
 
 
 def _where(mask: Tensor, values: Tensor) -> Tensor | None:
@@ -73,6 +96,8 @@ def _where(mask: Tensor, values: Tensor) -> Tensor | None:
 
 
 def _scale(op: Rectify, states: Tensor) -> Scale:
+    if states.is_floating_point():
+        return Scale(torch.zeros_like(states), rectified(op, states), op.channel_dim, op.dtype)
     off, saturated = states == OFF, states == SATURATED
     scale = torch.ones(len(states), dtype=torch.float64)
     shift = torch.zeros_like(scale)

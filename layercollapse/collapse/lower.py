@@ -9,13 +9,14 @@ from __future__ import annotations
 import keyword
 import operator
 import re
+from collections.abc import Collection
 
 import torch
 from torch import fx, nn
 
 from layercollapse.collapse.elementwise import weighted_sum
 from layercollapse.collapse.flattening import flattened
-from layercollapse.collapse.ir import Affine, Net, Op, Rectify
+from layercollapse.collapse.ir import Affine, Net, Op, Rectify, Scale
 from layercollapse.collapse.readers import read
 from layercollapse.collapse.reading import Model, argument, rank
 from layercollapse.graph import Capture, channel_dims
@@ -33,24 +34,32 @@ _END = 2**63 - 1
 _TAKEN = set(dir(fx.GraphModule(nn.Module(), fx.Graph()))) - set(dir(nn.Module()))
 
 
-def lower(capture: Capture, model: nn.Module) -> Net:
+def lower(capture: Capture, model: nn.Module, untouched: Collection[str] = ()) -> Net:
     """Rewrite a captured graph into records, with the model's present values.
 
     Args:
         capture: of the model.
         model: where the tensors are read; it is not changed.
+        untouched: captured nodes that keep their operation, so that no rule can touch them: see `written_anew`.
 
     Returns:
         A net that computes what the model computes in evaluation mode.
     """
-    return _Lowering(capture, model).run()
+    return _Lowering(capture, model, untouched).run()
+
+
+def written_anew(net: Net) -> dict[str, str]:
+    """The captured nodes that became layers or scales -> the names of these, in the order of the network."""
+    return {
+        node.meta["origin"]: str(node.target) for node in net.graph.nodes if isinstance(net.op(node), Affine | Scale)
+    }
 
 
 class _Lowering:
-    def __init__(self, capture: Capture, model: nn.Module) -> None:
+    def __init__(self, capture: Capture, model: nn.Module, untouched: Collection[str]) -> None:
         parameters = dict(model.named_parameters(remove_duplicate=False))
         state = {**dict(model.named_buffers(remove_duplicate=False)), **parameters, **capture.constants}
-        self.capture, self.model = capture, model
+        self.capture, self.model, self.untouched = capture, model, untouched
         self.parameters = set(parameters)
         self.context = Model(
             values={name: state[target].detach() for name, target in capture.tensors.items()},
@@ -96,13 +105,15 @@ class _Lowering:
             else:
                 self._put(node, self.net.graph.call_function(aten.flatten.using_ints, (new, 1)))
             return
-        if (total := weighted_sum(node, self.context)) is not None:
+        free = node.name not in self.untouched
+        if free and (total := weighted_sum(node, self.context)) is not None:
             x, y, scale = total
             part = self._record(f"{node.name}_part", scale, y)
+            part.meta["origin"] = node.name
             part.meta["shape"] = example_shape(y.meta.get("val"))
             self._put(node, self.net.graph.call_function(aten.add.Tensor, (self._mapped(x), part)))
             return
-        reading = read(node, self.context)
+        reading = read(node, self.context) if free else None
         if reading is None:
             arguments, keywords = fx.map_arg(node.args, self._mapped), fx.map_arg(node.kwargs, self._mapped)
             # What a layer gives lies in memory as its weights do, or its input: a view that fits the one may not fit
@@ -112,6 +123,7 @@ class _Lowering:
             return
         op, source = reading
         self._put(node, self._record(identifier(_path(node, op, self.model)), op, source))
+        self.new[node].meta["origin"] = node.name
         if packet(node) is aten._native_batch_norm_legit_no_training:
             self.new[node].meta["shape"] = self.new[source].meta["shape"]
 

@@ -65,12 +65,14 @@ def _name(net: Net, node: fx.Node) -> str:
 
 
 def grouped(kept: Iterable[tuple[str, str]]) -> list[str]:
-    """One line for every reason: a pair of layers, and for a reason of many pairs the first few."""
-    pairs: dict[str, list[str]] = {}
-    for pair, reason in kept:
-        pairs.setdefault(reason, []).append(pair)
+    """One line for every reason: a pair of layers, or a layer, and for a reason of many the first few."""
+    places: dict[str, list[str]] = {}
+    for place, reason in kept:
+        places.setdefault(reason, []).append(place)
     lines = []
-    for reason, names in pairs.items():
-        more = f" and {len(names) - _SHOWN} more pair{'s' * (len(names) > _SHOWN + 1)}" if len(names) > _SHOWN else ""
-        lines.append(f"{', '.join(names[:_SHOWN])}{more}: kept in sequence: {reason}")
+    for reason, names in places.items():
+        pairs = " → " in names[0]
+        kind = ("pair" if pairs else "layer") + "s" * (len(names) > _SHOWN + 1)
+        more = f" and {len(names) - _SHOWN} more {kind}" if len(names) > _SHOWN else ""
+        lines.append(f"{', '.join(names[:_SHOWN])}{more}: {'kept in sequence: ' if pairs else ''}{reason}")
     return lines

@@ -54,7 +54,8 @@ class CollapseResult:
         model: a plain module with ordinary parameters: no masks, no hooks; trainable and exportable.
         sites: one entry for each rectifier site of the original, in execution order.
         kept: layers that follow each other without a rectifier and stay two, ``"first → second"`` -> why: the border,
-            what merging them would cost, or the operations between them.
+            what merging them would cost, the operations between them, or by how much merging them misses the tolerance;
+            and layers that stay as they came because of that, by name.
         before: depth, parameters and multiply-accumulates of the sparse model.
         after: the same of the collapsed one.
         max_abs_error: largest absolute difference between their outputs on the data.
@@ -110,8 +111,8 @@ class CollapseResult:
         return tuple(site.name for site in self.sites if site.status == "collapsed")
 
     def explain(self) -> str:
-        """What was done and why, in lines: sizes and times; a line for every site; layers that could merge and did not,
-        or split; sizes that are fixed; the parts that were timed.
+        """What was done and why, in lines: sizes and times; a line for every site; layers that could merge or fold and
+        did not, or split; sizes that are fixed; the parts that were timed.
         """
         return explain(self)
 

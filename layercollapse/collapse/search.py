@@ -1,4 +1,6 @@
-"""Which of the candidate sites collapse: all, or those with which the outputs stay within the tolerance."""
+"""Which of the candidate sites collapse, and which layers merge: all, or those with which the outputs keep the
+tolerance.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from layercollapse.collapse.choice import ALL, Choice, Start, Written, choose
 from layercollapse.collapse.clock import Clock
@@ -17,9 +19,24 @@ from layercollapse.collapse.decide import Candidate
 from layercollapse.collapse.emit import emit
 from layercollapse.collapse.forms import CHOSEN, UNCHANGED, Form, between, form, once
 from layercollapse.collapse.ir import Net
-from layercollapse.collapse.linearize import linearize
+from layercollapse.collapse.linearize import replace_neurons
+from layercollapse.collapse.lower import lower, written_anew
+from layercollapse.collapse.rollback import (
+    Plan,
+    RolledBack,
+    Trials,
+    as_they_came,
+    merging,
+    not_merged,
+    unmerged,
+    unmerged_at,
+)
 from layercollapse.collapse.verify import Agreement, compare
 from layercollapse.errors import LayerCollapseError
+from layercollapse.graph import Capture
+
+# Networks that are tried at most where layers are rolled back.
+_TRIALS = 24
 
 
 @dataclass(frozen=True)
@@ -30,6 +47,7 @@ class Outcome:
         form: the form that was chosen.
         agreement: how it compares with the model on the data.
         missed: site that was tried and kept -> what the outputs differed by without it.
+        rolled_back: layers that the tolerance keeps as they came, or as two.
         times: form, or the input, -> time in ms; empty where nothing was timed.
         choices: how the regions are written that there was more than one way to write.
     """
@@ -37,6 +55,7 @@ class Outcome:
     form: Form
     agreement: Agreement
     missed: dict[str, float]
+    rolled_back: tuple[RolledBack, ...] = ()
     times: dict[str, float] = field(default_factory=dict)
     choices: tuple[Choice, ...] = ()
 
@@ -60,7 +79,8 @@ class Search:
 
     Attributes:
         model: what came.
-        base: the same as lowered.
+        captured: the same as a graph.
+        base: that as lowered.
         found: the candidate sites.
         data: batches to compare on; gone through more than once.
         example_inputs: what to time with.
@@ -70,6 +90,7 @@ class Search:
     """
 
     model: nn.Module
+    captured: Capture
     base: Net
     found: Mapping[str, Candidate]
     data: Iterable[Any]
@@ -88,42 +109,56 @@ class Search:
         return Clock(self._device) if self.timed else None
 
     @cached_property
+    def _layers(self) -> dict[str, str]:
+        """The captured nodes that rules may touch, and the names of what they are."""
+        return written_anew(self.base)
+
+    @cached_property
     def _shared(self) -> dict[str, nn.Parameter]:
         """Parameters of layers that did not change: one tensor in all that is built."""
         return {}
 
     def run(self) -> Outcome:
-        """Collapse all candidates, or, where that misses the tolerance, the proven ones and then one after the other.
+        """Collapse all candidates; where that misses the tolerance, only the sites and the layers that keep it.
 
         Raises:
-            LayerCollapseError: even the proven ones miss the tolerance.
+            LayerCollapseError: the tolerance is missed even with nothing removed or merged.
         """
-        missed = dict[str, float]()
-        attempt = self._attempt(list(self.found))
-        proven = [name for name in self.found if self.found[name].proven]
-        if attempt.error > self.tolerance and len(proven) < len(self.found):
-            del attempt  # one model less in memory while others are tried
-            missed = self._missed(proven)
-            gc.collect()
-            attempt = self._attempt([name for name in self.found if name not in missed])
-        if attempt.error > self.tolerance and len(proven) + len(missed) < len(self.found):
-            missed = {name: missed.get(name, attempt.error) for name in self.found if name not in proven}
-            del attempt
-            attempt = self._attempt(proven)
+        names, plan, missed = list(self.found), Plan(), dict[str, float]()
+        attempt = self._attempt(names, plan)
+        back: tuple[RolledBack, ...] = ()
         if attempt.error > self.tolerance:
+            error = attempt.error
+            del attempt  # one model less in memory while others are tried
             self._refuse_random()
+            missed = self._missed()
+            names = [name for name in self.found if name not in missed]
+            if missed:
+                error = self._error(names, plan)
+            if error > self.tolerance:
+                plan, back, more = self._rolled_back(names, error)
+                missed |= more
+                names = [name for name in names if name not in more]
+            gc.collect()
+            attempt = self._attempt(names, plan)
+            if attempt.error > self.tolerance:
+                missed |= dict.fromkeys(names, attempt.error)
+                back = tuple(as_they_came([([*self._layers], attempt.error)], self._layers))
+                names, plan = [], Plan(frozenset(self._layers), unmerged)
+                del attempt
+                attempt = self._attempt(names, plan)
+        if attempt.error > self.tolerance:
             raise LayerCollapseError(
                 f"tolerance: expected outputs within {self.tolerance:g} of the model's, got {attempt.error:.3g} with "
-                "nothing but exact algebra; raise the tolerance if the outputs are large, or collapse in float64"
+                "nothing removed or merged: the same operations gave other outputs"
             )
-        names = [name for name in self.found if name not in missed]
         if self.repad:
             del attempt
             # The tolerance has been kept by the same sites with the border as it was; now it is measured alone.
-            attempt = self._attempt(names, repad=True)
+            attempt = self._attempt(names, plan, repad=True)
         if self.timed:
-            return self._fastest(attempt, missed)
-        return Outcome(attempt.form, attempt.agreement, missed)
+            return self._fastest(attempt, missed, back)
+        return Outcome(attempt.form, attempt.agreement, missed, back)
 
     def _refuse_random(self) -> None:
         """Raise if the model does not even agree with itself."""
@@ -134,21 +169,21 @@ class Search:
                 "in evaluation mode to the next; what is random in it must be an argument"
             )
 
-    def _attempt(self, names: Collection[str], repad: bool = False) -> _Attempt:
-        """Collapse some sites, with every rule applied."""
-        base = self.base.copy()
+    def _attempt(self, names: Collection[str], plan: Plan, repad: bool = False) -> _Attempt:
+        """Collapse some sites, with every rule applied that is not left out."""
+        base = self._lowered(plan.untouched)
         base.clock, base.repad = self._clock, repad
-        start = Start(base, {name: self.found[name].states for name in names})
+        start = Start(base, self._states(names), plan.left_out)
         every = start.written()
         made = form(ALL, every.net.copy(), self._device, self._shared)
         return _Attempt(start, every, made, compare(self.model, made.model, self.data))
 
-    def _fastest(self, attempt: _Attempt, missed: dict[str, float]) -> Outcome:
+    def _fastest(self, attempt: _Attempt, missed: dict[str, float], back: tuple[RolledBack, ...]) -> Outcome:
         """The form that takes the least time, of those that keep within the tolerance."""
         start, every, best, agreement = attempt
         choices, net = choose(start, every, best.model, self.example_inputs, device=self._device, shared=self._shared)
         if net is None and not every.applied:
-            return Outcome(best, agreement, missed, choices=choices)
+            return Outcome(best, agreement, missed, back, choices=choices)
         made = [best] if net is None else [form(CHOSEN, net, self._device, self._shared), best]
         race = between(self.model, made, self.example_inputs, self._device)
         times = race.times
@@ -160,35 +195,88 @@ class Search:
             same = form(UNCHANGED, self.base.copy(), self._device, self._shared)
             last = once(self.model, [best, same], self.example_inputs, self._device, seconds=3.0)
             times = times | last.times
-            if last.slower_than_input(best.name) and times[same.name] < times[best.name]:
-                best, agreement = same, compare(self.model, same.model, self.data)
+            other = compare(self.model, same.model, self.data)
+            faster = last.slower_than_input(best.name) and times[same.name] < times[best.name]
+            if faster and other.max_abs_error <= self.tolerance:
+                best, agreement = same, other
         choices = tuple(replace(c, taken=best.name in (CHOSEN, c.way)) for c in choices)
-        return Outcome(best, agreement, missed, times, choices)
+        return Outcome(best, agreement, missed, back, times, choices)
 
-    def _missed(self, proven: Collection[str]) -> dict[str, float]:
-        """The sites without which the outputs miss the tolerance, tried one after the other, and by how much."""
-        kept, missed = list(proven), {}
+    def _missed(self) -> dict[str, float]:
+        """The sites without which the outputs miss the tolerance, tried one after the other, and by how much.
+
+        Those that are proven are one for all, where they keep it. In the network as it came, operation by operation,
+        so that nothing but the sites makes a difference: a ResNet-50 of which five sites in ten miss takes 35 s instead
+        of 125 s with rules.
+        """
+        same = self._lowered(self._layers)
+        kept, missed = [name for name in self.found if self.found[name].proven], {}
+
+        def error(names: Collection[str]) -> float:
+            gc.collect()  # graphs refer to themselves: ten models of 97 MiB waited to be freed, 1,002 MiB in all
+            net = same.copy()
+            replace_neurons(net, self._states(names))
+            return compare(self.model, emit(net, self._device, self._shared), self.data).max_abs_error
+
+        if error(kept) > self.tolerance:
+            kept = []
         for name in self.found:
-            if name in proven:
+            if name in kept:
                 continue
-            error = self._error([*kept, name])
-            if error <= self.tolerance:
+            by = error([*kept, name])
+            if by <= self.tolerance:
                 kept.append(name)
             else:
-                missed[name] = error
+                missed[name] = by
         self._shared.clear()  # weights of the layers as they came, which folding replaces
         return missed
 
-    def _error(self, names: Collection[str]) -> float:
-        """What the outputs differ by without the rectifiers of some sites; rules change that by rounding alone.
+    def _rolled_back(self, names: list[str], error: float) -> tuple[Plan, tuple[RolledBack, ...], dict[str, float]]:
+        """What is left out so that the outputs keep the tolerance, what that leaves as it came, and more sites to keep.
 
-        So the layers stay as they came, and share their weights: a ResNet-50 of which five sites in ten miss takes 35 s
-        instead of 125 s. Neurons of a site that stays are taken out by rules.
+        First the layers that fold, with no merges, then the merges, by regions. Sites that are not proven go before
+        layers do: what they change adds to rounding.
+
+        Args:
+            names: the sites that are removed; by themselves they keep the tolerance.
+            error: what the outputs differ by with every rule.
         """
-        gc.collect()  # graphs refer to themselves: ten models of 97 MiB waited to be freed, 1,002 MiB in all
-        states = {name: self.found[name].states for name in names}
-        if any(self.found[name].partial for name in names):
-            return self._attempt(names).error
-        net = self.base.copy()
-        linearize(net, states)
-        return compare(self.model, emit(net, self._device, self._shared), self.data).max_abs_error
+        trials, layers = Trials(_TRIALS, self.tolerance), list(self._layers)
+        untouched, back = frozenset[str](), list[RolledBack]()
+        folded = self._error(names, Plan(untouched, unmerged))
+        if folded > self.tolerance:
+            proven = [name for name in names if self.found[name].proven]
+            others = [name for name in names if name not in proven]
+            if others and self._error(proven, Plan()) <= self.tolerance:
+                _, blocks = trials.harmless(others, error, lambda some: self._error([*proven, *some], Plan()))
+                return Plan(), (), {name: by for block, by in blocks for name in block}
+            taken, blocks = trials.harmless(
+                layers, folded, lambda some: self._error(names, Plan(frozenset(layers) - {*some}, unmerged))
+            )
+            untouched = frozenset(layers) - {*taken}
+            back += as_they_came(blocks, self._layers)
+            error = self._error(names, Plan(untouched))
+        if error <= self.tolerance:
+            return Plan(untouched), tuple(back), {}
+        start = Start(self._lowered(untouched), self._states(names))
+        start.base.clock = self._clock
+        plain = start.written(unmerged).net
+        units = merging(start.written().net, plain)
+        keeping, blocks = trials.harmless(
+            units, error, lambda some: self._error(names, Plan(untouched, unmerged_at({*units} - {*some})))
+        )
+        back += not_merged(blocks, plain, units)
+        return Plan(untouched, unmerged_at({*units} - {*keeping}) if keeping else unmerged), tuple(back), {}
+
+    def _error(self, names: Collection[str], plan: Plan) -> float:
+        """What the outputs differ by in an attempt; nothing of it stays."""
+        gc.collect()
+        error = self._attempt(names, plan).error
+        self._shared.clear()
+        return error
+
+    def _states(self, names: Collection[str]) -> dict[str, Tensor]:
+        return {name: self.found[name].states for name in names}
+
+    def _lowered(self, untouched: Collection[str]) -> Net:
+        return lower(self.captured, self.model, untouched) if untouched else self.base.copy()

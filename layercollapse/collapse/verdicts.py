@@ -35,7 +35,8 @@ class Verdicts:
         """What became of a site."""
         form = self.outcome.form
         name, missed, left = site.name, self.outcome.missed, form.bending
-        one = None if name in missed else self.found.get(name)
+        tried = self.found.get(name)
+        one = None if name in missed else tried
         removed = site.channels - left.get(name, 0)
 
         def result(status: str, guarantee: str, reason: str) -> SiteResult:
@@ -54,6 +55,9 @@ class Verdicts:
                 reason = f"{_told(one.known)}; nothing that the outputs need reads its other neurons"
             return result("collapsed", self._weakest(), reason)
         removed = removed if name in left else 0
+        if tried is not None and tried.proven and name in missed:
+            without = f"but without that the outputs differ by {missed[name]:.3g}, more than the tolerance"
+            return result("kept", "", f"{_told(tried.known)}; {without}")
         reason = why_kept(self.captured, site, self.layers.get(name), missed.get(name), name in self.read)
         if removed:
             carried = form.carried.get(name, 0)
