@@ -502,7 +502,8 @@ def specs(draw: Any) -> Spec:
     layout = draw(st.sampled_from(("2d", "2d", "1d", "tokens", "flat", "3d")))
     body = draw(st.lists(step(False, False), min_size=2, max_size=10))
     tail = draw(st.lists(st.one_of(affine(True), step(True, True)), max_size=4))
-    head = draw(st.lists(block(), max_size=1))  # where the box is still narrow
+    # Where the box is still narrow; behind a layer, as in a residual network.
+    head = draw(st.one_of(st.just(()), st.tuples(block()), st.tuples(affine(True), block())))
     return Spec(layout, (*head, *body, *tail), draw(st.integers(0, 999)))
 
 
