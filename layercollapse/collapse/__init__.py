@@ -17,7 +17,6 @@ import gc
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import torch
 from torch import nn
 
 from layercollapse.collapse.bounds import Box
@@ -138,8 +137,7 @@ def collapse(
     verdicts = Verdicts(captured, found, outcome, read, layers)
     sites = tuple(verdicts.of(site) for site in captured.sites)
     exact = not best.repadded and {site.guarantee for site in sites} <= {"", "exact"}
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    collapsed, fixed = settle(model, best.model, example_inputs, exact, lambda: emit(net.copy(), device))
+    collapsed, fixed = settle(model, best.model, example_inputs, exact, lambda: emit(net.copy(), search.device))
     return CollapseResult(
         model=with_values(collapsed, example_inputs),
         sites=sites,

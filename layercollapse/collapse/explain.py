@@ -19,7 +19,7 @@ _SHOWN = 12  # parts that were timed
 def explain(result: CollapseResult) -> str:
     """See `CollapseResult.explain`."""
     width = max((len(site.name) for site in result.sites), default=0)
-    lines = [_outcome(result), *_timing(result), *_growth(result)]
+    lines = [*_outcome(result), *_timing(result), *_growth(result)]
     lines += [
         f"{site.name:<{width}}  {site.kind:<10}  {site.status:<9}  "
         f"{(site.guarantee + ': ') if site.guarantee else ''}{site.reason}"
@@ -40,16 +40,17 @@ def explain(result: CollapseResult) -> str:
     return "\n".join([*lines, *_choices(result)])
 
 
-def _outcome(result: CollapseResult) -> str:
+def _outcome(result: CollapseResult) -> list[str]:
     """How many sites collapsed, and the sizes before and after."""
     before, after = result.before, result.after
     partial = sum(site.status == "partial" for site in result.sites)
     some = f", {partial} with fewer neurons" if partial else ""
-    return (
-        f"{len(result.collapsed)} of {len(result.sites)} rectifiers collapsed{some}; depth {before.depth} → "
-        f"{after.depth}; parameters {before.parameters:,} → {after.parameters:,}; multiply-accumulates "
-        f"{before.macs:,} → {after.macs:,}"
-    )
+    collapsed = f"{len(result.collapsed)} of {len(result.sites)} rectifiers collapsed"
+    return [
+        f"{collapsed}{some}; depth {before.depth} → {after.depth}",
+        f"parameters {before.parameters:,} → {after.parameters:,}; multiply-accumulates on the example inputs "
+        f"{before.macs:,} → {after.macs:,}",
+    ]
 
 
 def _growth(result: CollapseResult) -> list[str]:

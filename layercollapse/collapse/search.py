@@ -100,13 +100,14 @@ class Search:
     repad: bool
 
     @cached_property
-    def _device(self) -> torch.device:
+    def device(self) -> torch.device:
+        """Where the model is."""
         parameter = next(self.model.parameters(), None)
         return torch.device("cpu") if parameter is None else parameter.device
 
     @cached_property
     def _clock(self) -> Clock | None:
-        return Clock(self._device) if self.timed else None
+        return Clock(self.device) if self.timed else None
 
     @cached_property
     def _layers(self) -> dict[str, str]:
@@ -175,25 +176,25 @@ class Search:
         base.clock, base.repad = self._clock, repad
         start = Start(base, self._states(names), plan.left_out)
         every = start.written()
-        made = form(ALL, every.net.copy(), self._device, self._shared)
+        made = form(ALL, every.net.copy(), self.device, self._shared)
         return _Attempt(start, every, made, compare(self.model, made.model, self.data))
 
     def _fastest(self, attempt: _Attempt, missed: dict[str, float], back: tuple[RolledBack, ...]) -> Outcome:
         """The form that takes the least time, of those that keep within the tolerance."""
         start, every, best, agreement = attempt
-        choices, net = choose(start, every, best.model, self.example_inputs, device=self._device, shared=self._shared)
+        choices, net = choose(start, every, best.model, self.example_inputs, device=self.device, shared=self._shared)
         if net is None and not every.applied:
             return Outcome(best, agreement, missed, back, choices=choices)
-        made = [best] if net is None else [form(CHOSEN, net, self._device, self._shared), best]
-        race = between(self.model, made, self.example_inputs, self._device)
+        made = [best] if net is None else [form(CHOSEN, net, self.device, self._shared), best]
+        race = between(self.model, made, self.example_inputs, self.device)
         times = race.times
         if race.order[0] == CHOSEN:
             other = compare(self.model, made[0].model, self.data)
             if other.max_abs_error <= self.tolerance or made[0].repadded:
                 best, agreement = made[0], other
         if race.slower_than_input(best.name):
-            same = form(UNCHANGED, self.base.copy(), self._device, self._shared)
-            last = once(self.model, [best, same], self.example_inputs, self._device, seconds=3.0)
+            same = form(UNCHANGED, self.base.copy(), self.device, self._shared)
+            last = once(self.model, [best, same], self.example_inputs, self.device, seconds=3.0)
             times = times | last.times
             other = compare(self.model, same.model, self.data)
             faster = last.slower_than_input(best.name) and times[same.name] < times[best.name]
@@ -216,7 +217,7 @@ class Search:
             gc.collect()  # graphs refer to themselves: ten models of 97 MiB waited to be freed, 1,002 MiB in all
             net = same.copy()
             replace_neurons(net, self._states(names))
-            return compare(self.model, emit(net, self._device, self._shared), self.data).max_abs_error
+            return compare(self.model, emit(net, self.device, self._shared), self.data).max_abs_error
 
         if error(kept) > self.tolerance:
             kept = []
