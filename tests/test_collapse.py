@@ -217,8 +217,9 @@ def test_more_parameters_say_why() -> None:
     model.norm.running_mean.uniform_()
     result = lc.collapse(model, x, None, cost="macs")
     assert (result.before.parameters, result.after.parameters) == (54, 84)
-    outcome, why, *sites = result.explain().splitlines()
-    assert outcome.startswith("0 of 2 rectifiers collapsed; depth 2 → 2; parameters 54 → 84; ")
+    outcome, sizes, why, *sites = result.explain().splitlines()
+    assert outcome == "0 of 2 rectifiers collapsed; depth 2 → 2"
+    assert sizes.startswith("parameters 54 → 84; multiply-accumulates on the example inputs ")
     assert why == "more parameters: twice: called more than once, and every call has weights of its own now"
     assert len(sites) == 2
     model = nn.Sequential(nn.Conv2d(1, 2, 2), nn.AvgPool2d(2))
