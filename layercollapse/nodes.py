@@ -46,18 +46,27 @@ FIRST_DIM = {
     aten.instance_norm,
 }
 # Operations that keep the channel dimension though they change the shape.
-RESIZING = by_dims("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "upsample_nearest") | {
-    aten.cat,
-    aten.pad,
-    aten.constant_pad_nd,
-    aten.upsample_linear1d,
-    aten.upsample_bilinear2d,
-    # What decomposition makes of some of these.
-    aten._adaptive_avg_pool2d,
-    aten._adaptive_avg_pool3d,
-    aten.max_pool2d_with_indices,
-    aten.max_pool3d_with_indices,
-}
+_POOLING = by_dims("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool")
+RESIZING = (
+    _POOLING
+    | by_dims("upsample_nearest", "_upsample_nearest_exact")
+    | {
+        aten.cat,
+        aten.pad,
+        aten.constant_pad_nd,
+        aten.upsample_linear1d,
+        aten.upsample_bilinear2d,
+        aten.upsample_trilinear3d,
+        aten.upsample_bicubic2d,
+        aten._upsample_bilinear2d_aa,
+        aten._upsample_bicubic2d_aa,
+        # What decomposition makes of some of these.
+        aten._adaptive_avg_pool2d,
+        aten._adaptive_avg_pool3d,
+        aten.max_pool2d_with_indices,
+        aten.max_pool3d_with_indices,
+    }
+)
 # Operations that do the same for maps of every height and width.
 ANY_SIZE = RESIZING | {
     *(aten.add, aten.sub, aten.mul, aten.neg, aten.mean, aten.amax, aten.flatten, aten.squeeze),

@@ -542,3 +542,24 @@ def test_models_that_cannot_be_watched():
         EntropyProbe(scripted)
     with pytest.raises(LayerCollapseError, match=r"model: expected a torch.nn.Module, got function"):
         EntropyProbe(lambda x: x)
+
+
+@pytest.mark.parametrize("mode", ["nearest", "nearest-exact", "bilinear", "bicubic"])
+@pytest.mark.parametrize("antialias", [False, True])
+def test_channels_behind_an_interpolation_are_those_of_the_graph(mode: str, antialias: bool) -> None:
+    class Joined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Conv2d(2, 4, 1)
+
+        def forward(self, x):
+            smooth = {"antialias": True} if antialias and mode.startswith("bi") else {}
+            x = torch.nn.functional.interpolate(self.layer(x), scale_factor=2, mode=mode, **smooth)
+            return torch.relu(x.flatten(2))
+
+    model, x = Joined(), torch.randn(3, 2, 5, 6)
+    with EntropyProbe(model) as probe:
+        model(x)
+    site = capture(model, x).sites[0]
+    assert (site.channels, site.channel_dim) == (4, 1)
+    assert probe.report()[site.name].neurons == 4

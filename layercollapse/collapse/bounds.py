@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx
 
-from layercollapse.collapse.carry import AVERAGES, carry, parts
+from layercollapse.collapse.carry import AVERAGES, INTERPOLATIONS, carry, parts
 from layercollapse.collapse.facts import rectified
 from layercollapse.collapse.ir import Affine, Field, Net, Rectify, Scale, operands, shape, source
 from layercollapse.counts import MIXED, OFF, ON, SATURATED
@@ -154,7 +154,7 @@ def _operation(net: Net, node: fx.Node, known: Mapping[fx.Node, Interval]) -> In
     if interval is None or place is None:
         return None
     low, high = interval.low, interval.high
-    if called in AVERAGES:
+    if called in AVERAGES | INTERPOLATIONS:
         # An average of n values is a sum of n products; n is at most the number of positions.
         positions = max(2, math.prod(shape(arguments[0])[1:]))
         low, high = _widened(low, high, positions, torch.float32)

@@ -1,4 +1,7 @@
-"""Operations without weights that work on every channel alone: where each channel of their inputs comes out."""
+"""Operations without weights that work on every channel alone: where each channel of their inputs comes out.
+
+And those that work on every entry alone: functions of it, and gates, the products of two tensors.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from layercollapse.collapse.ir import shape
+from layercollapse.collapse.ir import pooled, shape
 from layercollapse.moves import Move
 from layercollapse.nodes import by_dims, packet
 
@@ -15,10 +18,22 @@ aten = torch.ops.aten
 
 MAXIMA = by_dims("max_pool", "adaptive_max_pool")
 AVERAGES = by_dims("avg_pool", "adaptive_avg_pool") | {aten.mean}
+# Each entry is an average of some that it reads.
+INTERPOLATIONS = by_dims("upsample_nearest", "_upsample_nearest_exact") | {
+    aten.upsample_linear1d,
+    aten.upsample_bilinear2d,
+    aten.upsample_trilinear3d,
+}
 VIEWS = {aten.view, aten.reshape, aten._unsafe_view}
 _SAME = {aten.contiguous, aten.clone}
 _KEEP_SAMPLES = {aten.mean, aten.permute, aten.transpose}
 _MOVES = _KEEP_SAMPLES | {aten.flatten, aten.select, aten.slice, aten.squeeze, aten.unsqueeze}
+# Functions without a jump: of a constant they are the same in every precision, but for rounding.
+_FUNCTIONS = {
+    *(aten.sigmoid, aten.hardsigmoid, aten.tanh, aten.exp, aten.softplus, aten.log_sigmoid, aten.erf, aten.sin),
+    *(aten.cos, aten.abs, aten.sqrt, aten.rsqrt, aten.log, aten.log1p, aten.pow, aten.square, aten.clamp),
+    *(aten.clamp_min, aten.clamp_max, aten.softshrink, aten.hardtanh, aten.relu),
+}
 
 
 def carry(node: fx.Node, dim: int) -> tuple[int, int] | None:
@@ -43,7 +58,8 @@ def carry(node: fx.Node, dim: int) -> tuple[int, int] | None:
         return None  # a view of the same bits as another dtype
     if called in VIEWS | _MOVES:
         return _moved(node, dim, before, after) if len(before) > 1 else None
-    if len(before) > 2 and dim == 1 and (called in MAXIMA or (called in AVERAGES and _weighs_alike(arguments))):
+    alone = called in MAXIMA | INTERPOLATIONS or (called in AVERAGES and _weighs_alike(arguments))
+    if len(before) > 2 and dim == 1 and alone:
         return 1, 1
     return None
 
@@ -84,3 +100,34 @@ def _weighs_alike(arguments: Any) -> bool:
     counts_padding = arguments[5] if len(arguments) > 5 else True
     divisor = arguments[6] if len(arguments) > 6 else None
     return divisor is None and not (padded and counts_padding)
+
+
+def function_of(node: fx.Node) -> fx.Node | None:
+    """The tensor of which a node gives a continuous function of each entry, of numbers alone otherwise; or None."""
+    if packet(node) not in _FUNCTIONS or len(node.all_input_nodes) != 1 or node.all_input_nodes[0] is not node.args[0]:
+        return None
+    read = node.all_input_nodes[0]
+    same = read.meta.get("shape") == node.meta.get("shape") is not None
+    return read if same and len(shape(node)) > 1 else None
+
+
+def factors(node: Any) -> tuple[fx.Node, fx.Node] | None:
+    """The two tensors of a product ``a * b``, of which the first has the product's shape, or None.
+
+    The other has the same, or one entry for all positions: the gate of a squeeze and excitation.
+    """
+    if packet(node) is not aten.mul or node.kwargs or any(not isinstance(x, fx.Node) for x in node.args):
+        return None
+    a, b = node.args
+    size = node.meta.get("shape")
+    if a is b or size is None or len(size) < 2 or any(x.meta.get("shape") is None for x in (a, b)):
+        return None
+    if shape(a) != size:
+        a, b = b, a
+    if shape(a) != size or len(shape(b)) != len(size) or shape(b)[:2] != size[:2]:
+        return None
+    if any(own not in (1, other) for own, other in zip(shape(b)[2:], size[2:], strict=True)):
+        return None
+    # Example maps of one pixel have the shape of pooled ones, which larger inputs broadcast.
+    one_pixel = len(size) > 2 and 1 in size[2:]
+    return None if one_pixel and pooled(a) != pooled(b) else (a, b)

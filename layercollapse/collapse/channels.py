@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from layercollapse.collapse.carry import VIEWS, carry, parts
+from layercollapse.collapse.carry import VIEWS, carry, factors, function_of, parts
 from layercollapse.collapse.ir import Affine, Field, Net, Rectify, Scale, operands, shape, source
 from layercollapse.collapse.weights import taken
 from layercollapse.nodes import packet
@@ -49,7 +49,7 @@ class _Channels:
         ids: node -> int64 (C,), a number for each channel; two that stand or fall together have one number, or are a
             pair in `pairs`.
         dims: node -> channel dimension.
-        pairs: numbers (C,) and (C,) that are added to each other.
+        pairs: numbers (C,) and (C,) that are added to each other, or multiplied.
         needed: numbers that something reads.
     """
 
@@ -101,7 +101,7 @@ class _Channels:
         return (user in empty and not isinstance(self.net.op(user), Field)) or parts(user) is not None
 
     def _visit(self, node: fx.Node) -> None:
-        op, pair, joined = self.net.op(node), operands(node), parts(node)
+        op, pair, joined = self.net.op(node), operands(node) or factors(node), parts(node)
         if op is not None:
             self._record(node, op)
         elif pair is not None and self.dims.get(pair[0]) == self.dims.get(pair[1]) is not None:
@@ -111,6 +111,8 @@ class _Channels:
                 self.pairs.append((a, b))
             else:
                 self._freeze(node)
+        elif (read := function_of(node)) is not None and read in self.dims:
+            self._put(node, self.dims[read], self.ids[read])
         elif joined is not None and all(self.dims.get(x) == joined[0] for x in joined[1]):
             self._put(node, joined[0], torch.cat([self.ids[x] for x in joined[1]]))
         elif node.op == "call_function" and (place := self._carried(node)) is not None:

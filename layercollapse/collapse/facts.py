@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from layercollapse.collapse.carry import carry, parts
+from layercollapse.collapse.carry import carry, factors, function_of, parts
 from layercollapse.collapse.ir import Affine, Field, Net, Op, Rectify, Scale, operands, shape, source
 from layercollapse.nodes import SHAPE_ONLY, packet
 
@@ -52,6 +52,14 @@ def constants(net: Net) -> Constants:
                 a, b = (known.get(x, dim) for x in pair)
                 if a is not None and b is not None:
                     known.put(node, dim, a + b)
+        elif (gate := factors(node)) is not None:
+            for dim in (1, -1):
+                known.put(node, dim, _product(*(known.get(x, dim) for x in gate)))
+        elif (read := function_of(node)) is not None:
+            for dim in (1, -1):
+                if (value := known.get(read, dim)) is not None:
+                    value = node.target(value, *node.args[1:], **node.kwargs)
+                    known.put(node, dim, value.masked_fill(~value.isfinite(), torch.nan))
         elif (joined := parts(node)) is not None:
             dim, values = joined[0], [known.get(x, joined[0]) for x in joined[1]]
             if any(value is not None for value in values):
@@ -65,6 +73,15 @@ def constants(net: Net) -> Constants:
                 if value is not None and moved is not None:
                     known.put(node, moved[0], value.repeat_interleave(moved[1]))
     return known
+
+
+def _product(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """The constants of a product: where both factors are, or one is zero."""
+    unknown = [torch.full_like(x, torch.nan) for x in (a, b) if x is not None]
+    if not unknown:
+        return None
+    a, b = (unknown[0] if x is None else x for x in (a, b))
+    return (a * b).masked_fill((a == 0) | (b == 0), 0.0) if len(a) == len(b) else None
 
 
 def _of_record(op: Op, value: Tensor | None) -> Tensor | None:
@@ -115,6 +132,8 @@ def depends(net: Net) -> bool:
             dims.get(x) == joined[0] and isinstance(reached[x], Tensor) for x in joined[1]
         ):
             dims[node], reached[node] = joined[0], torch.cat([reached[x] for x in joined[1]])  # type: ignore[misc]
+        elif (read := function_of(node)) is not None and read in dims:
+            dims[node], reached[node] = dims[read], reached[read]
         elif isinstance(first, fx.Node) and first in dims and (place := carry(node, dims[first])) is not None:
             value = reached[first]
             dims[node] = place[0]

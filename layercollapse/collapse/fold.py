@@ -8,9 +8,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor, fx
 
-from layercollapse.collapse.carry import MAXIMA, carry, parts
+from layercollapse.collapse.carry import INTERPOLATIONS, MAXIMA, carry, parts
 from layercollapse.collapse.facts import constants
 from layercollapse.collapse.ir import Affine, Field, Net, Rectify, Scale, operands, shape, sole_user, source
+from layercollapse.collapse.lower import identifier
 from layercollapse.collapse.weights import held, scaled
 from layercollapse.nodes import packet
 
@@ -32,7 +33,7 @@ def fold_scales_up(net: Net) -> bool:
     changed = False
     for node, op in net.records(Scale):
         producer = source(node)
-        if sole_user(producer) is not node:
+        if sole_user(producer) is not node or tied(net, producer):
             continue
         folded = after(net.op(producer), op)
         if folded is not None:
@@ -40,6 +41,12 @@ def fold_scales_up(net: Net) -> bool:
             net.replace(node, producer)
             changed = True
     return changed
+
+
+def tied(net: Net, node: fx.Node) -> bool:
+    """Whether a layer's weight is that of an embedding too: one of its own would be the largest tensor once more."""
+    op = net.affine(node)
+    return op is not None and op.source is not None and identifier(op.source[0]) in net.tensors
 
 
 def after(op: object, scale: Scale) -> Affine | Field | Scale | None:
@@ -78,6 +85,8 @@ def fold_scales_down(net: Net) -> bool:
         for user, places in readers.items():
             reader = net.affine(user)
             assert reader is not None
+            if tied(net, user):
+                break
             scale, shift = (fill.repeat(reader.inputs) for fill in torch.tensor([[1.0], [0.0]], dtype=torch.float64))
             for start in places:
                 scale[start : start + len(op.scale)] = op.scale
@@ -146,6 +155,8 @@ def sink_scales(net: Net) -> bool:
         if user is None or place is None or (packet(user) in MAXIMA and bool((op.scale < 0).any())):
             continue
         dim, repeat = place
+        if packet(user) in INTERPOLATIONS and not affine_readers(net, user, dim):
+            continue  # more entries to scale
         if repeat > 1 and op.uniform is None and not affine_readers(net, user, dim):
             continue  # a value for every position: more parameters, for maps of one size
         scale, shift = (values.repeat_interleave(repeat) for values in (op.scale, op.shift))
@@ -243,29 +254,6 @@ def _fold_grouped(op: Affine, value: Tensor) -> Affine | None:
     return add_plane(replace(op, weight=weight.masked_fill(gone, 0.0), source=None), part)
 
 
-def constants_in_sums(net: Net) -> bool:
-    """A sum with a constant tensor is a shift."""
-    known = constants(net)
-    changed = False
-    for node in list(net.graph.nodes):
-        pair = operands(node)
-        if pair is None:
-            continue
-        for kept, other in (pair, pair[::-1]):
-            fact = known.complete(other)
-            if fact is None or known.complete(kept) is not None:
-                continue
-            dim, value = fact
-            spread = packet(other) is aten.flatten and carry(other, 1) != (-1, 1)
-            if spread and not affine_readers(net, node, dim):
-                break  # a value for every position: more parameters, for maps of one size
-            shift = Scale(torch.ones_like(value), value, dim, dtype_of(net, other))
-            net.replace(node, net.insert(f"{_layer_above(other)}_shift", shift, kept, after=kept))
-            changed = True
-            break
-    return changed
-
-
 def cut_dead_layers(net: Net) -> bool:
     """A layer whose weights are all zero becomes a field: it reads only the size of its input."""
     changed = False
@@ -305,15 +293,6 @@ def input_channels(op: Affine) -> Tensor:
     return (torch.arange(op.outputs) // rows * per_group)[:, None] + torch.arange(per_group)
 
 
-def dtype_of(net: Net, node: fx.Node) -> torch.dtype:
-    """The dtype of the nearest record at or above a node."""
-    while net.op(node) is None:
-        node = node.all_input_nodes[0]
-    op = net.op(node)
-    assert op is not None
-    return op.dtype
-
-
 def _columns(values: Tensor, weight: Tensor) -> Tensor:
     """(I,) so that it broadcasts over a weight (O, I, *kernel)."""
     return values.reshape(1, -1, *[1] * (weight.ndim - 2))
@@ -322,10 +301,3 @@ def _columns(values: Tensor, weight: Tensor) -> Tensor:
 def _rows(values: Tensor, weight: Tensor) -> Tensor:
     """(O,) so that it broadcasts over a weight (O, ...)."""
     return values.reshape(-1, *[1] * (weight.ndim - 1))
-
-
-def _layer_above(node: fx.Node) -> str:
-    """The name of the layer that made a node's values, or of the node if a graph without names made them."""
-    while node.op == "call_function" and node.all_input_nodes:
-        node = node.all_input_nodes[0]
-    return str(node.target) if node.op == "call_module" else node.name

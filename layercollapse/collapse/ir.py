@@ -378,13 +378,13 @@ def operands(node: Any) -> tuple[fx.Node, fx.Node] | None:
         return None
     # Example maps of one pixel have the shape of pooled ones, which larger inputs broadcast.
     one_pixel = len(shape(a)) > 2 and set(shape(a)[2:]) == {1}
-    return None if one_pixel and _pooled(a) != _pooled(b) else (a, b)
+    return None if one_pixel and pooled(a) != pooled(b) else (a, b)
 
 
-def _pooled(node: fx.Node) -> bool:
+def pooled(node: fx.Node) -> bool:
     """Whether a node's map has one pixel for inputs of every size."""
     if packet(node) in _ONE_PIXEL:
         return True
     reads = [x for x in node.all_input_nodes if x.op != "get_attr" and x.meta.get("shape") is not None]
     # What reads several tensors has the size of the largest of them.
-    return bool(reads) and all(_pooled(x) for x in reads)
+    return bool(reads) and all(pooled(x) for x in reads)

@@ -18,8 +18,8 @@ from layercollapse.collapse.concat import (
     merge_neighbours,
     split_over_concatenations,
 )
+from layercollapse.collapse.constant import constants_in_products, constants_in_sums
 from layercollapse.collapse.fold import (
-    constants_in_sums,
     cut_dead_layers,
     drop_identities,
     fold_constants,
@@ -44,6 +44,7 @@ RULES: tuple[Rule, ...] = (
     fold_constants,
     cut_dead_layers,
     constants_in_sums,
+    constants_in_products,
     drop_unread_channels,
     straighten,
     fold_scales_down,

@@ -99,6 +99,8 @@ def save(model: nn.Module, folder: str | os.PathLike[str], example_inputs: Any) 
     text = json.dumps({"format": FORMAT, "version": VERSION, **_describe(model)}, indent=1, allow_nan=False)
     tied = _tied(model)
     state = {name: value for name, value in model.state_dict().items() if name not in tied}
+    # safetensors has no complex128.
+    state = {name: torch.view_as_real(value.detach()) if value.is_complex() else value for name, value in state.items()}
     tensors = {name: value.detach().contiguous().clone() for name, value in state.items()}
     args, kwargs = call_arguments(example_inputs)
     with evaluating(model), unwarned(), torch.no_grad():
@@ -183,6 +185,7 @@ def _describe(model: fx.GraphModule) -> dict[str, Any]:
         "parameters": list(parameters),
         "frozen": [name for name, parameter in parameters.items() if not parameter.requires_grad],
         "tied": _tied(model),
+        "complex": [name for name, value in model.state_dict().items() if value.is_complex()],
     }
 
 
@@ -265,6 +268,7 @@ def _decode(value: Any, nodes: dict[str, fx.Node]) -> Any:
 
 def _rebuild(described: dict[str, Any], tensors: dict[str, Tensor]) -> fx.GraphModule:
     tied: dict[str, str] = described["tied"]
+    tensors = {**tensors, **{name: torch.view_as_complex(tensors[name]) for name in described["complex"]}}
     tensors = {**tensors, **{name: tensors[other] for name, other in tied.items()}}
     modules: dict[str, Any] = {}
     for target, record in described["modules"].items():
@@ -295,7 +299,8 @@ def _rebuild(described: dict[str, Any], tensors: dict[str, Tensor]) -> fx.GraphM
             _path(target)
             value = tensors[target]
             is_parameter = target in described["parameters"]
-            modules[target] = nn.Parameter(value, value.is_floating_point()) if is_parameter else value
+            grad = value.is_floating_point() or value.is_complex()
+            modules[target] = nn.Parameter(value, grad) if is_parameter else value
         elif op == "call_module":
             if target not in modules or not isinstance(modules[target], nn.Module):
                 raise LayerCollapseError(f"it calls a module {target!r} that it does not have")
