@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -102,6 +103,63 @@ def test_a_proven_neuron_never_leaves_its_piece(
     # Not vacuous: most of what is steady on the whole grid is proven to be.
     assert proven >= 0.75 * steady > 0
     print(f"{build.__name__} {act.__name__}: {proven} of {steady} proven, {collapsed} sites collapsed")
+
+
+class Transformer(nn.Module):
+    """Two tokens of the inputs, and one of the model: embedded, attending to each other, then an MLP."""
+
+    def __init__(self, norm: Callable[[int], nn.Module], norm_first: bool) -> None:
+        super().__init__()
+        self.embed, self.token = nn.Linear(1, 4), nn.Parameter(torch.randn(1, 1, 4))
+        self.joined, self.out = nn.Linear(4, 12), nn.Linear(4, 4)
+        self.norm1, self.norm2, self.norm_first = norm(4), norm(4), norm_first
+        self.first, self.act, self.second = nn.Linear(4, 12), nn.ReLU(), nn.Linear(12, 4)
+        self.outer, self.head = nn.ReLU(), nn.Linear(4, 2)
+
+    def attend(self, x: Tensor) -> Tensor:
+        q, k, v = (y.unflatten(-1, (2, 2)).transpose(1, 2) for y in self.joined(x).chunk(3, -1))
+        return self.out(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.embed(x.unsqueeze(-1))
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), tokens], 1)
+        if self.norm_first:
+            x = x + self.attend(self.norm1(x))
+            x = x + self.second(self.act(self.first(self.norm2(x))))
+        else:
+            x = self.norm1(x + self.attend(x))
+            x = self.norm2(x + self.second(self.act(self.first(x))))
+        return self.head(self.outer(x).mean(1))
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm, nn.RMSNorm])
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_a_proven_neuron_of_a_transformer_never_leaves_its_piece(
+    norm: Callable[[int], nn.Module], norm_first: bool
+) -> None:
+    wrong, proven, free = 0, 0, 0
+    for seed in range(SEEDS):
+        model, grid = drawn(lambda *_: Transformer(norm, norm_first), 2, nn.ReLU, seed), GRIDS[2]
+        capture = lc.capture(model, grid[:2])
+        net = lower(capture, model)
+        states = neuron_states(net, {capture.inputs[0]: (LOW, HIGH)})
+        counts: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+
+        def look(module: nn.Module, args: tuple[Tensor, ...], counts: Any = counts) -> None:
+            counts[module] = ((args[0] < 0).flatten(0, 1).any(0), (args[0] > 0).flatten(0, 1).any(0))
+
+        for module in (model.act, model.outer):
+            module.register_forward_pre_hook(look)
+        with torch.no_grad():
+            model(grid)
+        for module, name in ((model.act, "act"), (model.outer, "outer")):
+            below, above = counts[module]
+            wrong += int((above & (states[name] == OFF)).sum() + (below & (states[name] == ON)).sum())
+        proven += int((states["act"] != MIXED).sum())
+        free += int((neuron_states(net)["act"] != MIXED).sum())
+    assert wrong == 0
+    # Behind a norm, whatever the input: the box adds what it says of the tokens.
+    assert proven >= free > 0
 
 
 def test_the_first_layer_is_decided_exactly() -> None:

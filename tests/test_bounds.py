@@ -36,8 +36,8 @@ def test_certified_states_against_an_exhaustive_grid(seed: int) -> None:
     # One linear layer over a box: the bounds are reached at a corner, so interval propagation is tight there.
     first = next(node for node in net.graph.nodes if node.op == "call_module")
     z = model[0](grid).double()
-    torch.testing.assert_close(found[first].low, z.amin(0), atol=1e-5, rtol=0)
-    torch.testing.assert_close(found[first].high, z.amax(0), atol=1e-5, rtol=0)
+    torch.testing.assert_close(found[first].low[0], z.amin(0), atol=1e-5, rtol=0)
+    torch.testing.assert_close(found[first].high[0], z.amax(0), atol=1e-5, rtol=0)
 
 
 def test_what_is_proven() -> None:

@@ -10,6 +10,9 @@ import torch
 from torch import nn
 
 import layercollapse as lc
+from layercollapse.collapse.bounds import neuron_states
+from layercollapse.collapse.lower import lower
+from layercollapse.counts import MIXED
 
 transformers = pytest.importorskip("transformers")
 
@@ -137,3 +140,30 @@ def test_a_dead_layer_goes(name: str, tmp_path: Path) -> None:
         expected = call(model, other)
         assert float(expected.abs().max()) > 0.01
         torch.testing.assert_close(call(loaded, other), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["roberta_relu", "vit", "opt", "gpt2"])
+def test_neurons_behind_a_layer_norm_are_certified(name: str) -> None:
+    """Without a box: what a linear layer makes of normalized rows has bounds of its own."""
+    config, kind, inputs, *_ = NETWORKS[name]
+    if name == "vit":
+        config = transformers.ViTConfig(**{**config.to_dict(), "hidden_act": "relu"})
+    torch.manual_seed(0)
+    model = kind(config).eval()
+    capture = lc.capture(model, inputs)
+    for site in capture.sites:
+        bias = model.get_submodule(next(w for w in capture.weights if w in site.feeding).rpartition(".")[0]).bias
+        bias.data.copy_(torch.linspace(-1, 1, len(bias)))
+    states = neuron_states(lower(lc.capture(model, inputs), model))
+    assert set(states) == {site.name for site in capture.sites}
+    with torch.no_grad(), lc.EntropyProbe(model) as probe:
+        for _ in range(20):
+            if name == "vit":
+                model(10 ** (4 * torch.rand(()) - 2) * torch.randn(16, 3, 32, 32))
+            else:
+                model(input_ids=torch.randint(60, (16, 8)), attention_mask=torch.rand(16, 8).ge(0.2).long())
+    for layer in probe.report():
+        known = states[layer.name] != MIXED
+        assert torch.equal(layer.states[known], states[layer.name][known])
+        # And no few: of the neurons that are steady, most.
+        assert int(known.sum()) > 0.5 * int((layer.states != MIXED).sum()) > 0

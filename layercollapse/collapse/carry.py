@@ -25,7 +25,8 @@ INTERPOLATIONS = by_dims("upsample_nearest", "_upsample_nearest_exact") | {
     aten.upsample_trilinear3d,
 }
 VIEWS = {aten.view, aten.reshape, aten._unsafe_view}
-_SAME = {aten.contiguous, aten.clone}
+SAME = {aten.contiguous, aten.clone}
+CASTS = {aten.to, aten._to_copy}
 _KEEP_SAMPLES = {aten.mean, aten.permute, aten.transpose}
 _MOVES = _KEEP_SAMPLES | {aten.flatten, aten.select, aten.slice, aten.squeeze, aten.unsqueeze}
 # Functions without a jump: of a constant they are the same in every precision, but for rounding.
@@ -52,7 +53,7 @@ def carry(node: fx.Node, dim: int) -> tuple[int, int] | None:
     if not isinstance(source, fx.Node) or source.meta.get("shape") is None or node.meta.get("shape") is None:
         return None
     before, after, called = shape(source), shape(node), packet(node)
-    if called in _SAME:
+    if called in SAME:
         return dim, 1
     if called in VIEWS and not isinstance(arguments[1], list | tuple):
         return None  # a view of the same bits as another dtype

@@ -355,6 +355,11 @@ def shape(node: fx.Node) -> tuple[int, ...]:
     return node.meta["shape"]
 
 
+def dtype(node: fx.Node) -> torch.dtype:
+    """What a node's tensor had in the captured graph; float32 for nodes that rules made."""
+    return node.meta.get("dtype", torch.float32)
+
+
 def source(node: fx.Node) -> fx.Node:
     """The tensor that a record's node reads."""
     value = node.args[0]

@@ -12,13 +12,13 @@ import re
 from collections.abc import Collection
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from layercollapse.collapse.elementwise import weighted_sum
 from layercollapse.collapse.flattening import flattened
 from layercollapse.collapse.ir import Affine, Net, Op, Rectify, Scale
 from layercollapse.collapse.readers import read
-from layercollapse.collapse.reading import Model, argument, rank
+from layercollapse.collapse.reading import Model, argument, fixed, rank
 from layercollapse.graph import Capture, channel_dims
 from layercollapse.nodes import example_shape, module_path, packet
 
@@ -138,7 +138,11 @@ class _Lowering:
 
     def _put(self, node: fx.Node, new: fx.Node) -> None:
         self.new[node] = new
-        new.meta["shape"] = example_shape(node.meta.get("val"))
+        value = node.meta.get("val")
+        new.meta["shape"] = example_shape(value)
+        if isinstance(value, Tensor):
+            new.meta["dtype"] = value.dtype
+            new.meta["open"] = {dim for dim, size in enumerate(value.shape) if fixed(size) is None}
 
     def _mapped(self, node: fx.Node) -> fx.Node:
         """The new node for an old one; a tensor of the model becomes an attribute where it is first used."""
