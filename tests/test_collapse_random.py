@@ -441,7 +441,44 @@ def twice(step: Step, x: Tensor, last: bool, generator: torch.Generator, before:
     return Part(lambda part, x: part.inner(part.inner(x)), last, inner=inner)
 
 
+GATES: dict[str, Callable[[Tensor], Tensor]] = {
+    "sigmoid": torch.sigmoid,
+    "hardsigmoid": F.hardsigmoid,
+    "tanh": torch.tanh,
+    "clamp": lambda x: x.clamp(-0.5, 0.5),
+    "none": lambda x: x,
+}
+
+
+def gate(step: Step, x: Tensor, last: bool, generator: torch.Generator, before: Part | None) -> Part | None:
+    """A product with a function of some steps over the tensor, or over its mean: a squeeze and excitation."""
+    channel = -1 if last or x.ndim == 2 else 1
+    others = tuple(d for d in range(1, x.ndim) if d != channel % x.ndim)
+
+    def squeezed(x: Tensor) -> Tensor:
+        return x.mean(others, keepdim=True) if step.bias and others else x
+
+    way = Sequence(step.branches[0], squeezed(x).clone(), last, generator).to(x.dtype)
+    with torch.no_grad():
+        made = way(squeezed(x).clone())
+    if way.last != last or made.ndim != x.ndim or any(made.shape[d] != squeezed(x).shape[d] for d in others):
+        return None
+    fit = Step("linear" if channel == -1 else "conv", channels=x.shape[channel], pruned=step.pruned)
+    own = Sequence((fit,), made, last, generator)
+    return Part(lambda part, x: x * GATES[step.kind](part.own(part.way(squeezed(x)))), last, way=way, own=own)
+
+
+def resize(step: Step, x: Tensor, last: bool, generator: torch.Generator, before: Part | None) -> Part | None:
+    if last or not 3 <= x.ndim <= 5:
+        return None
+    smooth = ("linear", "bilinear", "trilinear")[x.ndim - 3]
+    mode = smooth if step.kind == "smooth" else step.kind
+    return Part(lambda part, x: F.interpolate(x, scale_factor=2, mode=mode), False)
+
+
 BUILDERS: dict[str, Callable[..., Part | None]] = {
+    "gate": gate,
+    "resize": resize,
     "conv": convolution,
     "deconv": convolution,
     "linear": linear,
@@ -520,9 +557,9 @@ def step(draw: Any, same: bool, inner: bool) -> Step:
     """Any step; `same` for one that keeps the size of a map, `inner` for one without branches."""
     ops = ["affine", "affine", "affine", "norm", "rectify", "rectify", "number", "tensor", "dropout", "pool"]
     if not same:
-        ops += ["pad", "reduce", "attention", "move"]
+        ops += ["pad", "reduce", "attention", "move", "resize"]
     if not inner:
-        ops += ["branches", "branches", "block", "twice"]
+        ops += ["branches", "branches", "block", "twice", "gate"]
     op = draw(st.sampled_from(ops))
     if op == "affine":
         return draw(affine(same))
@@ -555,9 +592,14 @@ def step(draw: Any, same: bool, inner: bool) -> Step:
         return Step(op, kind=draw(st.sampled_from(kinds)))
     if op == "dropout":
         return Step(op)
+    if op == "resize":
+        return Step(op, kind=draw(st.sampled_from(("nearest", "nearest-exact", "smooth"))))
     ways = st.lists(step(True, True), max_size=4).map(tuple)
     if op == "twice":
         return Step(op, branches=(draw(ways),))
+    if op == "gate":
+        kind, pruned = draw(st.sampled_from(tuple(GATES))), draw(st.sampled_from(("none", "rows", "all")))
+        return Step(op, kind=kind, pruned=pruned, bias=draw(st.booleans()), branches=(draw(ways),))
     join = draw(st.sampled_from(("add", "add", "sub", "cat")))
     return Step(op, kind=join, branches=tuple(draw(st.lists(ways, min_size=2, max_size=3))))
 
