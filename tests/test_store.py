@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import subprocess
 import sys
 import warnings
@@ -54,6 +55,15 @@ def test_round_trip(saved: tuple[Path, nn.Module, torch.Tensor]) -> None:
     assert {n: p.requires_grad for n, p in loaded.named_parameters()} == {
         n: p.requires_grad for n, p in model.named_parameters()
     }
+
+
+def test_a_file_of_before_complex_parameters(saved: tuple[Path, nn.Module, torch.Tensor], tmp_path: Path) -> None:
+    folder, model, x = saved
+    shutil.copy(folder / "model.safetensors", tmp_path)
+    described = json.loads((folder / "model.json").read_text())
+    assert described.pop("complex") == []
+    (tmp_path / "model.json").write_text(json.dumps(described))
+    assert torch.equal(lc.load(tmp_path)(x), model(x))
 
 
 def test_exports_take_every_size_that_the_network_takes(tmp_path: Path) -> None:

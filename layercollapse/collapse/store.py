@@ -268,7 +268,8 @@ def _decode(value: Any, nodes: dict[str, fx.Node]) -> Any:
 
 def _rebuild(described: dict[str, Any], tensors: dict[str, Tensor]) -> fx.GraphModule:
     tied: dict[str, str] = described["tied"]
-    tensors = {**tensors, **{name: torch.view_as_complex(tensors[name]) for name in described["complex"]}}
+    # Files written before complex parameters could be saved do not say that they have none.
+    tensors = {**tensors, **{name: torch.view_as_complex(tensors[name]) for name in described.get("complex", ())}}
     tensors = {**tensors, **{name: tensors[other] for name, other in tied.items()}}
     modules: dict[str, Any] = {}
     for target, record in described["modules"].items():
