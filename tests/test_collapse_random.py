@@ -725,7 +725,7 @@ def check_half(spec: Spec, dtype: torch.dtype) -> lc.CollapseResult:
         result = lc.collapse(network, x, None, box=(-1.0, 1.0), tolerance=float("inf"), cost="macs")
     state = network.state_dict()
     for name, value in result.model.state_dict().items():
-        assert value.dtype in ({state[name].dtype} if name in state else {v.dtype for v in state.values()})
+        assert value.dtype in ({state[name].dtype} if name in state else {dtype, *(v.dtype for v in state.values())})
     eps, generator = torch.finfo(dtype).eps, torch.Generator().manual_seed(spec.seed)
     exact = copy.deepcopy(network).double()
     rounded = [copy.deepcopy(exact) for _ in range(3)]

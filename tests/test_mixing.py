@@ -195,3 +195,20 @@ def test_heads_may_share_their_values() -> None:
     direct = last(model.joined, x[:2], (-1.0, 1.0))
     assert direct is not None
     torch.testing.assert_close(found.high.flatten(), direct.high.flatten(), atol=0, rtol=0.003)
+
+
+@pytest.mark.parametrize("norm", [nn.functional.layer_norm, nn.functional.rms_norm])
+def test_a_norm_over_as_many_entries_as_come(norm: Any) -> None:
+    class Computed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv1d(3, 4, 3, padding=1)
+
+        def forward(self, x):
+            y = self.conv(x)
+            return torch.relu(norm(y, y.shape[-1:]))
+
+    model = Computed().double()
+    result = lc.collapse(model, torch.rand(2, 3, 6).double(), None, cost="macs")
+    x = torch.rand(2, 3, 9).double()
+    torch.testing.assert_close(result.model(x), model(x), rtol=0, atol=1e-12)

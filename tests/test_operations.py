@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -429,3 +430,29 @@ def test_a_scale_beside_a_tied_head_does_not_copy_the_embedding() -> None:
     result = lc.collapse(model, ids, None, cost="macs")
     torch.testing.assert_close(result.model(ids + 3), model(ids + 3), atol=1e-10, rtol=1e-10)
     assert result.after.parameters == result.before.parameters
+
+
+class Gated(nn.Module):
+    """One gate for all features of a position, or a gate of the input."""
+
+    def __init__(self, gates: int) -> None:
+        super().__init__()
+        self.gate, self.other, self.head = nn.Linear(4, gates), nn.Linear(4, 4), nn.Linear(4, 3)
+        nn.init.zeros_(self.gate.weight)
+
+    def forward(self, x):
+        return self.head(self.other(x) + x * self.gate(x))
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5])
+@pytest.mark.parametrize("gates", [1, 4])
+@pytest.mark.parametrize("example", [torch.zeros, torch.randn])
+def test_constant_gates(example: Callable[..., torch.Tensor], gates: int, value: float) -> None:
+    """One constant for all channels says nothing along them; an example of zeros would not show it."""
+    model = Gated(gates).double()
+    nn.init.constant_(model.gate.bias, value)
+    for size in ((2, 5, 4), (6, 4)):
+        result = lc.collapse(model, example(size).double(), None, cost="macs")
+        assert {p.dtype for p in result.model.parameters()} == {torch.float64}
+        x = torch.randn(size).double()
+        torch.testing.assert_close(result.model(x), model(x), rtol=0, atol=1e-12)

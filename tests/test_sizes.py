@@ -257,3 +257,43 @@ def test_sizes_in_a_file_are_checked(tmp_path: Path) -> None:
         (tmp_path / "model.json").write_text(json.dumps(described))
         with pytest.raises(lc.LayerCollapseError, match="path: "):
             lc.load(tmp_path)
+
+
+class Single(nn.Module):
+    """A dead layer and a mean that meet, in the example over one position."""
+
+    def __init__(self, layer: type[nn.Module], dim: int, meet: Callable, resize: bool = False) -> None:
+        super().__init__()
+        settings = () if layer is nn.Linear else (1,)
+        self.dead, self.head, self.meet = layer(3, 3, *settings), layer(3, 2, *settings), meet
+        self.dim, self.resize = dim, resize
+        nn.init.zeros_(self.dead.weight)
+
+    def forward(self, x):
+        mean = x.mean(self.dim, keepdim=True)
+        return self.head(self.meet(self.dead(F.interpolate(mean, size=x.shape[2:]) if self.resize else x), mean))
+
+
+@pytest.mark.parametrize("meet", [torch.add, torch.mul])
+@pytest.mark.parametrize(
+    ("layer", "dim", "resize", "one", "many"),
+    [
+        (nn.Linear, 1, False, (2, 1, 3), (2, 4, 3)),
+        (nn.Conv1d, 2, False, (2, 3, 1), (2, 3, 4)),
+        (nn.Conv1d, 2, True, (2, 3, 1), (2, 3, 4)),
+        (nn.Conv2d, 2, False, (2, 3, 1, 6), (2, 3, 4, 6)),
+        (nn.Conv2d, 3, False, (2, 3, 6, 1), (2, 3, 6, 4)),
+    ],
+)
+def test_one_position_in_the_example_may_become_many(
+    layer: type[nn.Module], dim: int, resize: bool, one: tuple[int, ...], many: tuple[int, ...], meet: Callable
+) -> None:
+    model = Single(layer, dim, meet, resize).double()
+    result = lc.collapse(model, torch.rand(one).double(), None, cost="macs")
+    x = torch.rand(many).double()
+    if result.fixed_sizes:
+        assert resize  # its size is in the graph
+        with pytest.raises(lc.LayerCollapseError, match="was made for sizes of"):
+            result.model(x)
+    else:
+        torch.testing.assert_close(result.model(x), model(x), rtol=0, atol=1e-12)

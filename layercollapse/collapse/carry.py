@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from layercollapse.collapse.ir import pooled, shape
+from layercollapse.collapse.ir import alike, shape
 from layercollapse.moves import Move
 from layercollapse.nodes import by_dims, packet
 
@@ -129,6 +129,4 @@ def factors(node: Any) -> tuple[fx.Node, fx.Node] | None:
         return None
     if any(own not in (1, other) for own, other in zip(shape(b)[2:], size[2:], strict=True)):
         return None
-    # Example maps of one pixel have the shape of pooled ones, which larger inputs broadcast.
-    one_pixel = len(size) > 2 and 1 in size[2:]
-    return None if one_pixel and pooled(a) != pooled(b) else (a, b)
+    return (a, b) if alike(a, b) else None

@@ -8,7 +8,7 @@ from torch import fx
 from layercollapse.collapse.carry import carry, factors
 from layercollapse.collapse.facts import Constants, constants
 from layercollapse.collapse.fold import affine_readers
-from layercollapse.collapse.ir import Net, Scale, operands
+from layercollapse.collapse.ir import Net, Scale, dtype, operands
 from layercollapse.nodes import packet
 
 aten = torch.ops.aten
@@ -47,6 +47,8 @@ def _as_scale(net: Net, node: fx.Node, kept: fx.Node, other: fx.Node, known: Con
     if fact is None or known.complete(kept) is not None:
         return False
     dim, value = fact
+    if len(value) != kept.meta["shape"][dim]:
+        return False  # one for all channels: the gate of a position
     if packet(other) is aten.flatten and carry(other, 1) != (-1, 1) and not affine_readers(net, node, dim):
         return False  # a value for every position: more parameters, for maps of one size
     product = packet(node) is aten.mul
@@ -57,12 +59,12 @@ def _as_scale(net: Net, node: fx.Node, kept: fx.Node, other: fx.Node, known: Con
 
 
 def dtype_of(net: Net, node: fx.Node) -> torch.dtype:
-    """The dtype of the nearest record at or above a node."""
-    while net.op(node) is None:
+    """The dtype of the nearest record at or above a node, or of the input that it is made of."""
+    while (op := net.op(node)) is None and node.all_input_nodes:
         node = node.all_input_nodes[0]
-    op = net.op(node)
-    assert op is not None
-    return op.dtype
+    if op is not None:
+        return op.dtype
+    return net.tensors[str(node.target)].dtype if node.op == "get_attr" else dtype(node)
 
 
 def _layer_above(node: fx.Node) -> str:

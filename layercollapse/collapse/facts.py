@@ -35,8 +35,8 @@ class Constants:
         return fact if fact is not None and not bool(fact[1].isnan().any()) else None
 
     def put(self, node: fx.Node, dim: int, value: Tensor | None) -> None:
-        """Note the values of a node's channels."""
-        if value is not None and not bool(value.isnan().all()):
+        """Note the values of a node's channels; not one value that broadcasts over more of them."""
+        if value is not None and len(value) == shape(node)[dim] and not bool(value.isnan().all()):
             self._facts[node] = (dim, value)
 
 

@@ -381,15 +381,23 @@ def operands(node: Any) -> tuple[fx.Node, fx.Node] | None:
         return None
     if not b.meta.get("shape") == a.meta["shape"] == node.meta.get("shape"):
         return None
-    # Example maps of one pixel have the shape of pooled ones, which larger inputs broadcast.
-    one_pixel = len(shape(a)) > 2 and set(shape(a)[2:]) == {1}
-    return None if one_pixel and pooled(a) != pooled(b) else (a, b)
+    return (a, b) if alike(a, b) else None
 
 
-def pooled(node: fx.Node) -> bool:
+def alike(a: fx.Node, b: fx.Node) -> bool:
+    """Whether two tensors that have size one along a dimension in the example have the same size there in every case.
+
+    Example maps of one pixel have the shape of pooled ones, and a single token that of a mean, which larger inputs
+    broadcast.
+    """
+    ones = any(one == other == 1 for one, other in zip(shape(a)[1:], shape(b)[1:], strict=True))
+    return len(shape(a)) < 3 or not ones or _pooled(a) == _pooled(b)
+
+
+def _pooled(node: fx.Node) -> bool:
     """Whether a node's map has one pixel for inputs of every size."""
     if packet(node) in _ONE_PIXEL:
         return True
-    reads = [x for x in node.all_input_nodes if x.op != "get_attr" and x.meta.get("shape") is not None]
-    # What reads several tensors has the size of the largest of them.
-    return bool(reads) and all(pooled(x) for x in reads)
+    reads = [x for x in node.all_input_nodes if x.op != "get_attr"]
+    # What reads several tensors has the size of the largest of them, and a size that it is given may be any.
+    return bool(reads) and all(x.meta.get("shape") is not None and _pooled(x) for x in reads)

@@ -77,6 +77,8 @@ def norm(net: Net, node: fx.Node) -> Norm | None:
         return None
     centred = called is aten.layer_norm
     eps = argument(node, 4 if centred else 3, 1e-5 if centred else None)
+    if not all(isinstance(entries, int) for entries in argument(node, 1)) or isinstance(eps, fx.Node):
+        return None  # as many as the input has
     size = torch.Size(argument(node, 1))
     stored = [argument(node, place) for place in ((2, 3) if centred else (2,))]
     if node.kwargs or (eps is not None and eps < _SMALLEST) or not 0 < size.numel() <= _LARGEST:

@@ -117,16 +117,18 @@ def _cases(model: nn.Module, emitted: fx.GraphModule, args: tuple, kwargs: dict)
         one = [flat[place] for place in places]
     fragile = any(leaf.device.type != "cpu" for leaf in one) and _indexes(emitted)
     found: list[Case] = []
-    for dims in _plans(one, batched):
-        for other in _sizes(one, dims, fragile):
-            values = [_resized(leaf, own, other) for leaf, own in zip(one, dims, strict=True)]
-            changed = _filled(flat, spec, places, values)
-            expected = _outputs(model, *changed)
-            if expected is not None:
-                found.append((*changed, expected))
+    for plans in _plans(one, batched):
+        enough = len(found) + _RUNS
+        for dims in plans:
+            for other in _sizes(one, dims, fragile):
+                values = [_resized(leaf, own, other) for leaf, own in zip(one, dims, strict=True)]
+                changed = _filled(flat, spec, places, values)
+                expected = _outputs(model, *changed)
+                if expected is not None:
+                    found.append((*changed, expected))
+                    break
+            if len(found) == enough:
                 break
-        if len(found) == _RUNS:
-            break
     return found
 
 
@@ -137,8 +139,11 @@ def _filled(flat: list[Any], spec: Any, places: Sequence[int], values: Sequence[
     return pytree.tree_unflatten(leaves, spec)
 
 
-def _plans(leaves: Sequence[Tensor], batched: Sequence[bool]) -> list[Dims]:
-    """Dimensions that may change together, likely ones first: with channels first, then with channels last."""
+def _plans(leaves: Sequence[Tensor], batched: Sequence[bool]) -> list[list[Dims]]:
+    """Dimensions that may change together, likely ones first: with channels first, then with channels last.
+
+    Sizes of one by themselves: most of them broadcast, but a single token, or row, may become many.
+    """
     plans: list[Dims] = []
     free = [tuple(range(int(rows), leaf.ndim)) for leaf, rows in zip(leaves, batched, strict=True)]
     for channel in (slice(1, None), slice(0, -1)):
@@ -157,12 +162,16 @@ def _plans(leaves: Sequence[Tensor], batched: Sequence[bool]) -> list[Dims]:
                 )
             )
     plans = sorted(dict.fromkeys(plans), key=lambda plan: -sum(map(len, plan)))
-    # A size of one is mostly one that broadcasts.
-    wide = [
-        tuple(tuple(dim for dim in dims if leaf.shape[dim] > 1) for leaf, dims in zip(leaves, plan, strict=True))
-        for plan in plans
-    ]
-    return [plan for plan in dict.fromkeys(wide if any(map(any, wide)) else plans) if any(plan)]
+    parts = []
+    for one in (False, True):
+        some = [
+            tuple(
+                tuple(d for d in dims if (leaf.shape[d] == 1) == one) for leaf, dims in zip(leaves, plan, strict=True)
+            )
+            for plan in plans
+        ]
+        parts.append([plan for plan in dict.fromkeys(some) if any(plan)])
+    return parts
 
 
 def _sizes(leaves: Sequence[Tensor], dims: Dims, fragile: bool) -> Iterator[Callable[[int], int]]:
