@@ -395,9 +395,16 @@ def alike(a: fx.Node, b: fx.Node) -> bool:
 
 
 def _pooled(node: fx.Node) -> bool:
-    """Whether a node's map has one pixel for inputs of every size."""
-    if packet(node) in _ONE_PIXEL:
-        return True
-    reads = [x for x in node.all_input_nodes if x.op != "get_attr"]
-    # What reads several tensors has the size of the largest of them, and a size that it is given may be any.
-    return bool(reads) and all(x.meta.get("shape") is not None and _pooled(x) for x in reads)
+    """Whether a node's map has one pixel for inputs of every size: all that it is made of has been pooled."""
+    waiting, seen = [node], set[fx.Node]()
+    while waiting:
+        some = waiting.pop()
+        if some in seen or packet(some) in _ONE_PIXEL:
+            continue
+        seen.add(some)
+        reads = [x for x in some.all_input_nodes if x.op != "get_attr"]
+        # What reads several tensors has the size of the largest of them, and a size that it is given may be any.
+        if not reads or any(x.meta.get("shape") is None for x in reads):
+            return False
+        waiting += reads
+    return True
