@@ -775,12 +775,12 @@ def runs(network: nn.Module, x: Tensor) -> bool:
 
 # One network takes 0.3 s, most of it in torch.export.
 CASES = [
-    (check_counted, torch.float64, 150),
-    (check_counted, torch.float32, 100),
-    (check_proven, torch.float64, 50),
-    (check_half, torch.bfloat16, 40),
-    (check_tolerance, torch.float32, 60),
-    (check_tolerance, torch.bfloat16, 20),
+    (check_counted, torch.float64, 100),
+    (check_counted, torch.float32, 60),
+    (check_proven, torch.float64, 40),
+    (check_half, torch.bfloat16, 30),
+    (check_tolerance, torch.float32, 20),
+    (check_tolerance, torch.bfloat16, 8),
     pytest.param(check_counted, torch.float64, 1000, marks=pytest.mark.nightly),
     pytest.param(check_counted, torch.float32, 1000, marks=pytest.mark.nightly),
     pytest.param(check_proven, torch.float64, 500, marks=pytest.mark.nightly),
