@@ -6,16 +6,12 @@ import operator
 from collections.abc import Collection, Mapping
 from typing import Any
 
-import sympy
 import torch
 from torch import Tensor, fx
 
 from layercollapse import rectifiers
 
 aten = torch.ops.aten
-
-# Stands for a size that only the data decide.
-_ANY_SIZE = sympy.Integer(16)
 
 
 def by_dims(*kinds: str) -> set[Any]:
@@ -211,7 +207,9 @@ def example_size(size: Any) -> Any:
         return size
     if size.node.hint is not None:
         return size.node.hint
-    return int(size.node.expr.xreplace(dict.fromkeys(size.node.expr.free_symbols, _ANY_SIZE)))
+    import sympy  # which `import torch` leaves for later, too
+
+    return int(size.node.expr.xreplace(dict.fromkeys(size.node.expr.free_symbols, sympy.Integer(16))))
 
 
 def mutates(node: fx.Node) -> bool:
