@@ -30,7 +30,6 @@ from layercollapse.collapse.check import (
 from layercollapse.collapse.cost import Summary, captured_depth, summarize
 from layercollapse.collapse.decide import candidates, entropies
 from layercollapse.collapse.emit import emit
-from layercollapse.collapse.forms import calls
 from layercollapse.collapse.linearize import bending_sites
 from layercollapse.collapse.lower import lower
 from layercollapse.collapse.result import CollapseResult, SiteResult
@@ -153,6 +152,6 @@ def collapse(
         regions=outcome.choices,
         repadded=best.repadded,
         split=dict(best.split),
-        unshared=tuple(w.rpartition(".")[0] or w for w, n in calls(net).items() if n > max(1, best.calls.get(w, 0))),
+        unshared=tuple(w.rpartition(".")[0] or w for w, n in net.calls().items() if n > max(1, best.calls.get(w, 0))),
         fixed_sizes=fixed,
     )

@@ -91,7 +91,7 @@ def _bypass(net: Net, first: fx.Node, op: Rectify, second: fx.Node) -> _Bypass |
     one, two = net.affine(first), net.affine(second)
     if one is None or two is None or op.straight is None or not one.channel_dim == op.channel_dim == two.channel_dim:
         return None
-    if one.groups > 1 or two.groups > 1 or shared(net, first, one) or shared(net, second, two):
+    if one.groups > 1 or two.groups > 1 or shared(net, one) or shared(net, two):
         return None
     stays = op.straight.isnan()
     if bool(stays.all()) or not bool(stays.any()) or not mergeable(one, two):
@@ -119,7 +119,7 @@ def _beside(net: Net, first: fx.Node, second: fx.Node, line: Affine) -> _Place |
         if other is read:
             return _Place(total, other)
         if op is not None and source(other) is read and sole_user(other) is total:
-            both = add(op, line) if isinstance(op, Affine) and not shared(net, other, op) else None
+            both = add(op, line) if isinstance(op, Affine) and not shared(net, op) else None
             if both is not None or isinstance(op, Scale):
                 return _Place(total, other, both)
         top = total

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import fx
 
@@ -16,24 +18,20 @@ aten = torch.ops.aten
 
 def constants_in_sums(net: Net) -> bool:
     """A sum with a constant tensor is a shift."""
-    known = constants(net)
-    changed = False
-    for node in list(net.graph.nodes):
-        pair = operands(node)
-        for kept, other in () if pair is None else (pair, pair[::-1]):
-            changed = _as_scale(net, node, kept, other, known) or changed
-            if not node.users:
-                break
-    return changed
+    return _as_scales(net, operands)
 
 
 def constants_in_products(net: Net) -> bool:
     """A product with a constant tensor is a scale: the gate of a squeeze and excitation that reads nothing any more."""
+    return _as_scales(net, factors)
+
+
+def _as_scales(net: Net, pair_of: Callable[[fx.Node], tuple[fx.Node, fx.Node] | None]) -> bool:
     known = constants(net)
     changed = False
     for node in list(net.graph.nodes):
-        gate = factors(node)
-        for kept, other in () if gate is None else (gate, gate[::-1]):
+        pair = pair_of(node)
+        for kept, other in () if pair is None else (pair, pair[::-1]):
             if kept.meta["shape"] == node.meta["shape"]:
                 changed = _as_scale(net, node, kept, other, known) or changed
             if not node.users:

@@ -33,7 +33,7 @@ def fold_scales_up(net: Net) -> bool:
     changed = False
     for node, op in net.records(Scale):
         producer = source(node)
-        if sole_user(producer) is not node or tied(net, producer):
+        if sole_user(producer) is not node or tied(net, net.affine(producer)):
             continue
         folded = after(net.op(producer), op)
         if folded is not None:
@@ -43,9 +43,8 @@ def fold_scales_up(net: Net) -> bool:
     return changed
 
 
-def tied(net: Net, node: fx.Node) -> bool:
+def tied(net: Net, op: Affine | None) -> bool:
     """Whether a layer's weight is that of an embedding too: one of its own would be the largest tensor once more."""
-    op = net.affine(node)
     return op is not None and op.source is not None and identifier(op.source[0]) in net.tensors
 
 
@@ -85,7 +84,7 @@ def fold_scales_down(net: Net) -> bool:
         for user, places in readers.items():
             reader = net.affine(user)
             assert reader is not None
-            if tied(net, user):
+            if tied(net, reader):
                 break
             scale, shift = (fill.repeat(reader.inputs) for fill in torch.tensor([[1.0], [0.0]], dtype=torch.float64))
             for start in places:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,7 @@ from torch import fx, nn
 from layercollapse.collapse import race
 from layercollapse.collapse.cost import net_depth
 from layercollapse.collapse.emit import emit
-from layercollapse.collapse.ir import Affine, Net, Rectify, shape
+from layercollapse.collapse.ir import Net, Rectify, shape
 from layercollapse.collapse.obstacles import obstacles
 
 INPUT = "the model as it came"
@@ -57,14 +56,9 @@ def form(name: str, net: Net, device: torch.device, shared: dict[str, nn.Paramet
         "kept": {} if name == UNCHANGED else {**net.kept, **obstacles(net)},
         "repadded": tuple(" → ".join(pair) for pair in net.repadded),
         "split": {layer: text for layer, (_, text) in net.split.items()},
-        "calls": calls(net),
+        "calls": net.calls(),
     }
     return Form(name, emit(net, device, shared), **facts)
-
-
-def calls(net: Net) -> Counter[str]:
-    """Weight of the model that a layer still has as it was -> of how many calls."""
-    return Counter(op.source[0] for _, op in net.records(Affine) if op.source is not None)
 
 
 @dataclass(frozen=True)

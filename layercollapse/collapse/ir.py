@@ -7,6 +7,7 @@ rounded once, when the model is emitted.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -285,6 +286,10 @@ class Net:
             op = self.op(node)
             if isinstance(op, kind):
                 yield node, op
+
+    def calls(self) -> Counter[str]:
+        """Weight of the model that a layer still has as it was -> of how many calls."""
+        return Counter(op.source[0] for _, op in self.records(Affine) if op.source is not None)
 
     def permits(self, rule: Callable[..., object], *nodes: fx.Node) -> bool:
         """Whether a rule that may cost time is to act at all of these nodes."""

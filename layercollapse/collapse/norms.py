@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from layercollapse.collapse.fold import before
+from layercollapse.collapse.fold import before, tied
 from layercollapse.collapse.ir import Affine, Net, Scale, shape
-from layercollapse.collapse.lower import identifier
 from layercollapse.collapse.reading import float64
 from layercollapse.nodes import packet
 
@@ -30,7 +29,7 @@ def strip_norms(net: Net) -> bool:
         if weight is None or (bias is None and arguments[3:4] not in ([], [None])) or len(shape(node)) < 2:
             continue
         readers = [(user, net.affine(user)) for user in node.users]
-        if not all(op is not None and op.channel_dim == -1 and not shared(net, user, op) for user, op in readers):
+        if not all(op is not None and op.channel_dim == -1 and not shared(net, op) for user, op in readers):
             continue
         scale = float64(weight)
         shift = torch.zeros_like(scale) if bias is None else float64(bias)
@@ -46,11 +45,6 @@ def _tensor(net: Net, x: Any) -> Tensor | None:
     return net.tensors.get(str(x.target)) if isinstance(x, fx.Node) and x.op == "get_attr" else None
 
 
-def shared(net: Net, node: fx.Node, op: Affine) -> bool:
-    """Whether a layer's weight is used elsewhere as well."""
-    if op.source is None:
-        return False
-    others = (other.source for n, other in net.records(Affine) if n is not node)
-    return identifier(op.source[0]) in net.tensors or any(
-        other is not None and other[0] == op.source[0] for other in others
-    )
+def shared(net: Net, op: Affine) -> bool:
+    """Whether the weight of a layer of the net is used elsewhere as well."""
+    return tied(net, op) or (op.source is not None and net.calls()[op.source[0]] > 1)

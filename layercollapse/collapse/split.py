@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -33,6 +32,7 @@ import torch
 from torch import Tensor, fx
 
 from layercollapse.collapse.cost import macs
+from layercollapse.collapse.fold import tied
 from layercollapse.collapse.ir import Affine, Field, Net, Window, shape, source
 from layercollapse.collapse.lowrank import LARGEST, factors, needs_more, sample_size
 from layercollapse.collapse.weights import held, taken
@@ -41,11 +41,11 @@ from layercollapse.collapse.weights import held, taken
 def split_layers(net: Net) -> bool:
     """A layer that is a product of two smaller ones becomes these."""
     changed = False
-    calls = Counter(op.source[0] for _, op in net.records(Affine) if op.source is not None)
+    calls = net.calls()
     done = {name for parts, _ in net.split.values() for name in parts}
     for node, op in net.records(Affine):
         name = str(node.target)
-        shared = op.source is not None and (calls[op.source[0]] > 1 or op.source[0] in net.tensors)
+        shared = tied(net, op) or (op.source is not None and calls[op.source[0]] > 1)
         if name in done or op.window.transposed or shared or not bool(op.reads().any()):
             continue
         if not net.permits(split_layers, node):
