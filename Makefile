@@ -17,17 +17,24 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # Threads that wait by spinning made training 5 times slower on 2 cores that had other work (52 s an epoch, not 9 s).
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help run test lint bench sanitize clean
+# A process per core, each with one thread: the tests have networks too small for two. Eight at most, of 0.5 GB each.
+PYTEST := $(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist worksteal
+test test-long: export OMP_NUM_THREADS ?= 1
+
+.PHONY: help run test test-long lint bench sanitize clean
 .DEFAULT_GOAL := help
 
 help:            ## this list
-	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
 
 run: $(VENV)/.run  ## install, then train, prune and collapse a ResNet-18 on 5,000 MNIST digits (ARGS="--steps 8 ...")
 	$(BIN)/layercollapse run $(ARGS)
 
 test: $(VENV)/.dev  ## install with the test tools, then run the tests
-	$(BIN)/pytest $(ARGS)
+	$(PYTEST) $(ARGS)
+
+test-long: $(VENV)/.dev  ## the tests that take longer
+	$(PYTEST) -m long $(ARGS)
 
 lint: $(VENV)/.dev  ## ruff and mypy
 	$(BIN)/ruff check .
