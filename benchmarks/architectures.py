@@ -12,10 +12,11 @@ loses nothing: a network that has a line is not run again, but with --again. The
 wrong.
 
 What is done with each (`trial.py`): constants of its initialization (norms, layer scales, zeros) are drawn at random,
-batch norms take the statistics of random inputs, and two NEPENTHE steps take half of the weights each. The signs are
-counted on four inputs, and the network is collapsed with them, in float64. What comes of it is compared with the sparse
-network on these, on one of them, and, if nothing of it rests on the data, on two others; and so is what is loaded after
-saving.
+batch norms take the statistics of random inputs, a NEPENTHE step takes half of the weights, and every second rectifier
+loses all that feed it: only the one of lowest entropy where no path would be left, or none, but a second NEPENTHE step
+takes a half again. The signs are counted on four inputs, and the network is collapsed with them, in float64. What comes
+of it is compared with the sparse network on these, on one of them, and, if nothing of it rests on the data, on two
+others; and so is what is loaded after saving.
 """
 
 from __future__ import annotations
@@ -123,11 +124,12 @@ def _work(work: Callable[[Callable[..., None]], None], sink: int, seconds: int, 
 def sweep(networks: list[zoo.Network], out: Path, seconds: int, gibibytes: float) -> None:
     """Run the networks one after the other, with a line in FOLDER/rows.jsonl after each."""
     import torch
-    import trial  # what every network needs is imported once, before the first process
+    import trial
 
     torch.set_num_threads(1)
     if networks:
         zoo.torchvision()
+        trial.warm_up()
     made_with = commit()
     path = out / ROWS
     if path.is_file() and not path.read_bytes().endswith(b"\n"):

@@ -6,8 +6,9 @@ import tempfile
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import zoo
 from torch import Tensor, nn
 
 import layercollapse as lc
+from layercollapse.budget import LayerState
 from layercollapse.collapse.verify import tensors_of
 from layercollapse.export import call_arguments, copied, same_values
 
@@ -27,6 +29,12 @@ Tell = Callable[..., None]
 
 class WrongError(Exception):
     """A result that is not what the sparse model computes."""
+
+
+def warm_up() -> None:
+    """Import what torch imports at the first export, for all the processes that follow."""
+    layers = (nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4, 2))
+    run(zoo.Network("torch/small", lambda: nn.Sequential(*layers), partial(zoo.images, 3)), lambda **_: None)
 
 
 def run(network: zoo.Network, tell: Tell) -> None:
@@ -51,7 +59,7 @@ def run(network: zoo.Network, tell: Tell) -> None:
     try:
         prune(model, data, tell)
         state = checksums(model)
-        result = lc.collapse(model, data, counted(model, data), data=[(data,)], cost="macs", tolerance=TOLERANCE)
+        result = lc.collapse(model, data, report_of(model, data), data=[(data,)], cost="macs", tolerance=TOLERANCE)
         gone = [site for site in result.sites if site.status == "collapsed"]
         tell(sites=len(result.sites), collapsed=len(gone), guarantees=Counter(site.guarantee for site in gone))
         tell(depth=[result.before.depth, result.after.depth], after=result.after.parameters)
@@ -112,20 +120,39 @@ def draw(parameter: Tensor) -> None:
 
 
 def prune(model: nn.Module, data: Any, tell: Tell) -> None:
-    """Two NEPENTHE steps of a half. A refusal is told, and what the steps before it took away is away."""
+    """A NEPENTHE step of a half, and one by the first of three rules that leaves the output dependent on the input:
+    every second site loses all, the one of lowest entropy loses all, NEPENTHE again.
+
+    A refusal of all is told, and what was taken away before it is away.
+    """
     try:
         pruner = lc.Pruner(model, data)
         tell(fed=sum(bool(site.feeding) for site in pruner.capture.sites))
-        for _ in range(2):
-            report = counted(model, data)
-            assert report is not None  # a pruner has sites
+        pruner.step(report_of(model, data), amount=0.5)
+        report = report_of(model, data)
+        for rule in (every_second, lowest):
+            with suppress(lc.LayerCollapseError):
+                pruner.step(report, rule=rule)
+                break
+        else:
             pruner.step(report, amount=0.5)
         tell(density=pruner.density)
     except lc.LayerCollapseError as error:
         tell(unpruned=str(error))
 
 
-def counted(model: nn.Module, data: Any) -> lc.EntropyReport | None:
+def every_second(layers: Sequence[LayerState], amount: float) -> dict[str, int]:
+    """A budget rule: all weights of the first layer, the third, and so on."""
+    return {layer.name: layer.available for layer in layers[::2]}
+
+
+def lowest(layers: Sequence[LayerState], amount: float) -> dict[str, int]:
+    """A budget rule: all weights of the layer of lowest entropy among those that have any."""
+    layer = min((layer for layer in layers if layer.available), key=lambda layer: layer.entropy)
+    return {layer.name: layer.available}
+
+
+def report_of(model: nn.Module, data: Any) -> lc.EntropyReport | None:
     """The signs of the data at every rectifier; None where the model calls none."""
     with lc.EntropyProbe(model) as probe:
         outputs(model, data)

@@ -27,7 +27,6 @@ from layercollapse.entropy import EntropyReport
 from layercollapse.errors import LayerCollapseError
 from layercollapse.graph import capture
 from layercollapse.masks import WeightMasks
-from layercollapse.modes import evaluating
 from layercollapse.targets import prunable
 from layercollapse.watch import unwrapped
 
@@ -76,7 +75,6 @@ class Pruner:
             does not have.
     """
 
-    @torch.inference_mode(False)
     def __init__(
         self,
         model: nn.Module,
@@ -105,7 +103,6 @@ class Pruner:
         """Bool tensors by the weight's name, True where a weight is kept."""
         return {name: self._masks.mask(name) for name in self._masks.names}
 
-    @torch.inference_mode(False)
     def step(self, report: EntropyReport, amount: float = 0.5, rule: str | Rule = "nepenthe") -> StepResult:
         """Remove weights: the budget of each site by the rule, within a site those of smallest magnitude.
 
@@ -126,7 +123,7 @@ class Pruner:
             while True:
                 removed, by_weight, raised = self._guarded(states, amount, rule)
                 restore = self._masks.clear(by_weight)
-                if self._carries():
+                if depends(lower(self.capture, self.model)):
                     raised |= {state.name: state.floor for state in states if state.floor > own[state.name]}
                     return StepResult(removed, by_weight, raised, self.density)
                 # Every layer has weights left, and yet no path of them leads from the input to the output.
@@ -157,7 +154,6 @@ class Pruner:
         """The packed masks by the weight's name: tensors only, for `torch.save` or safetensors."""
         return self._masks.state_dict()
 
-    @torch.inference_mode(False)
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take over the masks of a pruner of the same model, and zero the weights that they prune.
 
@@ -268,11 +264,6 @@ class Pruner:
             floor = min(state.kept, math.ceil(density * state.numel)) if needed else 0
             thicker.append(replace(state, floor=max(state.floor, floor)))
         return thicker
-
-    def _carries(self) -> bool:
-        """Whether the weights, as they are in evaluation mode, leave a path from the input to the output."""
-        with evaluating(self.model):
-            return depends(lower(self.capture, self.model))
 
     def _depends(self, dead: set[str]) -> bool:
         return self.capture.depends({alias for name in dead for alias in self._aliases[name]})

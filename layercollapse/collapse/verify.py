@@ -12,8 +12,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from layercollapse.errors import LayerCollapseError
-from layercollapse.export import call_arguments, copied, describe
-from layercollapse.modes import evaluating, same_values
+from layercollapse.export import call_arguments, copied, describe, evaluating, same_values
 
 
 @dataclass(frozen=True)
