@@ -183,6 +183,10 @@ def test_the_layers_as_they_came_have_to_keep_the_tolerance_too(monkeypatch: pyt
     assert result.max_abs_error == 0
 
 
+def keeps(error: float) -> bool:
+    return error <= 0.5
+
+
 def test_one_of_many_is_found_by_halves() -> None:
     tried: list[list[int]] = []
 
@@ -190,12 +194,12 @@ def test_one_of_many_is_found_by_halves() -> None:
         tried.append(some)
         return float(37 in some)
 
-    taken, missed = Trials(24, 0.5).harmless(range(100), 1.0, error)
+    taken, missed = Trials(24).harmless(range(100), 1.0, error, keeps)
     assert sorted([*taken, 37]) == list(range(100))
     assert missed == [([37], 1.0)]
     assert len(tried) <= 14
     # Two that are harmless but together: the later goes.
-    taken, missed = Trials(24, 0.5).harmless(range(8), 1.0, lambda some: float({2, 3} <= {*some}))
+    taken, missed = Trials(24).harmless(range(8), 1.0, lambda some: float({2, 3} <= {*some}), keeps)
     assert missed == [([3], 1.0)]
 
 
@@ -207,10 +211,10 @@ def test_the_trials_are_bounded() -> None:
         tried += 1
         return float(len(some) > 0)
 
-    trials = Trials(24, 0.5)
-    taken, missed = trials.harmless(range(1000), 1.0, error)
+    trials = Trials(24)
+    taken, missed = trials.harmless(range(1000), 1.0, error, keeps)
     assert (taken, trials.left) == ([], 0)
     assert tried == 24
     assert sorted(unit for block, _ in missed for unit in block) == list(range(1000))
-    assert trials.harmless([1], 1.0, error) == ([], [([1], 1.0)])
+    assert trials.harmless([1], 1.0, error, keeps) == ([], [([1], 1.0)])
     assert search._TRIALS == 24

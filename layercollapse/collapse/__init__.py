@@ -88,6 +88,10 @@ def collapse(
             second to the first; the outputs then differ, as the result says, until the model is trained once more.
             The tolerance judges the same sites with the border as it was.
         tolerance: largest absolute difference of any output that is accepted: what comes out keeps it on the data.
+            With outputs that vary little it is less, by output tensor: ``min(1, 100 * spread) * tolerance``, where
+            ``spread`` is the largest difference of any entry between two samples of the data; or ``64 * eps * scale``
+            where that is more (still at most the tolerance), ``eps`` that of the dtype, ``scale`` the largest magnitude
+            of the output, which is rounding. Of one sample alone no spread is known: then the tolerance is all.
         cost: what decides how the collapsed model is written. ``"latency"``: time, measured on the model's device
             with the example inputs, which should have the batch size of later use: of layers where merging needs
             more multiply-accumulates, of every region that there is more than one way to write, and of the whole, the
@@ -144,6 +148,8 @@ def collapse(
         before=summarize(model, example_inputs, captured_depth(captured)),
         after=summarize(collapsed, example_inputs, best.depth),
         max_abs_error=outcome.agreement.max_abs_error,
+        spread=outcome.agreement.spread,
+        hardly_varies=outcome.agreement.hardly_varies,
         same_predictions=outcome.agreement.same,
         samples=outcome.agreement.samples,
         example_inputs=example_inputs,

@@ -169,20 +169,20 @@ def entropies(captured: Capture, report: EntropyReport | None) -> dict[str, Laye
     return layers
 
 
-def why_kept(captured: Capture, site: Site, layer: LayerEntropy | None, error: float | None, replaceable: bool) -> str:
+def why_kept(captured: Capture, site: Site, layer: LayerEntropy | None, miss: str | None, replaceable: bool) -> str:
     """Why a rectifier stays, and how far it is from linear.
 
     Args:
         captured: the graph that the site is in.
         site: the site.
         layer: what was counted there.
-        error: what the outputs differ by without it, if that was tried.
+        miss: what the outputs differ by without it, if that was tried, as `Agreement.miss` says it.
         replaceable: whether the rectifier is in a form that can be replaced.
     """
     if not replaceable:
         reason = _form(captured, site)
-    elif error is not None and (layer is None or not layer.mixed):
-        reason = f"no sign changed on the data counted, but without it the outputs differ by {error:.3g}"
+    elif miss is not None and (layer is None or not layer.mixed):
+        reason = f"no sign changed on the data counted, but without it the outputs differ by {miss}"
     elif layer is None and site.name in captured.unread:
         reason = "counts of it cannot be told from those of another call in its module, whose result nothing reads"
     elif layer is None:
@@ -191,20 +191,23 @@ def why_kept(captured: Capture, site: Site, layer: LayerEntropy | None, error: f
         reason = "nothing was counted"
     else:
         reason = f"mixed: {layer.mixed} of {layer.neurons} neurons change sign{_closeness(layer)}"
-        if error is not None:
-            reason += f"; without those that were steady on the data counted the outputs differ by {error:.3g}"
+        if miss is not None:
+            reason += f"; without those that were steady on the data counted the outputs differ by {miss}"
     if not rectifiers.BY_KIND[site.kind].piecewise_linear:
         reason += f"; {site.kind} is not piecewise linear"
     return reason
 
 
 def _closeness(layer: LayerEntropy) -> str:
-    """How many values of its mixed neurons are not in the piece of the rectifier that has most."""
+    """How many values of its mixed neurons are not in the piece of the rectifier that has most of them."""
     shares = layer.rarer[layer.states == MIXED]
     if not len(shares):
         return ""
     low, high = (f"{100 * float(end):.2g}" for end in (shares.min(), shares.max()))
-    return f" (the rarer sign is {low if low == high else f'{low} to {high}'} % of their values)"
+    share = f"{low if low == high else f'{low} to {high}'} %"
+    if layer.counts.shape[1] == 5:
+        return f" ({share} of their values are outside the most common of its three pieces)"
+    return f" (the rarer sign is {share} of their values)"
 
 
 def _form(captured: Capture, site: Site) -> str:

@@ -46,11 +46,17 @@ def _outcome(result: CollapseResult) -> list[str]:
     partial = sum(site.status == "partial" for site in result.sites)
     some = f", {partial} with fewer neurons" if partial else ""
     collapsed = f"{len(result.collapsed)} of {len(result.sites)} rectifiers collapsed"
-    return [
+    lines = [
         f"{collapsed}{some}; depth {before.depth} → {after.depth}",
         f"parameters {before.parameters:,} → {after.parameters:,}; multiply-accumulates on the example inputs "
         f"{before.macs:,} → {after.macs:,}",
     ]
+    if result.hardly_varies:
+        lines.append(
+            f"the model's outputs hardly depend on its input: they vary by {result.spread:.3g} over the data; it is to "
+            "be trained, or pruned less"
+        )
+    return lines
 
 
 def _growth(result: CollapseResult) -> list[str]:

@@ -75,6 +75,10 @@ class CollapseResult:
             others. Empty: it takes all that the model takes.
         regions: the parts that there was more than one way to write, in the order of the network, with the time of
             each way, and whether the model is written in the fastest; empty where nothing was timed.
+        spread: largest difference of any entry of the sparse model's outputs between two samples of the data; None with
+            one sample alone.
+        hardly_varies: whether that is less than a thousandth of the largest magnitude, of every output tensor: then
+            agreement says little, as a constant would agree as well.
         unshared: layers that the model calls more than once, of which calls have weights of their own now, or are gone.
     """
 
@@ -94,6 +98,8 @@ class CollapseResult:
     fixed_sizes: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)
     regions: tuple[Choice, ...] = ()
     unshared: tuple[str, ...] = ()
+    spread: float | None = None
+    hardly_varies: bool = False
 
     @property
     def latency_before(self) -> float | None:

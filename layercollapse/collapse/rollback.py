@@ -15,6 +15,7 @@ from layercollapse.collapse.ir import Affine, Net, Omitted, source
 from layercollapse.collapse.regions import regions
 
 Unit = TypeVar("Unit")
+Found = TypeVar("Found")  # how a network that was tried compares with the model
 
 
 @dataclass(frozen=True)
@@ -66,15 +67,17 @@ class Trials:
 
     Attributes:
         left: how many.
-        tolerance: what the outputs may differ by.
     """
 
     left: int
-    tolerance: float
 
     def harmless(
-        self, units: Sequence[Unit], known: float, error: Callable[[list[Unit]], float]
-    ) -> tuple[list[Unit], list[tuple[list[Unit], float]]]:
+        self,
+        units: Sequence[Unit],
+        known: Found,
+        tried: Callable[[list[Unit]], Found],
+        keeps: Callable[[Found], bool],
+    ) -> tuple[list[Unit], list[tuple[list[Unit], Found]]]:
         """As many units as keep the tolerance together, found by halves, the larger ones first.
 
         One in n that does not takes 2 log₂ n trials at most. Without trials left, what is not known to keep the
@@ -82,14 +85,15 @@ class Trials:
 
         Args:
             units: what may be taken; none of them keeps the tolerance.
-            known: what the outputs differ by with all of them.
-            error: what they differ by with some.
+            known: what was found with all of them.
+            tried: finds out with some.
+            keeps: whether what was found keeps the tolerance.
 
         Returns:
-            These units, and blocks of the others with what the outputs differed by with the block.
+            These units, and blocks of the others with what was found with the block.
         """
         taken: list[Unit] = []
-        missed: list[tuple[list[Unit], float]] = []
+        missed: list[tuple[list[Unit], Found]] = []
         blocks = [(list(units), known)] if units else []
         while blocks:
             block, by = blocks.pop(0)
@@ -103,37 +107,38 @@ class Trials:
                     blocks.append((half, by))
                     continue
                 self.left -= 1
-                found = error([*taken, *half])
-                if found <= self.tolerance:
+                found = tried([*taken, *half])
+                if keeps(found):
                     taken += half
                 else:
                     blocks.append((half, found))
         return taken, missed
 
 
-def as_they_came(blocks: Iterable[tuple[list[str], float]], names: Mapping[str, str]) -> Iterator[RolledBack]:
-    """What is said of captured nodes that keep their operation, in blocks, each with what it changed."""
-    for block, error in blocks:
+def as_they_came(blocks: Iterable[tuple[list[str], str]], names: Mapping[str, str]) -> Iterator[RolledBack]:
+    """What is said of captured nodes that keep their operation, in blocks, each with what it changed.
+
+    Args:
+        blocks: nodes, and by how much the outputs missed the tolerance with them (`Agreement.miss`).
+        names: what the nodes are called.
+    """
+    for block, miss in blocks:
         them = "it" if len(block) == 1 else f"these {len(block)}"
-        reason = f"left as it came: folding or merging {them} {_by(error)}"
+        reason = f"left as it came: folding or merging {them} changes the outputs by {miss}"
         yield from (RolledBack((names[node],), reason) for node in block)
 
 
-def not_merged(blocks: Iterable[tuple[list[str], float]], plain: Net, units: Collection[str]) -> Iterator[RolledBack]:
+def not_merged(blocks: Iterable[tuple[list[str], str]], plain: Net, units: Collection[str]) -> Iterator[RolledBack]:
     """What is said of layers that do not merge, of all that would: the pairs that each is in, or the layer alone."""
     nodes = {node.name: node for node, _ in plain.records(Affine) if node.name in units}
-    for block, error in blocks:
+    for block, miss in blocks:
         for node in map(nodes.__getitem__, block):
             around = [(source(node), node), *((node, user) for user in node.users)]
             pairs = [(str(a.target), str(b.target)) for a, b in around if a.name in nodes and b.name in nodes]
-            yield from (RolledBack(pair, f"merging them {_by(error)}") for pair in pairs)
+            yield from (RolledBack(pair, f"merging them changes the outputs by {miss}") for pair in pairs)
             if not pairs:
-                reason = f"not merged, trimmed or split, which {_by(error)}"
+                reason = f"not merged, trimmed or split, which changes the outputs by {miss}"
                 yield RolledBack((str(node.target),), reason)
-
-
-def _by(error: float) -> str:
-    return f"changes the outputs by {error:.3g}, more than the tolerance"
 
 
 def told(rolled_back: Iterable[RolledBack]) -> dict[str, str]:

@@ -46,7 +46,7 @@ class Outcome:
     Attributes:
         form: the form that was chosen.
         agreement: how it compares with the model on the data.
-        missed: site that was tried and kept -> what the outputs differed by without it.
+        missed: site that was tried and kept -> by how much the outputs missed the tolerance without it.
         rolled_back: layers that the tolerance keeps as they came, or as two.
         times: form, or the input, -> time in ms; empty where nothing was timed.
         choices: how the regions are written that there was more than one way to write.
@@ -54,7 +54,7 @@ class Outcome:
 
     form: Form
     agreement: Agreement
-    missed: dict[str, float]
+    missed: dict[str, str]
     rolled_back: tuple[RolledBack, ...] = ()
     times: dict[str, float] = field(default_factory=dict)
     choices: tuple[Choice, ...] = ()
@@ -67,10 +67,6 @@ class _Attempt(NamedTuple):
     every: Written
     form: Form
     agreement: Agreement
-
-    @property
-    def error(self) -> float:
-        return self.agreement.max_abs_error
 
 
 @dataclass(frozen=True)
@@ -125,33 +121,36 @@ class Search:
         Raises:
             LayerCollapseError: the tolerance is missed even with nothing removed or merged.
         """
-        names, plan, missed = list(self.found), Plan(), dict[str, float]()
+        names, plan, missed = list(self.found), Plan(), dict[str, str]()
         attempt = self._attempt(names, plan)
         back: tuple[RolledBack, ...] = ()
-        if attempt.error > self.tolerance:
-            error = attempt.error
+        if not self._keeps(attempt.agreement):
+            agreement = attempt.agreement
             del attempt  # one model less in memory while others are tried
             self._refuse_random()
             missed = self._missed()
             names = [name for name in self.found if name not in missed]
             if missed:
-                error = self._error(names, plan)
-            if error > self.tolerance:
-                plan, back, more = self._rolled_back(names, error)
+                agreement = self._tried(names, plan)
+            if not self._keeps(agreement):
+                plan, back, more = self._rolled_back(names, agreement)
                 missed |= more
                 names = [name for name in names if name not in more]
             gc.collect()
             attempt = self._attempt(names, plan)
-            if attempt.error > self.tolerance:
-                missed |= dict.fromkeys(names, attempt.error)
-                back = tuple(as_they_came([([*self._layers], attempt.error)], self._layers))
+            if not self._keeps(attempt.agreement):
+                miss = attempt.agreement.miss(self.tolerance)
+                missed |= dict.fromkeys(names, miss)
+                back = tuple(as_they_came([([*self._layers], miss)], self._layers))
                 names, plan = [], Plan(frozenset(self._layers), unmerged)
                 del attempt
                 attempt = self._attempt(names, plan)
-        if attempt.error > self.tolerance:
+        # By the tolerance alone: where outputs vary by little, what is left is the rounding of the same operations.
+        if attempt.agreement.max_abs_error > self.tolerance:
             raise LayerCollapseError(
-                f"tolerance: expected outputs within {self.tolerance:g} of the model's, got {attempt.error:.3g} with "
-                "nothing removed or merged: the same operations gave other outputs"
+                f"tolerance: expected outputs within {self.tolerance:g} of the model's, got "
+                f"{attempt.agreement.max_abs_error:.3g} with nothing removed or merged: the same operations gave other "
+                "outputs"
             )
         if self.repad:
             del attempt
@@ -179,7 +178,7 @@ class Search:
         made = form(ALL, every.net.copy(), self.device, self._shared)
         return _Attempt(start, every, made, compare(self.model, made.model, self.data))
 
-    def _fastest(self, attempt: _Attempt, missed: dict[str, float], back: tuple[RolledBack, ...]) -> Outcome:
+    def _fastest(self, attempt: _Attempt, missed: dict[str, str], back: tuple[RolledBack, ...]) -> Outcome:
         """The form that takes the least time, of those that keep within the tolerance."""
         start, every, best, agreement = attempt
         choices, net = choose(start, every, best.model, self.example_inputs, device=self.device, shared=self._shared)
@@ -190,7 +189,7 @@ class Search:
         times = race.times
         if race.order[0] == CHOSEN:
             other = compare(self.model, made[0].model, self.data)
-            if other.max_abs_error <= self.tolerance or made[0].repadded:
+            if self._keeps(other) or made[0].repadded:
                 best, agreement = made[0], other
         if race.slower_than_input(best.name):
             same = form(UNCHANGED, self.base.copy(), self.device, self._shared)
@@ -198,12 +197,12 @@ class Search:
             times = times | last.times
             other = compare(self.model, same.model, self.data)
             faster = last.slower_than_input(best.name) and times[same.name] < times[best.name]
-            if faster and other.max_abs_error <= self.tolerance:
+            if faster and self._keeps(other):
                 best, agreement = same, other
         choices = tuple(replace(c, taken=best.name in (CHOSEN, c.way)) for c in choices)
         return Outcome(best, agreement, missed, back, times, choices)
 
-    def _missed(self) -> dict[str, float]:
+    def _missed(self) -> dict[str, str]:
         """The sites without which the outputs miss the tolerance, tried one after the other, and by how much.
 
         Those that are proven are one for all, where they keep it. In the network as it came, operation by operation,
@@ -213,26 +212,28 @@ class Search:
         same = self._lowered(self._layers)
         kept, missed = [name for name in self.found if self.found[name].proven], {}
 
-        def error(names: Collection[str]) -> float:
+        def tried(names: Collection[str]) -> Agreement:
             gc.collect()  # graphs refer to themselves: ten models of 97 MiB waited to be freed, 1,002 MiB in all
             net = same.copy()
             replace_neurons(net, self._states(names))
-            return compare(self.model, emit(net, self.device, self._shared), self.data).max_abs_error
+            return compare(self.model, emit(net, self.device, self._shared), self.data)
 
-        if error(kept) > self.tolerance:
+        if not self._keeps(tried(kept)):
             kept = []
         for name in self.found:
             if name in kept:
                 continue
-            by = error([*kept, name])
-            if by <= self.tolerance:
+            agreement = tried([*kept, name])
+            if self._keeps(agreement):
                 kept.append(name)
             else:
-                missed[name] = by
+                missed[name] = agreement.miss(self.tolerance)
         self._shared.clear()  # weights of the layers as they came, which folding replaces
         return missed
 
-    def _rolled_back(self, names: list[str], error: float) -> tuple[Plan, tuple[RolledBack, ...], dict[str, float]]:
+    def _rolled_back(
+        self, names: list[str], agreement: Agreement
+    ) -> tuple[Plan, tuple[RolledBack, ...], dict[str, str]]:
         """What is left out so that the outputs keep the tolerance, what that leaves as it came, and more sites to keep.
 
         First the layers that fold, with no merges, then the merges, by regions. Sites that are not proven go before
@@ -240,41 +241,55 @@ class Search:
 
         Args:
             names: the sites that are removed; by themselves they keep the tolerance.
-            error: what the outputs differ by with every rule.
+            agreement: how the network compares with the model with every rule.
         """
-        trials, layers = Trials(_TRIALS, self.tolerance), list(self._layers)
+        trials, layers = Trials(_TRIALS), list(self._layers)
         untouched, back = frozenset[str](), list[RolledBack]()
-        folded = self._error(names, Plan(untouched, unmerged))
-        if folded > self.tolerance:
+        folded = self._tried(names, Plan(untouched, unmerged))
+        if not self._keeps(folded):
             proven = [name for name in names if self.found[name].proven]
             others = [name for name in names if name not in proven]
-            if others and self._error(proven, Plan()) <= self.tolerance:
-                _, blocks = trials.harmless(others, error, lambda some: self._error([*proven, *some], Plan()))
-                return Plan(), (), {name: by for block, by in blocks for name in block}
+            if others and self._keeps(self._tried(proven, Plan())):
+                _, blocks = trials.harmless(
+                    others, agreement, lambda some: self._tried([*proven, *some], Plan()), self._keeps
+                )
+                return Plan(), (), {name: miss for block, miss in self._misses(blocks) for name in block}
             taken, blocks = trials.harmless(
-                layers, folded, lambda some: self._error(names, Plan(frozenset(layers) - {*some}, unmerged))
+                layers,
+                folded,
+                lambda some: self._tried(names, Plan(frozenset(layers) - {*some}, unmerged)),
+                self._keeps,
             )
             untouched = frozenset(layers) - {*taken}
-            back += as_they_came(blocks, self._layers)
-            error = self._error(names, Plan(untouched))
-        if error <= self.tolerance:
+            back += as_they_came(self._misses(blocks), self._layers)
+            agreement = self._tried(names, Plan(untouched))
+        if self._keeps(agreement):
             return Plan(untouched), tuple(back), {}
         start = Start(self._lowered(untouched), self._states(names))
         start.base.clock = self._clock
         plain = start.written(unmerged).net
         units = merging(start.written().net, plain)
         keeping, blocks = trials.harmless(
-            units, error, lambda some: self._error(names, Plan(untouched, unmerged_at({*units} - {*some})))
+            units,
+            agreement,
+            lambda some: self._tried(names, Plan(untouched, unmerged_at({*units} - {*some}))),
+            self._keeps,
         )
-        back += not_merged(blocks, plain, units)
+        back += not_merged(self._misses(blocks), plain, units)
         return Plan(untouched, unmerged_at({*units} - {*keeping}) if keeping else unmerged), tuple(back), {}
 
-    def _error(self, names: Collection[str], plan: Plan) -> float:
-        """What the outputs differ by in an attempt; nothing of it stays."""
+    def _keeps(self, agreement: Agreement) -> bool:
+        return agreement.within(self.tolerance)
+
+    def _misses(self, blocks: Iterable[tuple[list[str], Agreement]]) -> list[tuple[list[str], str]]:
+        return [(block, agreement.miss(self.tolerance)) for block, agreement in blocks]
+
+    def _tried(self, names: Collection[str], plan: Plan) -> Agreement:
+        """How an attempt compares with the model; nothing of it stays."""
         gc.collect()
-        error = self._attempt(names, plan).error
+        agreement = self._attempt(names, plan).agreement
         self._shared.clear()
-        return error
+        return agreement
 
     def _states(self, names: Collection[str]) -> dict[str, Tensor]:
         return {name: self.found[name].states for name in names}

@@ -56,7 +56,7 @@ class Verdicts:
             return result("collapsed", self._weakest(), reason)
         removed = removed if name in left else 0
         if tried is not None and tried.proven and name in missed:
-            without = f"but without that the outputs differ by {missed[name]:.3g}, more than the tolerance"
+            without = f"but without that the outputs differ by {missed[name]}"
             return result("kept", "", f"{_told(tried.known)}; {without}")
         reason = why_kept(self.captured, site, self.layers.get(name), missed.get(name), name in self.read)
         if removed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,42 @@ from torch import Tensor, nn
 
 from layercollapse.errors import LayerCollapseError
 from layercollapse.export import call_arguments, copied, describe, evaluating, same_values
+from layercollapse.spread import Spread
+
+# An output whose spread is below the inverse of this is judged by its spread: of one that varies by 1e-4 over the data,
+# the default tolerance of 1e-4 would accept any constant.
+_WEIGHT = 100.0
+
+# Outputs that vary by less than this part of their size hardly depend on the input.
+_HARDLY = 1e-3
+
+
+@dataclass(frozen=True)
+class Output:
+    """How far one output tensor of two models agrees.
+
+    Attributes:
+        error: largest absolute difference of any entry.
+        spread: largest difference of an entry of the reference between two samples; None with one sample alone.
+        scale: largest finite magnitude of the reference.
+        rounding: what differences may be by rounding alone.
+    """
+
+    error: float
+    spread: float | None
+    scale: float
+    rounding: float
+
+    def limit(self, tolerance: float) -> float:
+        """The largest error that is accepted; see `layercollapse.collapse`."""
+        if self.spread is None or tolerance == math.inf:
+            return tolerance
+        return min(tolerance, max(tolerance * _WEIGHT * self.spread, self.rounding))
+
+    @property
+    def hardly_varies(self) -> bool:
+        """Whether there were samples to compare, and next to no difference between them."""
+        return self.spread is not None and self.spread <= _HARDLY * self.scale
 
 
 @dataclass(frozen=True)
@@ -23,11 +60,34 @@ class Agreement:
         max_abs_error: largest absolute difference of any output.
         same: number of samples with the same prediction (the largest entry along the last dimension).
         samples: number of samples compared.
+        outputs: the same by output tensor.
     """
 
     max_abs_error: float
     same: int
     samples: int
+    outputs: tuple[Output, ...] = ()
+
+    def within(self, tolerance: float) -> bool:
+        """Whether every output keeps a tolerance, by its own spread too; see `layercollapse.collapse`."""
+        return self.max_abs_error <= tolerance and all(one.error <= one.limit(tolerance) for one in self.outputs)
+
+    def miss(self, tolerance: float) -> str:
+        """By how much the tolerance is missed, in words that follow "differ by" or "changes the outputs by"."""
+        if self.max_abs_error > tolerance or self.within(tolerance):
+            return f"{self.max_abs_error:.3g}, more than the tolerance"
+        worst = max(self.outputs, key=lambda one: one.error - one.limit(tolerance))
+        return f"{worst.error:.3g}, and vary by no more than {worst.spread:.3g} over the data"
+
+    @property
+    def spread(self) -> float | None:
+        """Largest difference of any entry of the reference's outputs between two samples; None with one sample."""
+        return max((one.spread for one in self.outputs if one.spread is not None), default=None)
+
+    @property
+    def hardly_varies(self) -> bool:
+        """Whether no output of the reference depends on the sample by more than a thousandth of its size."""
+        return bool(self.outputs) and all(one.hardly_varies for one in self.outputs)
 
 
 def compare(reference: nn.Module, model: nn.Module, data: Iterable[Any]) -> Agreement:
@@ -42,7 +102,8 @@ def compare(reference: nn.Module, model: nn.Module, data: Iterable[Any]) -> Agre
     Raises:
         LayerCollapseError: there is no batch, or the outputs cannot be compared.
     """
-    worst, same, samples = 0.0, 0, 0
+    errors, spreads = list[float](), list[Spread]()
+    same, samples = 0, 0
     with evaluating(reference), evaluating(model), torch.no_grad():
         for args, kwargs in batches(data, reference):
             try:
@@ -61,12 +122,17 @@ def compare(reference: nn.Module, model: nn.Module, data: Iterable[Any]) -> Agre
                     f"model: expected outputs of shapes {[tuple(t.shape) for t in expected]}, got "
                     f"{[tuple(t.shape) for t in got]}"
                 )
-            for a, b in zip(expected, got, strict=True):
+            # An output that only some batches have counts as well.
+            spreads += [Spread() for _ in expected[len(spreads) :]]
+            errors += [0.0] * (len(spreads) - len(errors))
+            for index, (a, b) in enumerate(zip(expected, got, strict=True)):
+                spreads[index].add(a)
                 difference = (a.double() - b.double()).abs()
                 # NaN in both, or the same infinity in both, agree; in one only, they are infinitely apart.
                 difference[same_values(a, b)] = 0
                 if difference.numel():
-                    worst = max(worst, float(difference.nan_to_num(nan=torch.inf).max()))
+                    largest = float(difference.nan_to_num(nan=torch.inf).max())
+                    errors[index] = max(errors[index], largest)
             first, second = expected[0], got[0]
             samples += len(first) if first.ndim else 1
             if first.ndim > 1 and first.shape[-1] > 0:
@@ -76,7 +142,8 @@ def compare(reference: nn.Module, model: nn.Module, data: Iterable[Any]) -> Agre
                 same += len(first) if first.ndim else 1
     if not samples:
         raise LayerCollapseError("data: expected at least one batch with a sample, got none")
-    return Agreement(worst, same, samples)
+    outputs = tuple(Output(e, s.value, s.scale, s.rounding) for e, s in zip(errors, spreads, strict=True))
+    return Agreement(max(errors), same, samples, outputs)
 
 
 def arguments_in(batch: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
