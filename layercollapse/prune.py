@@ -14,6 +14,7 @@ import copy
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any
 
 import torch
@@ -26,12 +27,17 @@ from layercollapse.collapse.lower import lower
 from layercollapse.entropy import EntropyReport
 from layercollapse.errors import LayerCollapseError
 from layercollapse.graph import capture
+from layercollapse.liveness import Liveness, Varying
 from layercollapse.masks import WeightMasks
 from layercollapse.targets import prunable
 from layercollapse.watch import unwrapped
 
 # Share of a layer's weights that the guard keeps, the first time that it must keep some.
 _GUARD_DENSITY = 0.01
+
+# Forward passes for each halving that may look for layers whose weights the outputs need, and rounds of raising floors.
+_LOOKS = 16
+_ROUNDS = 24
 
 
 @dataclass(frozen=True)
@@ -43,12 +49,17 @@ class StepResult:
         removed_by_weight: the same by tensor.
         floors: weights that the guard kept so that the output goes on depending on the input, by site.
         density: fraction of the prunable weights that is left.
+        emptied: sites that lost the last of their weights.
+        shortfall: weights that `amount` asks for and that were not removed, as no site could lose more by the guard's
+            floors and `max_layer_share`; 0 for a rule of the user.
     """
 
     removed: dict[str, int]
     removed_by_weight: dict[str, int]
     floors: dict[str, int]
     density: float
+    emptied: tuple[str, ...] = ()
+    shortfall: int = 0
 
 
 class Pruner:
@@ -69,6 +80,8 @@ class Pruner:
             all weights of a layer would make the output constant, it keeps some. With 0, such a step is an error.
         min_density: fraction of its weights that every site keeps.
         keep_zeros: whether weights that are exactly zero now are left to train.
+        samples: what the outputs are looked at with, before and after a step: two or more real samples, in the form of
+            the example inputs and by default those; the same on every process, where there are several.
 
     Raises:
         LayerCollapseError: the model cannot be captured, has nothing to prune, or an argument names what it
@@ -84,6 +97,7 @@ class Pruner:
         floor: int | Mapping[str, int] | None = None,
         min_density: float = 0.0,
         keep_zeros: bool = False,
+        samples: Any = None,
     ) -> None:
         self.model = unwrapped(model)
         self.capture = capture(self.model, example_inputs)
@@ -92,6 +106,7 @@ class Pruner:
         self._aliases = targets.aliases
         self._floor = _checked_floor(floor, self.layers)
         self._min_density = _checked_density(min_density)
+        self._liveness = Liveness(self.model, _checked_samples(samples, example_inputs))
         self._masks = WeightMasks(self.model, [name for names in self.layers.values() for name in names], keep_zeros)
 
     @property
@@ -103,8 +118,18 @@ class Pruner:
         """Bool tensors by the weight's name, True where a weight is kept."""
         return {name: self._masks.mask(name) for name in self._masks.names}
 
-    def step(self, report: EntropyReport, amount: float = 0.5, rule: str | Rule = "nepenthe") -> StepResult:
+    def step(
+        self,
+        report: EntropyReport,
+        amount: float = 0.5,
+        rule: str | Rule = "nepenthe",
+        max_layer_share: float = 1.0,
+    ) -> StepResult:
         """Remove weights: the budget of each site by the rule, within a site those of smallest magnitude.
+
+        Two guards keep the output dependent on the input: paths of weights must lead from one to the other, and on the
+        samples an output must not become a constant that was none. Where a step of a named rule would break that, the
+        layers that it takes too much of keep more (`StepResult.floors`).
 
         Args:
             report: the entropies of this model's sites, now.
@@ -112,28 +137,48 @@ class Pruner:
                 number of weights.
             rule: ``"nepenthe"``, ``"egp"``, ``"uniform"``, ``"global"`` (one threshold for the model), or a function
                 ``(layers, amount) -> {site: count}`` of `layercollapse.budget.LayerState`.
+            max_layer_share: no site loses more than this share of its kept weights, in (0, 1]; what it would lose
+                beyond that is divided among the others by the rule. It is part of the `floor` that a function sees.
 
         Raises:
             LayerCollapseError: the report is of another model, weights are not finite, the rule asks for what a
                 layer has not, or the output would become constant. Nothing has changed.
         """
         states = self._states(report)
+        share = _checked_share(max_layer_share)
+        wanted = sum(self._allocated(states, amount, rule).values()) if isinstance(rule, str) else 0
+        states = [replace(x, floor=max(x.floor, x.kept - math.floor(share * x.kept))) for x in states]
         own, guard = {state.name: state.floor for state in states}, _GUARD_DENSITY
         with torch.no_grad():
-            while True:
+            before = self._liveness.varying(self.model)
+            for _ in range(_ROUNDS):
                 removed, by_weight, raised = self._guarded(states, amount, rule)
                 restore = self._masks.clear(by_weight)
-                if depends(lower(self.capture, self.model)):
+                led = depends(lower(self.capture, self.model))
+                if led and not self._liveness.constant(self.model, before):
                     raised |= {state.name: state.floor for state in states if state.floor > own[state.name]}
-                    return StepResult(removed, by_weight, raised, self.density)
-                # Every layer has weights left, and yet no path of them leads from the input to the output.
+                    emptied = [site for site, names in self.layers.items() if removed[site] and not self._kept(names)]
+                    short = max(0, wanted - sum(removed.values()))
+                    return StepResult(removed, by_weight, raised, self.density, tuple(emptied), short)
                 restore()
+                if led:
+                    fatal = self._deadening(states, by_weight, before)
+                    if not isinstance(rule, str) or any(self._floor.get(site) == 0 for site in fatal):
+                        break
+                    states = self._eased(states, removed, fatal)
+                    continue
+                # Every layer has weights left, and yet no path of them leads from the input to the output.
                 if not isinstance(rule, str) or guard >= 1:
                     raise LayerCollapseError(
                         "amount: expected a step after which the output still depends on the input, got one after "
                         f"which no path of weights leads from one to the other, with {_taken(removed)} removed"
                     )
                 states, guard = self._thicker(states, guard), 2 * guard
+        raise LayerCollapseError(
+            "amount: expected a step after which the output still depends on the input, got one after which an output "
+            f"is constant over the samples, because of {_taken({site: removed[site] for site in fatal})}; give them a "
+            "floor, or a smaller amount or max_layer_share"
+        )
 
     def apply(self) -> None:
         """Set the pruned weights to zero again, as after an optimizer step; `attach` does it by itself."""
@@ -178,7 +223,7 @@ class Pruner:
         magnitudes = self._masks.magnitudes()
         states = []
         for site, names in self.layers.items():
-            kept = sum(self._masks.kept[name] for name in names)
+            kept = self._kept(names)
             numel = sum(map(self._masks.numel, names))
             states.append(
                 LayerState(
@@ -193,13 +238,19 @@ class Pruner:
             )
         return states
 
+    def _allocated(self, states: Sequence[LayerState], amount: float, rule: str | Rule) -> dict[str, int]:
+        return allocate(states, amount, self._global if rule == GLOBAL else rule)
+
+    def _kept(self, names: Collection[str]) -> int:
+        return sum(self._masks.kept[name] for name in names)
+
     def _guarded(
         self, states: Sequence[LayerState], amount: float, rule: str | Rule
     ) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
         """Counts by site and by weight that leave the output dependent on the input, and the floors raised for it."""
         raised: dict[str, int] = {}
         while True:
-            removed = allocate(states, amount, self._global if rule == GLOBAL else rule)
+            removed = self._allocated(states, amount, rule)
             by_weight: dict[str, int] = {}
             for site, names in self.layers.items():
                 by_weight |= self._masks.under_one_threshold(names, removed[site])
@@ -256,6 +307,54 @@ class Pruner:
                 fatal.append(state.name)
         return fatal
 
+    def _deadening(self, states: Sequence[LayerState], by_weight: Mapping[str, int], before: Varying) -> list[str]:
+        """Sites without whose weights an output is constant: those of lowest entropy lose theirs first.
+
+        Found by halves, so that of L sites one takes about log₂ L forward passes. With many, those that are not known
+        to be harmless after `_LOOKS` times as many passes count among them.
+        """
+        losing = [x.name for x in sorted(states, key=lambda x: x.entropy) if self._counts([x.name], by_weight)]
+        left = _LOOKS * (1 + len(losing).bit_length())
+
+        def alive(sites: Sequence[str]) -> bool:
+            nonlocal left
+            left -= 1
+            restore = self._masks.clear(self._counts(sites, by_weight))
+            try:
+                return not self._liveness.constant(self.model, before)
+            finally:
+                restore()
+
+        taken, fatal = list[str](), list[str]()
+        while losing and not alive([*taken, *losing]):
+            harmless, deadly = 0, len(losing)  # with so many of them the outputs vary, with so many not
+            while deadly - harmless > 1 and left > 0:
+                middle = (harmless + deadly) // 2
+                if alive([*taken, *losing[:middle]]):
+                    harmless = middle
+                else:
+                    deadly = middle
+            if left <= 0:
+                return fatal + losing[harmless:]
+            taken += losing[:harmless]
+            fatal.append(losing[harmless])
+            losing = losing[deadly:]
+        return fatal
+
+    def _counts(self, sites: Collection[str], by_weight: Mapping[str, int]) -> dict[str, int]:
+        return {name: by_weight[name] for site in sites for name in self.layers[site] if by_weight.get(name)}
+
+    def _eased(
+        self, states: Sequence[LayerState], removed: Mapping[str, int], sites: Collection[str]
+    ) -> list[LayerState]:
+        """The states with floors for some sites: twice what a step would leave them, and the guard's share at least."""
+
+        def floor(state: LayerState) -> int:
+            first = math.ceil(_GUARD_DENSITY * state.numel)
+            return min(state.kept, max(first, 2 * state.floor, 2 * (state.kept - removed[state.name])))
+
+        return [replace(x, floor=floor(x)) if x.name in sites else x for x in states]
+
     def _thicker(self, states: Sequence[LayerState], density: float) -> list[LayerState]:
         """The states with floors of a share of the weights for the sites that the output cannot do without."""
         thicker = []
@@ -284,6 +383,23 @@ def _checked_floor(floor: int | Mapping[str, int] | None, layers: Mapping[str, A
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
             raise LayerCollapseError(f"floor: expected an int of at least 0 for {site!r}, got {value!r}")
     return floors
+
+
+def _checked_share(max_layer_share: float) -> float:
+    if isinstance(max_layer_share, bool) or not isinstance(max_layer_share, Real) or not 0 < max_layer_share <= 1:
+        raise LayerCollapseError(f"max_layer_share: expected a fraction in (0, 1], got {max_layer_share!r}")
+    return float(max_layer_share)
+
+
+def _checked_samples(samples: Any, example_inputs: Any) -> Any:
+    if samples is None:
+        return example_inputs
+    if not isinstance(samples, Tensor | Mapping | tuple | list):
+        raise LayerCollapseError(
+            "samples: expected a tensor, a tuple of arguments or a dict of keyword arguments, got "
+            f"{type(samples).__name__}"
+        )
+    return samples
 
 
 def _checked_density(min_density: float) -> float:

@@ -324,6 +324,8 @@ def test_of_two_branches_that_must_not_both_die_the_one_of_lower_entropy_does(ru
         def __init__(self):
             super().__init__()
             self.a, self.b, self.out = nn.Linear(3, 10), nn.Linear(3, 10), nn.Linear(10, 2)
+            for layer in (self.a, self.b):
+                nn.init.ones_(layer.bias)  # the neuron of the last weight is on for some samples
 
         def forward(self, x):
             return self.out(F.relu(self.a(x)) + F.relu(self.b(x)))
@@ -490,3 +492,170 @@ def test_a_step_that_leaves_no_path_is_taken_back():
     assert set(result.floors) == {"1", "3"}
     with torch.no_grad():
         assert float(model(10 * x).std()) > 0
+
+
+# --- outputs that go dead ---------------------------------------------------------------------------------
+
+
+def dying(layers=4, norm=False, bias=-0.05):
+    """Paths of weights lead through it when few are left, through neurons that are off then."""
+    made = []
+    for i, o in itertools.pairwise([4] + [12] * layers):
+        made += [nn.Linear(i, o), *([nn.BatchNorm1d(o)] if norm else []), nn.ReLU()]
+        linear = made[-3 if norm else -2]
+        nn.init.kaiming_normal_(linear.weight)
+        nn.init.constant_(linear.bias, bias)
+    return nn.Sequential(*made, nn.Linear(12, 3))
+
+
+def spread(model, x):
+    with torch.no_grad():
+        y = model.eval()(x)
+    return float((y.amax(0) - y.amin(0)).max())
+
+
+@pytest.mark.parametrize("rule", ["nepenthe", "egp", "uniform", "global"])
+def test_a_step_after_which_the_outputs_are_constant_keeps_more(rule):
+    model, x = dying(), torch.randn(8, 4)
+    report, twin = measure(model, x), copy.deepcopy(model)
+    blind = Pruner(twin, x, samples=x[:1])  # one sample has no spread: paths alone are looked at
+    blind.step(report, 0.95, rule)
+    assert spread(twin, x) == 0
+    pruner = Pruner(model, x)
+    result = pruner.step(report, 0.95, rule)
+    assert spread(model, x) > 0
+    assert result.floors
+    assert result.shortfall == round(0.95 * (48 + 3 * 144)) - sum(result.removed.values())
+    assert zeros_hold(pruner)
+
+
+def misled():
+    """For positive inputs, the large weights make a neuron that is always off, the small ones one that is on."""
+    model, x = chain(2, 2, 1), 0.5 + torch.rand(8, 2)
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[-9.0, -9.0], [1.0, 1.0]]))
+        model[0].bias.zero_()
+    return model, x
+
+
+@pytest.mark.parametrize(("floor", "rule"), [(0, "uniform"), (None, lambda layers, amount: {"1": 2})])
+def test_what_makes_the_outputs_constant_is_named_and_undone(floor, rule):
+    model, x = misled()
+    pruner = Pruner(model, x, floor=floor)
+    report, before = measure(model, x), snapshot(model, pruner)
+    with pytest.raises(LayerCollapseError, match=r"an output is constant over the samples, because of 2 weights of 1;"):
+        pruner.step(report, 2, rule)
+    assert same(before, snapshot(model, pruner))
+
+
+def test_a_named_rule_leaves_twice_as_many_weights_then():
+    model, x = misled()
+    result = Pruner(model, x).step(measure(model, x), 2, "uniform")
+    assert (result.removed, result.floors, result.shortfall) == ({"1": 0}, {"1": 4}, 2)
+
+
+def test_the_layer_to_blame_is_found_by_halves():
+    model, x = dying(6), torch.randn(8, 4)
+    pruner = Pruner(model, x)
+    counts = {f"{i}.weight": 10 for i in (0, 2, 4, 8, 10)} | {"6.weight": 144}
+    # By itself, of course, and whatever the order of the others.
+    states = pruner._states(measure(model, x))
+    with torch.no_grad():
+        before = pruner._liveness.varying(model)
+        assert pruner._deadening(states, counts, before) == ["7"]
+        assert pruner._deadening(states, counts | {"6.weight": 10}, before) == []
+
+
+def test_training_gives_batch_norms_their_statistics_back():
+    """Where the stored ones say that a layer makes next to nothing, the step is no worse for it."""
+
+    class Quiet(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.norm, self.b = nn.Linear(4, 12), nn.BatchNorm1d(12), nn.Linear(12, 2)
+
+        def forward(self, x):
+            return self.b(F.relu(self.norm(self.a(x))))
+
+    model, x = Quiet(), torch.randn(8, 4)
+    with torch.no_grad():
+        model.norm.running_var.fill_(1e14)
+        model.norm.bias.fill_(-0.5)
+    assert spread(model, x) == 0
+    buffers = {name: value.clone() for name, value in model.named_buffers()}
+    pruner = Pruner(model.train(), x)
+    report = measure(model.eval(), x)
+    model.train()
+    result = pruner.step(report, 0.5, lambda layers, amount: {"forward": 24})
+    assert result.removed == {"forward": 24}
+    before = pruner._liveness.varying(model)
+    assert list(before) == [0]
+    assert not pruner._liveness.constant(model, before)
+    with torch.no_grad():
+        model.a.weight.zero_()
+    assert pruner._liveness.constant(model, before)
+    assert model.training
+    assert model.norm.training
+    assert all(torch.equal(value, buffers[name]) for name, value in model.named_buffers())
+
+
+def test_an_output_that_was_constant_before_is_left_aside():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.head = nn.Linear(3, 6), nn.Linear(6, 2)
+            self.register_buffer("anchors", torch.arange(4.0))
+
+        def forward(self, x):
+            return {"anchors": self.anchors.expand(len(x), 4), "y": self.head(F.relu(self.fc(x))), "n": x.argmax(1)}
+
+    model, x = Two(), torch.randn(6, 3)
+    pruner = Pruner(nn.DataParallel(model), x)
+    assert list(pruner._liveness.varying(model)) == [1]
+    assert sum(pruner.step(measure(model, x), 0.5).removed.values()) == 9
+
+
+def test_samples_follow_the_model_and_must_be_what_it_takes():
+    model, x = chain(3, 8, 8, 2), torch.randn(6, 3)
+    report = measure(model, x)
+    pruner = Pruner(model, x)
+    model.double()
+    pruner.step(report, 0.1)
+    with pytest.raises(LayerCollapseError, match=r"samples: expected a tensor, a tuple of arguments or .* got str"):
+        Pruner(model, x.double(), samples="x")
+    pruner = Pruner(model, x.double(), samples=torch.randn(6, 5))
+    before = snapshot(model, pruner)
+    with pytest.raises(LayerCollapseError, match=r"samples: expected what the model can be called with, got \(6, 5\)"):
+        pruner.step(report, 0.1)
+    assert same(before, snapshot(model, pruner))
+
+
+# --- a cap per layer --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", ["nepenthe", "egp", "uniform", "global"])
+def test_no_layer_loses_more_than_its_share(rule):
+    (model, pruner), x = residual(), image()
+    report = report_with(model, x, **{"forward#4": 1})
+    result = pruner.step(report, 0.5, rule, max_layer_share=0.6)
+    assert sum(result.removed.values()) == 1078 == round(0.5 * 2156)
+    kept = {"forward": 108, "forward#2": 288, "forward#3": 608, "forward#4": 576, "forward#5": 576}
+    assert all(count <= 0.6 * kept[site] for site, count in result.removed.items())
+    assert (result.emptied, result.floors, result.shortfall) == ((), {}, 0)
+    assert result.removed["forward#4"] == 345 or rule in ("uniform", "global")
+
+
+def test_a_share_that_is_too_small_for_the_amount_falls_short_and_says_so():
+    (model, pruner), x = residual(), image()
+    result = pruner.step(measure(model, x), 0.5, max_layer_share=0.25)
+    assert result.removed == {"forward": 27, "forward#2": 72, "forward#3": 152, "forward#4": 144, "forward#5": 144}
+    assert result.shortfall == 1078 - 539
+
+
+def test_emptied_sites_are_named():
+    (model, pruner), x = residual(), image()
+    result = pruner.step(report_with(model, x, **{"forward#4": 1}), 0.5)
+    assert result.emptied == ("forward#4",)
+    for share in (0.0, 1.5, True, float("nan"), "0.5"):
+        with pytest.raises(LayerCollapseError, match="max_layer_share: expected a fraction in"):
+            pruner.step(measure(model, x), 0.5, max_layer_share=share)
