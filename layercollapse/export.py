@@ -49,27 +49,6 @@ def describe(*values: Any) -> str:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for the block; modes and buffers are afterwards what they were, also after an error."""
-    modes = {module: module.training for module in model.modules()}
-    buffers = {module: dict(module._buffers) for module in modes if module._buffers}
-    # A forward pass may count its calls, or fill a cache.
-    values = [(b, b.clone()) for b in dict.fromkeys(model.buffers())]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
-        for module, tensors in buffers.items():
-            module._buffers.update(tensors)
-        with torch.no_grad():
-            for buffer, value in values:
-                if not bool(same_values(buffer, value).all()):
-                    buffer.copy_(value)
-
-
-@contextmanager
 def unwarned() -> Iterator[None]:
     """The block without what torch.export says that asks nothing of whoever collapses a model."""
     # It prints the traceback of every shape that does not fit, and `export` tries shapes.
@@ -85,11 +64,6 @@ def unwarned() -> Iterator[None]:
             yield
         finally:
             log.setLevel(level)
-
-
-def same_values(a: Tensor, b: Tensor) -> Tensor:
-    """Where two tensors hold the same value, NaN for NaN."""
-    return a.eq(b) | (a.isnan() & b.isnan())
 
 
 def export(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> torch.export.ExportedProgram:

@@ -26,13 +26,13 @@ from layercollapse.export import (
     call_arguments,
     describe,
     drop_idle,
-    evaluating,
     export,
     functionalize,
     reason,
     scripted,
     unwarned,
 )
+from layercollapse.modes import evaluating
 from layercollapse.moves import MOVING, Move, name_of
 from layercollapse.nodes import (
     AFFINE,

@@ -15,7 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from layercollapse.collapse.verify import tensors_of
 from layercollapse.errors import LayerCollapseError
-from layercollapse.export import call_arguments, copied, describe, evaluating, reason
+from layercollapse.export import call_arguments, copied, describe, reason
+from layercollapse.modes import evaluating
 from layercollapse.spread import Spread
 
 # An output is constant where it varies by no more than so many units in the last place of its largest value, ...

@@ -29,6 +29,7 @@ from layercollapse.errors import LayerCollapseError
 from layercollapse.graph import capture
 from layercollapse.liveness import Liveness, Varying
 from layercollapse.masks import WeightMasks
+from layercollapse.modes import evaluating
 from layercollapse.targets import prunable
 from layercollapse.watch import unwrapped
 
@@ -88,6 +89,7 @@ class Pruner:
             does not have.
     """
 
+    @torch.inference_mode(False)
     def __init__(
         self,
         model: nn.Module,
@@ -118,6 +120,7 @@ class Pruner:
         """Bool tensors by the weight's name, True where a weight is kept."""
         return {name: self._masks.mask(name) for name in self._masks.names}
 
+    @torch.inference_mode(False)
     def step(
         self,
         report: EntropyReport,
@@ -154,7 +157,7 @@ class Pruner:
             for _ in range(_ROUNDS):
                 removed, by_weight, raised = self._guarded(states, amount, rule)
                 restore = self._masks.clear(by_weight)
-                led = depends(lower(self.capture, self.model))
+                led = self._carries()
                 if led and not self._liveness.constant(self.model, before):
                     raised |= {state.name: state.floor for state in states if state.floor > own[state.name]}
                     emptied = [site for site, names in self.layers.items() if removed[site] and not self._kept(names)]
@@ -199,6 +202,7 @@ class Pruner:
         """The packed masks by the weight's name: tensors only, for `torch.save` or safetensors."""
         return self._masks.state_dict()
 
+    @torch.inference_mode(False)
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take over the masks of a pruner of the same model, and zero the weights that they prune.
 
@@ -363,6 +367,11 @@ class Pruner:
             floor = min(state.kept, math.ceil(density * state.numel)) if needed else 0
             thicker.append(replace(state, floor=max(state.floor, floor)))
         return thicker
+
+    def _carries(self) -> bool:
+        """Whether the weights, as they are in evaluation mode, leave a path from the input to the output."""
+        with evaluating(self.model):
+            return depends(lower(self.capture, self.model))
 
     def _depends(self, dead: set[str]) -> bool:
         return self.capture.depends({alias for name in dead for alias in self._aliases[name]})

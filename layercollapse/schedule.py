@@ -102,6 +102,7 @@ class Schedule:
         self.record.sites, self.record.channels = earlier.sites, earlier.channels
         self.record.steps, self.record.dense_top1 = earlier.steps, earlier.dense_top1
         if earlier.steps:
+            self.model.train()  # the mode in which weights are saved
             checkpoint.load(self.folder, earlier.steps[-1].step, self.model, self.pruner)
 
     def go(self) -> None:
@@ -109,6 +110,7 @@ class Schedule:
         record = self.record
         try:
             report = self._measure(record.steps[-1].step) if record.steps else None
+            self.model.train()  # which layers that merge adapters for evaluation are pruned and saved in
             while len(record.steps) <= record.settings["steps"] and not self._pointless():
                 if report is not None and not self._prune(report):
                     break
@@ -147,6 +149,8 @@ class Schedule:
             record.dense_top1 = _percent(self.test(self.model), "test")
             record.sites = [layer.name for layer in report.layers]
             record.channels = [len(layer.entropy) for layer in report.layers]
+        self.model.train()
+        self.pruner.apply()
         step = Step(
             step=number,
             density=float(self.pruner.density),
@@ -190,6 +194,7 @@ class Schedule:
         record = self.record
         record.chosen = self._choice()
         self.progress(Event("collapse", record.chosen, record))
+        self.model.train()
         checkpoint.load(self.folder, record.chosen, self.model, self.pruner)
         self.model.eval()
         try:

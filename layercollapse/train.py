@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from layercollapse.data.split import Split
 from layercollapse.errors import LayerCollapseError
+from layercollapse.modes import evaluating
 
 if TYPE_CHECKING:
     from layercollapse.prune import Pruner
@@ -83,8 +84,6 @@ def accuracy(model: nn.Module, split: Split) -> float:
     """Top-1 in percent, in evaluation mode; the model's mode is put back afterwards."""
     if len(split) == 0:
         raise LayerCollapseError("split: expected at least one image, got an empty split")
-    was_training = model.training
-    model.eval()
-    correct = sum(int((model(images).argmax(1) == labels).sum()) for images, labels in split.batches(EVALUATION_BATCH))
-    model.train(was_training)
+    with evaluating(model):
+        correct = sum(int((model(x).argmax(1) == labels).sum()) for x, labels in split.batches(EVALUATION_BATCH))
     return 100 * correct / len(split)

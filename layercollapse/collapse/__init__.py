@@ -17,6 +17,7 @@ import gc
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import torch
 from torch import nn
 
 from layercollapse.collapse.bounds import Box
@@ -43,6 +44,7 @@ from layercollapse.counts import EntropyReport
 from layercollapse.errors import LayerCollapseError
 from layercollapse.export import call_arguments
 from layercollapse.graph import capture
+from layercollapse.modes import evaluating
 from layercollapse.watch import unwrapped
 
 __all__ = ["Agreement", "CollapseResult", "SiteResult", "Summary", "collapse", "compare", "load", "save"]
@@ -114,6 +116,26 @@ def collapse(
     check_options(mode, tolerance, cost, partial)
     check_example(example_inputs)
     model = unwrapped(model)
+    # In evaluation mode throughout: the weights are those of the graph, also of layers that merge adapters then.
+    with torch.inference_mode(False), evaluating(model):
+        return _collapsed(
+            model, example_inputs, report, data, box, mode=mode, tolerance=tolerance, cost=cost, partial=partial
+        )
+
+
+def _collapsed(
+    model: nn.Module,
+    example_inputs: Any,
+    report: EntropyReport | None,
+    data: Iterable[Any] | None,
+    box: tuple[Any, Any] | Box | None,
+    *,
+    mode: str,
+    tolerance: float,
+    cost: str,
+    partial: bool,
+) -> CollapseResult:
+    """What `collapse` does with a model in evaluation mode."""
     check_parameters(model)
     captured = capture(model, example_inputs)
     check_statistics(captured, model)

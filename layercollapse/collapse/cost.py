@@ -12,8 +12,9 @@ from torch import fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from layercollapse.collapse.ir import Affine, Field, Net, Window
-from layercollapse.export import call_arguments, copied, evaluating
+from layercollapse.export import call_arguments, copied
 from layercollapse.graph import Capture
+from layercollapse.modes import evaluating
 from layercollapse.nodes import SHAPE_ONLY, has_weight, packet
 
 

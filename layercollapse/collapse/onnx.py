@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from layercollapse.errors import LayerCollapseError, require
-from layercollapse.export import call_arguments, evaluating, export, unwarned
+from layercollapse.export import call_arguments, export, unwarned
 from layercollapse.files import atomic
+from layercollapse.modes import evaluating
 
 
 def save_onnx(model: nn.Module, path: Path, example_inputs: Any, tolerance: float = 1e-4) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from layercollapse.export import call_arguments, copied, evaluating
+from layercollapse.export import call_arguments, copied
 from layercollapse.measure import in_turns
+from layercollapse.modes import evaluating
 
 # Of two times that differ by less, neither is called faster. Medians of one network in turns with copies of itself
 # differed by 1 to 4 % on one core of a quiet machine, and by tens of per cent on a busy one: an outcome that matters
@@ -36,7 +38,9 @@ def timed(
         # A model may work in place on what it is given: each has its own.
         own = copied((args, kwargs))
         calls.append(partial(model, *own[0], **own[1]))
-    with evaluating(nn.ModuleList(models.values())), torch.no_grad():
+    with ExitStack() as stack, torch.no_grad():
+        for model in models.values():
+            stack.enter_context(evaluating(model))
         limits: Any = {"seconds": seconds, "warmup": 2, "minimum": 6, "maximum": passes}
         return dict(zip(models, in_turns(calls, device, **limits), strict=True))
 

@@ -18,7 +18,8 @@ from torch import Tensor, fx, nn
 
 from layercollapse.collapse.modules import FixedSizes, FixedValue
 from layercollapse.collapse.verify import tensors_of
-from layercollapse.export import call_arguments, copied, evaluating, same_values
+from layercollapse.export import call_arguments, copied
+from layercollapse.modes import evaluating, same_values
 from layercollapse.nodes import packet, spread
 
 aten = torch.ops.aten

@@ -23,8 +23,9 @@ from torch import Tensor, fx, nn
 
 from layercollapse.collapse.modules import ChannelAffine, ConstantMap, FixedSizes, FixedValue
 from layercollapse.errors import LayerCollapseError
-from layercollapse.export import call_arguments, evaluating, export, unwarned
+from layercollapse.export import call_arguments, export, unwarned
 from layercollapse.files import atomic, write_text
+from layercollapse.modes import evaluating
 
 FORMAT, VERSION = "layercollapse.model", 1
 

@@ -13,7 +13,8 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from layercollapse.errors import LayerCollapseError
-from layercollapse.export import call_arguments, copied, describe, evaluating, same_values
+from layercollapse.export import call_arguments, copied, describe
+from layercollapse.modes import evaluating, same_values
 from layercollapse.spread import Spread
 
 # An output whose spread is below the inverse of this is judged by its spread: of one that varies by 1e-4 over the data,
