@@ -240,15 +240,20 @@ def test_what_was_split_is_saved_and_loaded(tmp_path) -> None:
     torch.testing.assert_close(lc.load(tmp_path)(x), result.model(x))
 
 
+def rounded(left: torch.Tensor, right: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A product in float64 with the errors of a sum in a lower precision, drawn: those of processors differ."""
+    error = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps / 2
+    noise = error * (2 * torch.rand(len(left), right.shape[1]).double() - 1) * (left.abs() @ right.abs())
+    return (left @ right + noise).to(dtype).double()
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("rows", "columns"), [(40, 40), (64, 300), (300, 64), (200, 190)])
+@pytest.mark.parametrize(("rows", "columns"), [(40, 40), (64, 300), (300, 64), (200, 190), (600, 60)])
 def test_the_rank_of_products_and_of_others(rows: int, columns: int, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     most = (rows * columns - 1) // (rows + columns + 1)
     for rank in (1, most // 2, most):
-        # Half precision multiplies with float32 sums.
-        wide = torch.float32 if dtype == torch.bfloat16 else dtype
-        low = (torch.randn(rows, rank, dtype=wide) @ torch.randn(rank, columns, dtype=wide)).to(dtype).double()
+        low = rounded(torch.randn(rows, rank).double(), torch.randn(rank, columns).double(), dtype)
         length, width = sample_size(rows, columns, most)
         assert not needs_more(low[:length, :width])
         left, right = factors(low[None], most, dtype)
@@ -258,6 +263,16 @@ def test_the_rank_of_products_and_of_others(rows: int, columns: int, dtype: torc
     generic = torch.randn(rows, columns, dtype=torch.float64)
     assert needs_more(generic[: sample_size(rows, columns, most)[0], : sample_size(rows, columns, most)[1]])
     assert factors(generic[None], most, dtype) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_difference_above_rounding_is_part_of_the_rank(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    low = torch.randn(60, 2).double() @ torch.randn(2, 40).double()
+    other = torch.randn(60, 1).double() @ torch.randn(1, 40).double()
+    for size, rank in ((1e-3, 3), (1e-5, 3), (1e-9, 3 if dtype == torch.float64 else 2)):
+        _, right = factors((low + size * other).to(dtype).double()[None], 20, dtype)
+        assert right.shape[1] == rank
 
 
 def test_a_matrix_that_is_not_finite_is_no_product() -> None:
