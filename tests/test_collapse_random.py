@@ -773,24 +773,26 @@ def runs(network: nn.Module, x: Tensor) -> bool:
     return True
 
 
-# One network takes 0.3 s, most of it in torch.export.
-CASES = [
-    (check_counted, torch.float64, 100),
-    (check_counted, torch.float32, 60),
-    (check_proven, torch.float64, 40),
-    (check_half, torch.bfloat16, 30),
-    (check_tolerance, torch.float32, 20),
-    (check_tolerance, torch.bfloat16, 8),
-    pytest.param(check_counted, torch.float64, 1000, marks=pytest.mark.nightly),
-    pytest.param(check_counted, torch.float32, 1000, marks=pytest.mark.nightly),
-    pytest.param(check_proven, torch.float64, 500, marks=pytest.mark.nightly),
-    pytest.param(check_half, torch.bfloat16, 500, marks=pytest.mark.nightly),
-    pytest.param(check_tolerance, torch.float32, 500, marks=pytest.mark.nightly),
-    pytest.param(check_tolerance, torch.bfloat16, 200, marks=pytest.mark.nightly),
-]
+# One network takes 0.3 s, most of it in torch.export. How many there are in make test, in make test-long, nightly.
+CASES = {
+    (check_counted, torch.float64): (25, 100, 1000),
+    (check_counted, torch.float32): (15, 60, 1000),
+    (check_proven, torch.float64): (10, 40, 500),
+    (check_half, torch.bfloat16): (8, 30, 500),
+    (check_tolerance, torch.float32): (5, 20, 500),
+    (check_tolerance, torch.bfloat16): (2, 8, 200),
+}
+MARKS = ((), pytest.mark.long, pytest.mark.nightly)
 
 
-@pytest.mark.parametrize(("check", "dtype", "examples"), CASES)
+@pytest.mark.parametrize(
+    ("check", "dtype", "examples"),
+    [
+        pytest.param(*case, examples, marks=marks)
+        for case, numbers in CASES.items()
+        for examples, marks in zip(numbers, MARKS, strict=True)
+    ],
+)
 def test_random_networks(
     check: Callable[[Spec, torch.dtype], lc.CollapseResult], dtype: torch.dtype, examples: int
 ) -> None:

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+pytestmark = pytest.mark.long  # whole files of tests in processes of their own, and compilers
+
 ROOT = Path(__file__).parent.parent
 SOURCES = ROOT / "csrc" / "cuda"
 

@@ -32,7 +32,10 @@ WAYS = [
     ("orz,riyx->oizyx", 2),
     ("orzx,riy->oizyx", 2),
 ]
-WINDOWS = [{}, {"padding": 1}, {"padding": 2, "stride": 2}, {"padding": 1, "dilation": 2}]
+WINDOWS = [
+    {"padding": 2, "stride": 2},
+    *(pytest.param(w, marks=pytest.mark.long) for w in ({}, {"padding": 1}, {"padding": 1, "dilation": 2})),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -68,22 +71,24 @@ def images(model: nn.Module, size: int) -> torch.Tensor:
     return 0.1 * torch.randn(2, channels, *[size] * (weight.ndim - 2), dtype=weight.dtype)
 
 
+@pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize(("way", "between"), WAYS)
-def test_a_product_is_found_and_exact_at_the_border(way: str, between: int, dtype: torch.dtype) -> None:
+def test_a_product_is_found_and_exact_at_the_border(
+    way: str, between: int, dtype: torch.dtype, window: dict[str, int]
+) -> None:
     torch.manual_seed(0)
-    for window in WINDOWS if way != "or,ri->oi" else [{}]:
-        model = layer(way, dtype, **window)
-        x = images(model, 9)
-        result = lc.collapse(nn.Sequential(model), x, None, cost="macs")
-        assert f"0: split into 0.0, 0.1 with {between} channels between: 0." in result.explain()
-        assert result.after.macs < result.before.macs
-        assert result.after.parameters < result.before.parameters
-        assert not result.kept
-        for other in (x, images(model, 12)):
-            expected = model(other)
-            error = (result.model(other) - expected).detach().abs().max() / expected.detach().abs().max()
-            assert float(error) < TOLERANCES[dtype]
+    model = layer(way, dtype, **window if way != "or,ri->oi" else {})
+    x = images(model, 9)
+    result = lc.collapse(nn.Sequential(model), x, None, cost="macs")
+    assert f"0: split into 0.0, 0.1 with {between} channels between: 0." in result.explain()
+    assert result.after.macs < result.before.macs
+    assert result.after.parameters < result.before.parameters
+    assert not result.kept
+    for other in (x, images(model, 12)):
+        expected = model(other)
+        error = (result.model(other) - expected).detach().abs().max() / expected.detach().abs().max()
+        assert float(error) < TOLERANCES[dtype]
 
 
 def test_as_few_multiplications_as_the_factors_had() -> None:
@@ -200,14 +205,15 @@ def test_shared_weights_stay_shared() -> None:
     assert (result.split, result.before) == ({}, result.after)
 
 
+@pytest.mark.parametrize("between", [3, pytest.param(4, marks=pytest.mark.long)])
 @pytest.mark.parametrize("drawn", [False, True])
-def test_merging_and_splitting_end(drawn: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_merging_and_splitting_end(drawn: bool, between: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Layers of rank one among others, all of which may merge; and a clock that says something else each time."""
     torch.manual_seed(0)
     if drawn:
         generator = torch.Generator().manual_seed(0)
         monkeypatch.setattr(search, "Clock", lambda device: lambda op, shape: torch.rand(1, generator=generator).item())
-    for sizes in itertools.product((2, 12), repeat=4):
+    for sizes in itertools.product((2, 12), repeat=between):
         layers = [nn.Linear(a, b) for a, b in itertools.pairwise((12, *sizes, 12))]
         for each in layers[::2]:
             low = torch.randn(each.out_features, 1) @ torch.randn(1, each.in_features)

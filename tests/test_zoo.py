@@ -442,7 +442,12 @@ def check_counted(model: nn.Module, inputs: Inputs) -> None:
     assert any(bool(p.grad.ne(0).any()) for p in trained.parameters() if p.grad is not None)
 
 
-@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.nightly) for name in NIGHTLY)])
+def marked(name: str) -> object:
+    marks = pytest.mark.nightly if name in NIGHTLY else () if name in ("densenet", "temporal") else pytest.mark.long
+    return pytest.param(name, marks=marks)
+
+
+@pytest.mark.parametrize("name", map(marked, [*QUICK, *NIGHTLY]))
 @pytest.mark.usefixtures("one_thread")
 def test_an_architecture(name: str, tmp_path: Path) -> None:
     build, inputs, others = {**QUICK, **NIGHTLY}[name]
