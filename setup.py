@@ -3,11 +3,14 @@
 The C++ core is optional: without GCC or Clang the package installs and runs on the reference, and
 ``layercollapse.ops.backends()`` says so. Portable: newer instruction sets are chosen at run time.
 
-The CUDA library is built where nvcc is found, for every architecture below and, as PTX, for later ones; it needs no
-torch, no driver and no GPU. LAYERCOLLAPSE_CUDA=0 leaves it out, =1 makes it an error if it cannot be built.
+The CUDA library is built where nvcc is found; it needs no torch, no driver and no GPU. LAYERCOLLAPSE_CUDA=0 leaves it
+out, =1 makes it an error if it cannot be built. TORCH_CUDA_ARCH_LIST ("8.0;9.0+PTX") chooses the architectures, as for
+torch's own extensions; else they are those below and, as PTX, later ones. One that nvcc does not know is left out, and
+the log says so (pip shows it with -v).
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -31,7 +34,7 @@ core = Pybind11Extension(
     optional=True,
 )
 
-ARCHITECTURES = (80, 90, 100)
+ARCHITECTURES = "8.0 9.0 10.0+PTX"
 wanted = os.environ.get("LAYERCOLLAPSE_CUDA", "auto")
 if wanted not in ("auto", "0", "1"):
     sys.exit(f"LAYERCOLLAPSE_CUDA: expected auto, 0 or 1, got {wanted!r}")
@@ -52,6 +55,30 @@ def find_nvcc():
     return next(filter(None, (shutil.which("nvcc", path=place) for place in places)), None)
 
 
+def architectures(nvcc):
+    """Options of nvcc for the architectures asked for, less those that it does not know; CompileError if none is left."""
+    asked = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").split() or ARCHITECTURES.split()
+    if asked == ["native"]:
+        return ["-arch=native"]
+    known = subprocess.run([nvcc, "--list-gpu-code"], check=False, capture_output=True, text=True).stdout.split()
+    binary, intermediate = [], []
+    for name in asked:
+        arch = name.removesuffix("+PTX").replace(".", "")
+        if not re.fullmatch(r"\d+[af]?", arch):
+            sys.exit(f"TORCH_CUDA_ARCH_LIST: expected native or numbers like 9.0 and 9.0+PTX, got {name!r}")
+        if f"sm_{arch}" in known:
+            binary.append(arch)
+            intermediate += [arch] * name.endswith("+PTX")
+        else:
+            print(f"warning: {nvcc} does not know {name}, which is left out; it knows {' '.join(known)}", flush=True)
+    if not binary:
+        raise CompileError(f"{nvcc}: expected one that knows any of {' '.join(asked)}, got one for {' '.join(known)}")
+    if not intermediate and any(name.endswith("+PTX") for name in asked):
+        intermediate = binary[-1:]  # later GPUs still need some
+    options = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in binary]
+    return options + [f"-gencode=arch=compute_{arch},code=compute_{arch}" for arch in intermediate]
+
+
 class BuildExt(build_ext):
     """Compile .cu sources with nvcc, everything else as usual."""
 
@@ -62,8 +89,7 @@ class BuildExt(build_ext):
         nvcc = find_nvcc()
         if nvcc is None:
             raise CompileError("nvcc: expected it under CUDA_HOME, on the path or in /usr/local/cuda/bin, got none")
-        codes = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in ARCHITECTURES]
-        codes.append(f"-gencode=arch=compute_{ARCHITECTURES[-1]},code=compute_{ARCHITECTURES[-1]}")
+        codes = architectures(nvcc)
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         command = [nvcc, "-std=c++17", "-O3", "-Werror", "all-warnings", "-Xptxas", "-v", "--threads", "2"]
@@ -72,6 +98,10 @@ class BuildExt(build_ext):
         if subprocess.run(command, check=False).returncode:
             raise CompileError(f"{nvcc} failed")
 
+
+with_cuda = wanted == "1" or (wanted == "auto" and find_nvcc() is not None)
+if wanted == "auto" and not with_cuda:
+    print("LAYERCOLLAPSE_CUDA=auto: no nvcc found, the CUDA library is not built", flush=True)
 
 setup(
     packages=[
@@ -84,6 +114,6 @@ setup(
     ],
     package_dir={"layercollapse.kernels": "kernels", "layercollapse_core": "csrc/python"},
     package_data={"layercollapse_core": ["_core.pyi"]},
-    ext_modules=[core] + ([cuda] if wanted == "1" or (wanted == "auto" and find_nvcc()) else []),
+    ext_modules=[core] + [cuda] * with_cuda,
     cmdclass={"build_ext": BuildExt},
 )

@@ -72,9 +72,10 @@ def sign_histogram_(x: Tensor, channel_dim: int, upper: float | None, out: Tenso
     layout = plan(x.shape, x.stride(), channel_dim % x.dim(), kind.width, x.data_ptr())
     bits = 0 if upper is None else upper_bits(upper, x.dtype)
     channels, columns = out.shape
-    signs = _struct(x.data_ptr(), out.data_ptr(), kind.width, columns, kind.infinity, bits, channels, layout.repeat)
     with on_device_of(x):
         for part in layout.parts:
+            first = x.data_ptr() + part.start * kind.width
+            signs = _struct(first, out.data_ptr(), kind.width, columns, kind.infinity, bits, channels, layout.repeat)
             _count(part, signs, channels, VECTOR // kind.width, x)
 
 
@@ -92,7 +93,7 @@ def _count(part: Part, signs: ctypes.Array[c_int64], channels: int, vector: int,
     else:
         sizes, steps = zip(*part.dims, strict=True)
         tiles = strided_grid(part, channels, target)
-        shape = (part.start, part.channel_stride, tiles.samples, tiles.each, *sizes, *steps)
+        shape = (part.channel_stride, tiles.samples, tiles.each, *sizes, *steps)
         _call("lc_count_strided", x, signs, _struct(*shape, tiles.cols, tiles.strips, tiles.splits))
 
 

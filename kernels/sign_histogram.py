@@ -99,17 +99,21 @@ def _add_columns(out_ptr, index, packed, word, width, run, channels, repeat, PAC
     )
 
 
-@triton.jit(do_not_specialize=["rows", "rows_each", "width", "outer_stride", "inner_stride", "inner_size", "run",
+@triton.jit(do_not_specialize=["start", "rows", "rows_each", "width", "outer_stride", "inner_stride", "inner_size", "run",
                                "channels", "repeat", "nan_gap", "upper_gap"])  # fmt: skip
 def _columns_kernel(
     x_ptr,  # words
     out_ptr,  # int64 (channels, N_OUT)
-    rows, rows_each, width, outer_stride, inner_stride, inner_size, run, channels, repeat, nan_gap, upper_gap,
+    start, rows, rows_each, width, outer_stride, inner_stride, inner_size, run, channels, repeat, nan_gap, upper_gap,
     N_OUT: tl.constexpr, MAGNITUDE: tl.constexpr, SIGN: tl.constexpr, SHIFT: tl.constexpr, PACKED: tl.constexpr,
     RUNS: tl.constexpr, NESTED: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
-    """Program (i, j): columns [i · COLS, (i + 1) · COLS) words of rows [j · rows_each, (j + 1) · rows_each)."""
+    """Program (i, j): columns [i · COLS, (i + 1) · COLS) words of rows [j · rows_each, (j + 1) · rows_each).
+
+    Start, width and strides are in vectors of 4 words. Rows and words of a row are at most `sign_layout.LARGEST`.
+    """
     UPPER: tl.constexpr = N_OUT == 5
+    x_ptr += start.to(tl.int64) * 4
     word = tl.program_id(0) * COLS + tl.arange(0, COLS)
     first = tl.program_id(1) * rows_each
     last = tl.minimum(first + rows_each, rows)
@@ -170,20 +174,22 @@ def _add_channel(out_ptr, channel, negative, positive, nan, above, total, repeat
         tl.atomic_add(place + 4, above * repeat, sem="relaxed")
 
 
-@triton.jit(do_not_specialize=["pieces", "pieces_each", "parts", "length", "channel_stride", "outer_stride", "repeat",
+@triton.jit(do_not_specialize=["start", "pieces", "pieces_each", "parts", "length", "channel_stride", "outer_stride", "repeat",
                                "nan_gap", "upper_gap"])  # fmt: skip
 def _runs_kernel(
     x_ptr,  # words
     out_ptr,  # int64 (channels, N_OUT)
-    pieces, pieces_each, parts, length, channel_stride, outer_stride, repeat, nan_gap, upper_gap,
+    start, pieces, pieces_each, parts, length, channel_stride, outer_stride, repeat, nan_gap, upper_gap,
     N_OUT: tl.constexpr, MAGNITUDE: tl.constexpr, SIGN: tl.constexpr, SHIFT: tl.constexpr, PACKED: tl.constexpr,
     BLOCK: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
     """Program c · parts + j: the pieces [j · pieces_each, (j + 1) · pieces_each) of channel c.
 
-    A piece is BLOCK · UNROLL words of a run, or the rest of it; length and strides are in vectors of 4 words.
+    A piece is BLOCK · UNROLL words of a run, or the rest of it; start, length and strides are in vectors of 4 words.
+    The words of a run are at most `sign_layout.LARGEST`.
     """
     UPPER: tl.constexpr = N_OUT == 5
+    x_ptr += start.to(tl.int64) * 4
     channel = tl.program_id(0) // parts
     first = tl.program_id(0) % parts * pieces_each
     last = tl.minimum(first + pieces_each, pieces)
@@ -302,7 +308,7 @@ def _launch(part: Part, x: Tensor, upper: float | None, out: Tensor, repeat: int
     if isinstance(part, Columns):
         grid = columns_grid(part, vector, target)
         _columns_kernel[(grid.strips, grid.splits)](
-            triton.reinterpret(x, tl.uint32), out, grid.rows, grid.each, part.width // vector,
+            triton.reinterpret(x, tl.uint32), out, part.start // vector, grid.rows, grid.each, part.width // vector,
             part.outer.stride // vector, part.inner.stride // vector, part.inner.size, part.run, channels,
             RUNS=part.run > 1, NESTED=part.outer.size > 1, ROWS=sign_layout.BLOCK // grid.cols, COLS=grid.cols,
             UNROLL=sign_layout.UNROLL, num_warps=4, **common,
@@ -310,9 +316,9 @@ def _launch(part: Part, x: Tensor, upper: float | None, out: Tensor, repeat: int
     elif isinstance(part, Runs):
         pieces = runs_grid(part, channels, vector, target)
         _runs_kernel[(channels * pieces.parts,)](
-            triton.reinterpret(x, tl.uint32), out, pieces.pieces, pieces.each, pieces.parts, part.length // vector,
-            part.channel_stride // vector, part.outer.stride // vector, BLOCK=sign_layout.BLOCK,
-            UNROLL=sign_layout.UNROLL, num_warps=4, **common,
+            triton.reinterpret(x, tl.uint32), out, part.start // vector, pieces.pieces, pieces.each, pieces.parts,
+            part.length // vector, part.channel_stride // vector, part.outer.stride // vector,
+            BLOCK=sign_layout.BLOCK, UNROLL=sign_layout.UNROLL, num_warps=4, **common,
         )  # fmt: skip
     else:
         sizes, strides = zip(*part.dims, strict=True)

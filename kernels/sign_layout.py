@@ -9,7 +9,7 @@ Samples may be counted in any order, so their dimensions are first sorted by str
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
 from layercollapse.kernels.bits import VECTOR, Dim, coalesce
@@ -19,11 +19,15 @@ UNROLL = 8  # tiles that are loaded before the first is counted
 MOST = 65535 // UNROLL * UNROLL  # values that one packed counter takes: it has 16 bits
 LONG_RUN = 32768  # bytes of a run from which blocks that end with it waste less than 1 part in 8
 STRIDED_DIMS = 4  # sample dimensions that the strided kernel walks
+# Entries of a row or a run, and rows of a part, above which it is cut into several: the kernels index within a part by
+# 32 bits, and a grid has at most 65,535 splits.
+LARGEST = 1 << 30
 
 
 class Columns(NamedTuple):
     """Rows of `width` contiguous entries, VECTOR-aligned; column i is of channel i // run % C."""
 
+    start: int  # entries from the first of x
     width: int
     run: int
     outer: Dim  # rows: outer.size groups of inner.size
@@ -33,6 +37,7 @@ class Columns(NamedTuple):
 class Runs(NamedTuple):
     """For each channel, `outer.size` contiguous runs of `length` entries, VECTOR-aligned."""
 
+    start: int  # entries from the first of x
     length: int
     channel_stride: int
     outer: Dim
@@ -81,20 +86,43 @@ def plan(shape: Sequence[int], strides: Sequence[int], channel_dim: int, width: 
     rows = samples[:-1] if contiguous else samples
     channel_stride = channels.stride if channels.size > 1 else run
     if run * width >= LONG_RUN and len(rows) <= 1 and aligned(run, channel_stride, *(row.stride for row in rows)):
-        return Layout([Runs(run, channel_stride, rows[0] if rows else _ONE)], repeat)
+        outer = rows[0] if rows else _ONE
+        return Layout([Runs(at, size, channel_stride, outer) for at, size in _cut(run)], repeat)
 
     row = channels.size * run
-    if channel_stride == run and len(rows) <= 2 and aligned():
+    joined = vector // math.gcd(row, vector)  # rows that end on a vector together
+    # A row that is too long for a part is cut between channels by the strided loop, which indexes by 64 bits.
+    if channel_stride == run and len(rows) <= 2 and aligned() and row * joined <= LARGEST:
         outer, inner = [_ONE, _ONE, *rows][-2:]
         if aligned(row, outer.stride, inner.stride):
-            return Layout([Columns(row, run, outer, inner)], repeat)
-        joined = vector // math.gcd(row, vector)  # rows that end on a vector together
+            return Layout(list(_columns(row, run, outer, inner)), repeat)
         if len(rows) == 1 and inner.stride == row and inner.size >= joined:
             count = inner.size // joined
             rest = [Dim(inner.size - count * joined, row), *samples[1:]]
             tail = strided(count * joined * row, rest, channel_stride) if rest[0].size else []
-            return Layout([Columns(row * joined, run, _ONE, Dim(count, row * joined)), *tail], repeat)
+            return Layout([*_columns(row * joined, run, _ONE, Dim(count, row * joined)), *tail], repeat)
     return Layout(strided(0, samples, channel_stride), repeat)
+
+
+def _cut(size: int) -> Iterator[tuple[int, int]]:
+    """Yield the first position and the length of the pieces of at most LARGEST that `size` is cut into."""
+    return ((at, min(LARGEST, size - at)) for at in range(0, size, LARGEST))
+
+
+def _columns(width: int, run: int, outer: Dim, inner: Dim) -> Iterator[Columns]:
+    """Yield parts of at most LARGEST rows each, together all outer.size · inner.size of them."""
+    if outer.size * inner.size <= LARGEST:
+        yield Columns(0, width, run, outer, inner)
+    elif inner.size <= LARGEST:
+        groups = LARGEST // inner.size
+        for first in range(0, outer.size, groups):
+            some = Dim(min(groups, outer.size - first), outer.stride)
+            yield Columns(first * outer.stride, width, run, some, inner)
+    else:
+        for group in range(outer.size):
+            for at, size in _cut(inner.size):
+                start = group * outer.stride + at * inner.stride
+                yield Columns(start, width, run, _ONE, Dim(size, inner.stride))
 
 
 def strided(start: int, dims: Sequence[Dim], channel_stride: int) -> list[Part]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
+from typing import SupportsFloat, SupportsIndex
 
 import torch
 from layercollapse_core.memory import overlap, reach
@@ -30,11 +32,11 @@ def check_activation(x: Tensor, channel_dim: int, upper: float | None) -> None:
         raise LayerCollapseError(f"x: expected a tensor, got {type(x).__name__}")
     if x.dtype not in DTYPES or x.layout != torch.strided:
         raise LayerCollapseError(f"x: expected a dense {_names(DTYPES)} tensor, got {describe(x)}")
-    if not -x.dim() <= channel_dim < x.dim():
-        raise LayerCollapseError(f"channel_dim: expected a dimension of x, which has {x.dim()}, got {channel_dim}")
+    if not isinstance(channel_dim, int | SupportsIndex) or not -x.dim() <= operator.index(channel_dim) < x.dim():
+        raise LayerCollapseError(f"channel_dim: expected a dimension of x, which has {x.dim()}, got {channel_dim!r}")
     # The smallest float32 is 2**-149; half of it and less round to zero.
-    if upper is not None and not upper > 2.0**-150:
-        raise LayerCollapseError(f"upper: expected a float32 above 0, got {upper}")
+    if upper is not None and not (isinstance(upper, float | SupportsFloat) and float(upper) > 2.0**-150):
+        raise LayerCollapseError(f"upper: expected a float32 above 0, got {upper!r}")
 
 
 def check_masked_topk(weights: Sequence[Tensor], masks: Sequence[Tensor], k: Sequence[int], scope: str) -> None:
@@ -86,8 +88,21 @@ def _bytes_of(weight: Tensor, index: int) -> int:
     return entries * weight.element_size()
 
 
+def check_in_place(name: str, tensor: Tensor) -> None:
+    """Raise if a tensor that is to be written is a lazily negated view, whose memory holds other values."""
+    # What torch.compile traces is never one, and it cannot trace the question.
+    if not torch.compiler.is_compiling() and tensor.is_neg():
+        raise LayerCollapseError(
+            f"{name}: expected a tensor that holds its values, got a negated view (of a conjugate's imaginary part, "
+            "say); give what resolve_neg() makes of it"
+        )
+
+
 def check_packed(packed: Tensor, shape: Sequence[int]) -> None:
     """Raise unless packed holds one bit for each entry of shape."""
+    sizes = shape if isinstance(shape, (list, tuple)) else [-1]
+    if not all(isinstance(size, SupportsIndex) and operator.index(size) >= 0 for size in sizes):
+        raise LayerCollapseError(f"shape: expected a tuple of sizes that are not below 0, got {shape!r}")
     length = (math.prod(shape) + 7) // 8
     if not isinstance(packed, Tensor) or packed.dtype != torch.uint8 or tuple(packed.shape) != (length,):
         raise LayerCollapseError(

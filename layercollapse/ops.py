@@ -51,6 +51,8 @@ def sign_histogram(x: Tensor, *, channel_dim: int = 1, upper: float | None = Non
         out = torch.zeros(x.shape[channel_dim], 4 if upper is None else 5, dtype=torch.int64, device=x.device)
     elif not isinstance(out, Tensor):
         raise LayerCollapseError(f"out: expected a tensor, got {type(out).__name__}")
+    else:
+        _checks.check_in_place("out", out)
     torch.ops.layercollapse.sign_histogram_(x.detach(), channel_dim, upper, out)
     return out
 
@@ -101,6 +103,11 @@ def masked_topk_(
         if sum(numbers):
             raise _checks.too_many_error(0, scope, sum(numbers), 0)
         return torch.zeros(len(numbers))
+    if not isinstance(scope, str):  # torch's dispatcher would say so, in its own words
+        raise LayerCollapseError(f"scope: expected 'layer' or 'global', got {scope!r}")
+    for name, tensors in (("weights", weights), ("masks", masks)):
+        for index, tensor in enumerate(tensors):
+            _checks.check_in_place(f"{name}[{index}]", tensor)
     detached = [weight.detach() if weight.requires_grad else weight for weight in weights]
     return torch.ops.layercollapse.masked_topk_(detached, masks, numbers, scope)
 
@@ -189,8 +196,8 @@ def _fake_masked_topk(weights: list[Tensor], masks: list[Tensor], k: list[int], 
     return weights[0].new_empty(size, dtype=torch.float64 if double else torch.float32)
 
 
-for _device in ("CPU", "CUDA"):
-    _library.impl("sign_histogram_", _run_sign_histogram, _device)
-    _library.impl("masked_topk_", _run_masked_topk, _device)
+# One implementation for every device: it chooses the backend, and the reference runs on any.
+_library.impl("sign_histogram_", _run_sign_histogram, "CompositeExplicitAutograd")
+_library.impl("masked_topk_", _run_masked_topk, "CompositeExplicitAutograd")
 torch.library.register_fake("layercollapse::sign_histogram_", _fake_sign_histogram, lib=_library)
 torch.library.register_fake("layercollapse::masked_topk_", _fake_masked_topk, lib=_library)

@@ -80,3 +80,83 @@ def test_the_core_includes_no_torch_header():
     assert not [
         path for path in sources if "#include <torch" in path.read_text() or "#include <ATen" in path.read_text()
     ]
+
+
+FAKE_NVCC = """#!/bin/sh
+if [ "$1" = --list-gpu-code ]; then echo sm_80; echo sm_90; exit; fi
+echo "$@" >> "$NVCC_CALLS"
+exit 1
+"""
+
+
+def nvcc_of(tmp_path, **environment):
+    """What setup.py gives to an nvcc that knows sm_80 and sm_90, and what it prints."""
+    (tmp_path / "bin").mkdir()
+    nvcc, calls = tmp_path / "bin" / "nvcc", tmp_path / "calls"
+    nvcc.write_text(FAKE_NVCC)
+    nvcc.chmod(0o755)
+    calls.touch()
+    # Without pyproject.toml, whose metadata an environment's own setuptools may be too old for.
+    (tmp_path / "source").mkdir()
+    for name in ("setup.py", "csrc", "kernels", "layercollapse"):
+        (tmp_path / "source" / name).symlink_to(ROOT / name)
+    # Not the C++ core: "build_ext" of the CUDA library alone.
+    script = (
+        "import setuptools, sys; made = setuptools.setup\n"
+        "def only_cuda(**k): return made(**{**k, 'ext_modules': k['ext_modules'][1:]})\n"
+        "setuptools.setup = only_cuda; sys.argv = ['setup.py', 'build_ext', '--build-lib', sys.argv[1]]\n"
+        "exec(compile(open('setup.py').read(), 'setup.py', 'exec'))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "out")],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=tmp_path / "source",
+        env={"PATH": "/usr/bin:/bin", "CUDA_HOME": str(tmp_path), "NVCC_CALLS": str(calls), **environment},
+    )
+    codes = [word for word in calls.read_text().split() if word.startswith(("-gencode", "-arch"))]
+    return codes, run
+
+
+def code(arch, kind):
+    return f"-gencode=arch=compute_{arch},code={kind}_{arch}"
+
+
+@pytest.mark.parametrize(
+    ("asked", "codes", "left_out"),
+    [
+        ("", [code(80, "sm"), code(90, "sm"), code(90, "compute")], "does not know 10.0+PTX"),
+        ("9.0", [code(90, "sm")], None),
+        ("8.0;9.0+PTX", [code(80, "sm"), code(90, "sm"), code(90, "compute")], None),
+        ("8.0+PTX 8.9", [code(80, "sm"), code(80, "compute")], "does not know 8.9"),
+        ("native", ["-arch=native"], None),
+    ],
+)
+def test_cuda_architectures_are_those_of_the_environment_that_nvcc_knows(asked, codes, left_out, tmp_path):
+    pytest.importorskip("pybind11")
+    got, run = nvcc_of(tmp_path, TORCH_CUDA_ARCH_LIST=asked)
+    assert got == codes
+    assert ("does not know" in run.stdout) == (left_out is not None)
+    assert left_out is None or left_out in run.stdout
+
+
+def test_an_nvcc_that_knows_none_of_them_is_an_error_or_said(tmp_path):
+    pytest.importorskip("pybind11")
+    (tmp_path / "auto").mkdir()
+    (tmp_path / "forced").mkdir()
+    codes, run = nvcc_of(tmp_path / "auto", TORCH_CUDA_ARCH_LIST="12.0")
+    assert codes == []
+    assert run.returncode == 0
+    assert "got one for sm_80 sm_90" in run.stdout + run.stderr
+    _, forced = nvcc_of(tmp_path / "forced", TORCH_CUDA_ARCH_LIST="12.0", LAYERCOLLAPSE_CUDA="1")
+    assert forced.returncode != 0
+    assert "got one for sm_80 sm_90" in forced.stdout + forced.stderr
+
+
+def test_a_bad_list_of_architectures_is_named(tmp_path):
+    pytest.importorskip("pybind11")
+    _, run = nvcc_of(tmp_path, TORCH_CUDA_ARCH_LIST="Hopper!")
+    assert run.returncode != 0
+    assert "TORCH_CUDA_ARCH_LIST: expected native or numbers like 9.0 and 9.0+PTX, got 'Hopper!'" in run.stderr

@@ -128,6 +128,18 @@ def test_layouts(backend, name, dtype):
         signs_agree(x.nan_to_num(1.0) if x.is_contiguous() else x, channel_dim)
 
 
+@pytest.mark.parametrize(
+    ("shape", "dim"), [((66, 64), 1), ((530, 3), 1), ((1, 2, 160), 1), ((9, 9, 64), -1)], ids=str
+)
+def test_what_is_cut_into_parts_is_counted_once(backend, shape, dim, monkeypatch):
+    monkeypatch.setattr(sign_layout, "LARGEST", 64)
+    x = mixed(shape, torch.bfloat16)
+    x = x[:, 1:] if dim == -1 else x  # rows in groups
+    parts = sign_layout.plan(x.shape, x.stride(), dim % x.dim(), 2, x.data_ptr()).parts
+    assert len([part for part in parts if not isinstance(part, sign_layout.Strided)]) > 1
+    signs_agree(x, dim, 6.0)
+
+
 @few
 @given(
     st.lists(st.integers(1, 9), min_size=1, max_size=4),

@@ -99,6 +99,24 @@ def test_compiled_function_calls_them(backend, dynamic):
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("key", ["CPU", "CUDA", "MPS", "XPU", "HPU", "PrivateUse1"])
+@pytest.mark.parametrize("op", ["sign_histogram_", "masked_topk_"])
+def test_every_device_has_an_implementation(op, key):
+    # The reference is plain torch and runs on devices that nobody here has.
+    assert torch._C._dispatch_has_computed_kernel_for_dispatch_key(f"layercollapse::{op}", key)
+
+
+def test_meta_tensors_have_shapes():
+    assert ops.sign_histogram(torch.empty(2, 3, device="meta"), upper=6.0).shape == (3, 5)
+    weights, masks = torch.empty(9, device="meta"), torch.empty(2, dtype=torch.uint8, device="meta")
+    assert ops.masked_topk_(weights, masks, 3).shape == (1,)
+
+
+def test_numbers_of_numpy_are_numbers():
+    counts = ops.sign_histogram(dense(2, 3), channel_dim=np.int64(1), upper=np.float32(6))
+    assert torch.equal(counts, ops.sign_histogram(dense(2, 3), channel_dim=1, upper=6.0))
+
+
 def test_writing_a_saved_weight_is_noticed_by_autograd():
     weight = torch.ones(4, requires_grad=True)
     loss = (weight * weight).sum()
@@ -142,13 +160,17 @@ BAD_HISTOGRAM = [
     ({"x": torch.ones(3)}, "channel_dim: expected a dimension of x, which has 1, got 1"),
     ({"x": torch.tensor(1.0), "channel_dim": 0}, "channel_dim"),
     ({"x": torch.ones(2, 3), "channel_dim": -3}, "channel_dim"),
+    ({"x": torch.ones(2, 3), "channel_dim": 1.0}, "channel_dim: expected a dimension of x, which has 2, got 1.0"),
+    ({"x": torch.ones(2, 3), "channel_dim": "C"}, "channel_dim: expected a dimension of x, which has 2, got 'C'"),
     ({"x": torch.ones(2, 3), "upper": 0.0}, "upper: expected a float32 above 0, got 0.0"),
+    ({"x": torch.ones(2, 3), "upper": "6"}, "upper: expected a float32 above 0, got '6'"),
     ({"x": torch.ones(2, 3), "upper": float("nan")}, "upper"),
     ({"x": torch.ones(2, 3), "upper": 1e-46}, "upper"),
     ({"x": torch.ones(2, 3), "out": torch.zeros(3, 5, dtype=torch.int64)}, r"out: .*\(3, 4\), got int64.*\(3, 5\)"),
     ({"x": torch.ones(2, 3), "out": torch.zeros(3, 4)}, "out: .*int64.*, got float32"),
     ({"x": torch.ones(2, 3), "out": torch.zeros(4, 3, dtype=torch.int64).t()}, "out: .*contiguous.*strides"),
     ({"x": torch.ones(2, 3), "out": []}, "out: expected a tensor, got list"),
+    ({"x": torch.ones(2, 3), "out": torch._neg_view(torch.zeros(3, 4, dtype=torch.int64))}, "out: .*a negated view"),
 ]
 
 
@@ -176,6 +198,7 @@ BAD_TOPK = [
     ((torch.ones(4), full_mask(4), True), "k: expected an int or a list of ints, got True"),
     ((torch.ones(4), full_mask(4), [1, 1]), "k: expected 1 numbers for scope='layer', got 2"),
     (([torch.ones(4)], [full_mask(4)] * 2, 1), "masks: expected one for each of 1 weights, got 2"),
+    ((torch.ones(4, dtype=torch.complex64).conj().imag, full_mask(4), 1), r"weights\[0\]: .*got a negated view"),
 ]
 
 
@@ -185,9 +208,10 @@ def test_masked_topk_bad_input(arguments, message):
         ops.masked_topk_(*arguments)
 
 
-def test_scope_is_checked():
-    with pytest.raises(LayerCollapseError, match="scope: expected 'layer' or 'global', got 'model'"):
-        ops.masked_topk_(torch.ones(4), full_mask(4), 1, scope="model")
+@pytest.mark.parametrize("scope", ["model", 3])
+def test_scope_is_checked(scope):
+    with pytest.raises(LayerCollapseError, match=f"scope: expected 'layer' or 'global', got {scope!r}"):
+        ops.masked_topk_(torch.ones(4), full_mask(4), 1, scope=scope)
 
 
 @pytest.mark.parametrize("backend", AVAILABLE)
@@ -225,6 +249,9 @@ def test_mask_bad_input():
         ops.pack_mask(torch.ones(3, dtype=torch.uint8))
     with pytest.raises(LayerCollapseError, match=r"packed: expected a uint8 tensor of shape \(2,\) for shape \(3, 3\)"):
         ops.unpack_mask(torch.ones(1, dtype=torch.uint8), (3, 3))
+    for shape in (4, "4", (-4,), (4.0,)):
+        with pytest.raises(LayerCollapseError, match="shape: expected a tuple of sizes that are not below 0, got"):
+            ops.unpack_mask(full_mask(4), shape)
 
 
 def test_importing_ops_is_quick_and_needs_no_compiler():

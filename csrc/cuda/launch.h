@@ -26,7 +26,7 @@ struct Pieces {
 };
 
 struct Samples {
-  int64_t start, channel_stride, samples, each, sizes[4], strides[4];
+  int64_t channel_stride, samples, each, sizes[4], strides[4];
   int64_t cols, strips, splits;  // cols: channels of a tile
 };
 

@@ -28,7 +28,8 @@ __device__ void flush(const uint32_t* counts, int stride, int64_t first, int64_t
 
 __device__ __forceinline__ int64_t place_of(const Rows& r, int64_t row) {
   if (r.inner_size >= r.rows) return row * r.inner_stride;
-  const auto inner = static_cast<uint32_t>(r.inner_size), at = static_cast<uint32_t>(row);  // sign_layout: rows < 2^32
+  // At most sign_layout.LARGEST rows.
+  const auto inner = static_cast<uint32_t>(r.inner_size), at = static_cast<uint32_t>(row);
   return at / inner * r.outer_stride + at % inner * r.inner_stride;
 }
 
@@ -195,7 +196,7 @@ __global__ void __launch_bounds__(kThreads) strided_kernel(const Signs s, const 
   Tally<4> tally;
   uint32_t minus = 0, plus = 0, mine = 0;
   if (channel < s.channels) {
-    const Bits* x = static_cast<const Bits*>(s.x) + p.start + channel * p.channel_stride;
+    const Bits* x = static_cast<const Bits*>(s.x) + channel * p.channel_stride;
     for (int64_t sample = first + static_cast<int>(threadIdx.x) / cols; sample < last; sample += lanes, ++mine) {
       int64_t index = sample, offset = 0;
 #pragma unroll
