@@ -221,7 +221,7 @@ template <int kWidth, bool kStrided>
 __global__ void __launch_bounds__(kThreads) count_kernel(const Topk t, const int64_t* ids) {
   using F = Format<kWidth>;
   using R = Reader<kWidth, kStrided>;
-  constexpr int kUnroll = kStrided ? 1 : 8 / F::kWords * 2;  // 64 bytes in flight per thread
+  constexpr int kUnroll = kStrided ? 1 : 8 / F::kWords * 2;  // 64 bytes per thread and turn, which ptxas does not keep in flight together
   __shared__ uint32_t bins[kBins];
   const int64_t index = ids[blockIdx.x];
   const int64_t* segment = t.segments + index * kFields;
