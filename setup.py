@@ -56,7 +56,7 @@ def find_nvcc():
 
 
 def architectures(nvcc):
-    """Options of nvcc for the architectures asked for, less those that it does not know; CompileError if none is left."""
+    """Options of nvcc for the architectures asked for that it knows; CompileError if it knows none."""
     asked = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").split() or ARCHITECTURES.split()
     if asked == ["native"]:
         return ["-arch=native"]

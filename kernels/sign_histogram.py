@@ -99,8 +99,8 @@ def _add_columns(out_ptr, index, packed, word, width, run, channels, repeat, PAC
     )
 
 
-@triton.jit(do_not_specialize=["start", "rows", "rows_each", "width", "outer_stride", "inner_stride", "inner_size", "run",
-                               "channels", "repeat", "nan_gap", "upper_gap"])  # fmt: skip
+@triton.jit(do_not_specialize=["start", "rows", "rows_each", "width", "outer_stride", "inner_stride", "inner_size",
+                               "run", "channels", "repeat", "nan_gap", "upper_gap"])  # fmt: skip
 def _columns_kernel(
     x_ptr,  # words
     out_ptr,  # int64 (channels, N_OUT)
@@ -174,8 +174,8 @@ def _add_channel(out_ptr, channel, negative, positive, nan, above, total, repeat
         tl.atomic_add(place + 4, above * repeat, sem="relaxed")
 
 
-@triton.jit(do_not_specialize=["start", "pieces", "pieces_each", "parts", "length", "channel_stride", "outer_stride", "repeat",
-                               "nan_gap", "upper_gap"])  # fmt: skip
+@triton.jit(do_not_specialize=["start", "pieces", "pieces_each", "parts", "length", "channel_stride", "outer_stride",
+                               "repeat", "nan_gap", "upper_gap"])  # fmt: skip
 def _runs_kernel(
     x_ptr,  # words
     out_ptr,  # int64 (channels, N_OUT)

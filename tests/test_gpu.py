@@ -128,9 +128,7 @@ def test_layouts(backend, name, dtype):
         signs_agree(x.nan_to_num(1.0) if x.is_contiguous() else x, channel_dim)
 
 
-@pytest.mark.parametrize(
-    ("shape", "dim"), [((66, 64), 1), ((530, 3), 1), ((1, 2, 160), 1), ((9, 9, 64), -1)], ids=str
-)
+@pytest.mark.parametrize(("shape", "dim"), [((66, 64), 1), ((530, 3), 1), ((1, 2, 160), 1), ((9, 9, 64), -1)], ids=str)
 def test_what_is_cut_into_parts_is_counted_once(backend, shape, dim, monkeypatch):
     monkeypatch.setattr(sign_layout, "LARGEST", 64)
     x = mixed(shape, torch.bfloat16)

@@ -59,7 +59,13 @@ def test_what_is_too_large_for_32_bits_is_cut_into_parts_that_are_not(name):
 @pytest.mark.parametrize("largest", [16, 64, 1 << 30])
 @pytest.mark.parametrize(
     ("shape", "strides"),
-    [((5, 8), (8, 1)), ((3, 7, 8), (64, 8, 1)), ((2, 33, 4), (200, 4, 1)), ((50, 3), (3, 1)), ((2, 2, 72), (144, 72, 1))],
+    [
+        ((5, 8), (8, 1)),
+        ((3, 7, 8), (64, 8, 1)),
+        ((2, 33, 4), (200, 4, 1)),
+        ((50, 3), (3, 1)),
+        ((2, 2, 72), (144, 72, 1)),
+    ],
 )
 def test_the_parts_of_a_layout_are_all_of_it_once(shape, strides, largest, monkeypatch):
     monkeypatch.setattr(sign_layout, "LARGEST", largest)
