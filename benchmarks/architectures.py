@@ -59,6 +59,7 @@ take, in sizes of the network; of small ones most of it is torch.export. *Refuse
 
 """
 SLACK = 20
+FAINT = 1e-6  # outputs of a smaller spread say little about what is between them and the input
 
 
 def apart(
@@ -170,7 +171,9 @@ def outcome(row: dict[str, Any]) -> str:
     """In words: right, or what it was and why."""
     words = row["outcome"] + (f": {row['reason']}" if row.get("reason") else "")
     if row.get("unpruned"):
-        words += f"; not pruned: {row['unpruned']}"
+        words += f"; not pruned further: {row['unpruned']}"
+    if row.get("spread", 1.0) < FAINT:
+        words += f"; the outputs vary by {row['spread']:.0e} only"
     return " ".join(words.split())
 
 
