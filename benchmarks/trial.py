@@ -20,7 +20,8 @@ from torch import Tensor, nn
 import layercollapse as lc
 from layercollapse.budget import LayerState
 from layercollapse.collapse.verify import tensors_of
-from layercollapse.export import call_arguments, copied, same_values
+from layercollapse.export import call_arguments, copied
+from layercollapse.modes import same_values
 
 RIGHT, REFUSED, WRONG, BROKEN = "right", "refused", "wrong", "does not run itself"
 TOLERANCE = 1e-4  # what collapse accepts of activations that it takes for linear by the data
@@ -49,7 +50,8 @@ def run(network: zoo.Network, tell: Tell) -> None:
         model = network.build().double()
         settle(model, [network.inputs(8) for _ in range(2)])
         data, other = network.inputs(4), network.inputs(2)
-        outputs(model, data)
+        if not all(bool(output.isfinite().all()) for output in outputs(model, data)):
+            return tell(outcome=BROKEN, reason="its outputs are not finite")
     except Exception as error:
         return tell(outcome=BROKEN, reason=f"{type(error).__name__}: {error}")
     size = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
