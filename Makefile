@@ -19,9 +19,9 @@ export OMP_WAIT_POLICY ?= passive
 
 # A process per core, each with one thread: the tests have networks too small for two. Eight at most, of 0.5 GB each.
 PYTEST := $(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist worksteal
-test test-long: export OMP_NUM_THREADS ?= 1
+test test-long test-isa: export OMP_NUM_THREADS ?= 1
 
-.PHONY: help run test test-long lint bench sanitize clean
+.PHONY: help run test test-long test-isa lint bench sanitize clean
 .DEFAULT_GOAL := help
 
 help:            ## this list
@@ -35,6 +35,11 @@ test: $(VENV)/.dev  ## install with the test tools, then run the tests
 
 test-long: $(VENV)/.dev  ## the tests that take longer
 	$(PYTEST) -m long $(ARGS)
+
+test-isa: $(VENV)/.dev  ## the tests three times, with the instructions and the rounding errors of other processors
+	ATEN_CPU_CAPABILITY=default $(PYTEST) $(ARGS)
+	ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41 $(PYTEST) $(ARGS)
+	PYTHONPATH=tests $(PYTEST) -p exact_sums $(ARGS)
 
 lint: $(VENV)/.dev  ## ruff and mypy
 	$(BIN)/ruff check .
