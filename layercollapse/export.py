@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import operator
 import os
 import traceback
 import warnings
@@ -18,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from layercollapse.errors import LayerCollapseError
-from layercollapse.nodes import ANY_SIZE, VIEWS, functional, mutates, packet
+from layercollapse.nodes import ANY_SIZE, functional, mutates, packet, shares_memory
 
 aten = torch.ops.aten
 
@@ -66,12 +65,20 @@ def unwarned() -> Iterator[None]:
             log.setLevel(level)
 
 
-def export(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> torch.export.ExportedProgram:
+def export(
+    model: nn.Module, args: tuple, kwargs: dict[str, Any], sizes: bool | None = None
+) -> torch.export.ExportedProgram:
     """Export with every size dynamic that the model leaves open, else the batch alone, else with the shapes given.
 
-    Images keep their height and width, unless the model is a graph of operations that take any, or pools to a size
-    that the example's would be taken for: what torch.export infers of sizes took 50 s for two blocks of a Swin, which
-    pads them to whole windows, and 1.2 s without.
+    Args:
+        model: in evaluation mode.
+        args: what it is called with.
+        kwargs: the same by name.
+        sizes: whether to try sizes other than the batch; None decides by the model:
+
+            images keep their height and width, unless the model is a graph of operations that take any, or pools to a
+            size that the example's would be taken for: what torch.export infers of sizes took 50 s for two blocks of a
+            Swin, which pads them to whole windows, and 1.2 s without.
     """
     leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     if leaves and leaves[0].ndim > 0:
@@ -92,8 +99,9 @@ def export(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> torch.expor
         # torch.export treats a dimension of size 1 as constant: a batch of one is shown as a batch of two.
         two = pytree.tree_map(lambda x: torch.cat([x, x]) if batch == 1 and batched(x) else x, (args, kwargs))
         images = any(leaf.is_floating_point() and leaf.ndim > 3 for leaf in leaves)
-        closed = images and not _takes_any_size(model) and not _keeps_sizes(model, args, kwargs)
-        for dynamic in (first,) if closed else (every, first):
+        if sizes is None:
+            sizes = not images or _takes_any_size(model) or _keeps_sizes(model, args, kwargs)
+        for dynamic in (every, first) if sizes else (first,):
             shapes = _by_name(model, *pytree.tree_map(dynamic, (args, kwargs)))
             try:
                 return torch.export.export(model, two[0], two[1], dynamic_shapes=shapes, strict=False)
@@ -184,23 +192,15 @@ def functionalize(graph: fx.Graph) -> bool:
 def _family(node: fx.Node) -> tuple[fx.Node, set[fx.Node]]:
     """The tensor whose memory a node's tensor is, and all nodes that are views of it, that one included."""
     root = node
-    while _shares_memory(root) and isinstance(root.args[0], fx.Node):
+    while shares_memory(root) and isinstance(root.args[0], fx.Node):
         root = root.args[0]
     family, stack = {root}, [root]
     while stack:
         for user in stack.pop().users:
-            if _shares_memory(user) and user not in family:
+            if shares_memory(user) and user not in family:
                 family.add(user)
                 stack.append(user)
     return root, family
-
-
-def _shares_memory(node: fx.Node) -> bool:
-    """Whether a node's tensor may be a view of its first argument, or an item of a list of such views."""
-    if packet(node) in VIEWS or node.target is operator.getitem:
-        return True
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and not schema.is_mutable and any(a.alias_info is not None for a in schema.arguments)
 
 
 def drop_idle(graph: fx.Graph) -> None:

@@ -32,6 +32,7 @@ from layercollapse.export import (
     scripted,
     unwarned,
 )
+from layercollapse.memory import Memory, output_memory
 from layercollapse.modes import evaluating
 from layercollapse.moves import MOVING, Move, name_of
 from layercollapse.nodes import (
@@ -97,6 +98,7 @@ class Capture:
         stateful: names of the buffers that a forward pass changes and that the outputs depend on.
         unread: names of the rectifier calls that the model makes and the outputs do not need, which the graph does not
             have; and of those that cannot be told from them. Counts of these say nothing about the graph.
+        memory: whose memory each output is, for the example inputs.
     """
 
     graph: fx.Graph
@@ -109,6 +111,7 @@ class Capture:
     output_weights: tuple[str, ...]
     stateful: tuple[str, ...] = ()
     unread: frozenset[str] = frozenset()
+    memory: tuple[Memory, ...] = ()
 
     def site(self, name: str) -> Site:
         """The site of that name.
@@ -164,6 +167,7 @@ def capture(model: nn.Module, example_inputs: Any) -> Capture:
                 f"example_inputs: the model must run on them; {describe(args, kwargs)} came, and it stopped with "
                 f"{reason(error)}"
             ) from error
+        memory = output_memory(model, args, kwargs)
         try:
             exported = export(model, args, kwargs)
         except Exception as error:
@@ -214,6 +218,7 @@ def capture(model: nn.Module, example_inputs: Any) -> Capture:
             if node.users and tensors.get(node.name) in signature.buffers_to_mutate.values()
         ),
         unread=unread,
+        memory=memory,
     )
 
 

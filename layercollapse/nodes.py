@@ -129,6 +129,30 @@ VIEWS = {
     aten.dropout,
     aten.feature_dropout,
 }
+# Operations that may give a view of what they read, or the tensor itself, and whose schema does not say so.
+MAY_SHARE = {
+    aten._unsafe_view,
+    aten.alpha_dropout,
+    aten.feature_alpha_dropout,
+    aten.native_dropout,
+    aten.atleast_1d,
+    aten.atleast_2d,
+    aten.atleast_3d,
+    aten.broadcast_tensors,
+    aten.broadcast_to,
+    aten.cartesian_prod,
+    aten.conj_physical,
+    aten.einsum,
+    aten.histogramdd,
+    aten.meshgrid,
+    aten.sum_to_size,
+    aten.type_as,
+    aten.unsafe_chunk,
+    aten.unsafe_split,
+    aten.unsafe_split_with_sizes,
+}
+# Operations that may give a tensor of which several elements are one place in memory.
+OVERLAPPING = {aten.as_strided, aten.broadcast_tensors, aten.broadcast_to, aten.expand, aten.expand_as, aten.meshgrid}
 # Operations that read only the shape of their tensor: nothing depends on the data through them.
 SHAPE_ONLY = {
     aten.sym_size,
@@ -216,6 +240,14 @@ def mutates(node: fx.Node) -> bool:
     """Whether a node changes one of its arguments."""
     schema = getattr(node.target, "_schema", None)
     return schema is not None and schema.is_mutable
+
+
+def shares_memory(node: fx.Node) -> bool:
+    """Whether a node's tensor may be a view of its first argument, or an item of a list of such views."""
+    if packet(node) in VIEWS or node.target is operator.getitem:
+        return True
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and not schema.is_mutable and any(a.alias_info is not None for a in schema.arguments)
 
 
 def functional(node: fx.Node) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,76 @@ def test_sequences_and_volumes(function: Callable[..., Any], shape: tuple[int, .
                 result.model(x)
         else:
             torch.testing.assert_close(result.model(x), model(x), rtol=1e-5, atol=1e-6)
+
+
+def convolutional(end: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
+    torch.manual_seed(0)
+    return Ends(end).eval()
+
+
+class Ends(nn.Module):
+    """A convolutional network whose maps keep their size, and what a function makes of them."""
+
+    def __init__(self, end: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.conv, self.head, self.end = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 8, 1), end
+        self.norm = nn.GroupNorm(2, 8)
+
+    def forward(self, x):
+        return self.end(self.norm(self.head(torch.relu(self.conv(x)))))
+
+
+ENDS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "softmax": lambda x: x.softmax(1),
+    "log of a sigmoid": lambda x: x.sigmoid().clamp(0.01).log(),
+    "pixel shuffle": lambda x: F.pixel_shuffle(x, 2),
+    "upsampling": lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"),
+    "skip over a pooling": lambda x: torch.cat([x, F.interpolate(F.avg_pool2d(x, 2), scale_factor=2)], 1),
+    "reflection": lambda x: F.pad(x, (1, 1, 2, 2), mode="reflect").tanh(),
+    "gate": lambda x: x * F.hardsigmoid(x.mean((2, 3), keepdim=True)),
+    "halves": lambda x: F.glu(x, 1) / x.norm(dim=1, keepdim=True),
+    "best": lambda x: x.max(1).values.exp(),
+    "two": lambda x: torch.stack(x.chunk(2, 1), 2).flatten(1, 2),
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_exports_keep_sizes_open(name: str, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    model = convolutional(ENDS[name])
+    result = lc.collapse(model, torch.randn(2, 3, 8, 8), None, cost="macs")
+    assert result.fixed_sizes == {}
+    loaded, exported = saved(result, tmp_path)
+    assert [str(warning.message) for warning in recwarn if "sizes" in str(warning.message)] == []
+    for size in ((8, 8), (16, 16), (10, 14), (6, 12)):
+        x = torch.randn(3, 3, *size)
+        for other in (result.model, loaded, exported):
+            torch.testing.assert_close(other(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["softmax", "pixel shuffle"])
+def test_onnx_takes_every_size(name: str, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    model = convolutional(ENDS[name])
+    lc.collapse(model, torch.randn(2, 3, 8, 8), None, cost="macs").save(tmp_path, onnx=True)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    for size in ((8, 8), (10, 14)):
+        x = torch.randn(3, 3, *size)
+        (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        torch.testing.assert_close(torch.from_numpy(got), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_save_says_which_files_have_the_sizes_of_the_example(tmp_path: Path) -> None:
+    """torch cannot write the floor of a size into a file."""
+    model = Calls(lambda x: x * math.floor(x.shape[1] / 2)).eval()
+    result = lc.collapse(model, torch.randn(2, 5, 4), None, cost="macs")
+    assert result.fixed_sizes == {}
+    with pytest.warns(UserWarning, match=r"model\.pt2 in .* may refuse inputs of other sizes than the example's"):
+        result.save(tmp_path)
+    x = torch.randn(3, 9, 4)
+    torch.testing.assert_close(lc.load(tmp_path)(x), model(x))
+    exported, x = torch.export.load(tmp_path / "model.pt2").module(), torch.randn(3, 5, 4)
+    torch.testing.assert_close(exported(x), model(x))
 
 
 def test_onnx_refuses_what_the_model_refuses(tmp_path: Path) -> None:

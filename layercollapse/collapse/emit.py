@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Collection
 from typing import Any
 
@@ -11,8 +10,9 @@ from torch import Tensor, fx, nn
 
 from layercollapse.collapse.elementwise import restore_numbers
 from layercollapse.collapse.ir import Affine, Field, Net, Op, Rectify, Scale, Window, transposed
-from layercollapse.collapse.lower import identifier
 from layercollapse.collapse.modules import ChannelAffine, ConstantMap
+from layercollapse.collapse.names import identifier
+from layercollapse.collapse.outputs import own_memory, pack
 from layercollapse.collapse.split import split_plane
 
 aten = torch.ops.aten
@@ -77,48 +77,36 @@ def _shared(module: nn.Module, op: Op, shared: dict[str, nn.Parameter], frozen: 
 
 def _assemble(net: Net, modules: dict[str, Any], shared: dict[str, nn.Parameter]) -> fx.GraphModule:
     records, frozen = set(modules), {identifier(name) for name in net.frozen}
+    own: dict[str, Tensor] = {}
     for node in list(net.graph.nodes):
-        if node.op == "output":
-            node.args = (pack(net.out_spec, list(node.args[0])),)
-        elif node.op == "get_attr":
+        if node.op == "get_attr":
             name = str(node.target)
-            value: Any = shared.get(name)
+            value: Any = own.get(name, shared.get(name))
             if value is None:
                 value = net.tensors[name].detach().clone()
                 if name in net.parameters:
                     grad = (value.is_floating_point() or value.is_complex()) and name not in frozen
                     value = nn.Parameter(value, requires_grad=grad)
                     shared[name] = value
-            # The weight of a layer that has changed may also be used as it was, by an embedding that is tied to it.
+            own[name] = value
+            # The weight of a layer that has changed may also be used as it was, by an embedding that is tied to it; and
+            # what a layer is called may be the name of a tensor.
             parent, _, attribute = name.rpartition(".")
-            while parent in records and getattr(modules[parent], attribute, value) is not value:
+            target = name
+            while modules.get(target, value) is not value or (
+                parent in records and getattr(modules[parent], attribute, value) is not value
+            ):
                 attribute += "_"
-            node.target = f"{parent}.{attribute}" if parent else attribute
-            modules[node.target] = value
+                target = f"{parent}.{attribute}" if parent else attribute
+            node.target = target
+            modules[target] = value
+    if net.memory is not None:
+        own_memory(net.graph, modules, net.memory)
+    output = next(node for node in net.graph.nodes if node.op == "output")
+    output.args = (pack(net.out_spec, list(output.args[0])),)
     # GraphModule registers plain tensors as buffers and keeps modules and parameters as they are.
     model = fx.GraphModule(modules, net.graph, class_name="Collapsed").eval()
     return model if net.trains else model.requires_grad_(False)
-
-
-def pack(spec: Any, leaves: list[Any]) -> Any:
-    """Outputs in their containers: tuples, lists and dicts as they were, model output classes as plain dicts."""
-    if spec.is_leaf():
-        return leaves.pop(0)
-    children = [pack(child, leaves) for child in _children(spec)]
-    keys = spec.context
-    if spec.type is list:
-        return children
-    if isinstance(keys, list) and len(keys) == len(children) and all(isinstance(key, str) for key in keys):
-        return dict(zip(keys, children, strict=True))
-    if dataclasses.is_dataclass(spec.type) and children:
-        names = [f.name for f in dataclasses.fields(spec.type)]
-        if len(names) == len(children):
-            return dict(zip(names, children, strict=True))
-    return tuple(children)
-
-
-def _children(spec: Any) -> list[Any]:
-    return list(spec.children() if callable(getattr(spec, "children", None)) else spec.children_specs)
 
 
 def _require_sizes(net: Net) -> None:

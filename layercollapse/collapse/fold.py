@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from layercollapse.collapse.carry import INTERPOLATIONS, MAXIMA, carry, parts
 from layercollapse.collapse.facts import constants
 from layercollapse.collapse.ir import Affine, Field, Net, Rectify, Scale, operands, shape, sole_user, source
-from layercollapse.collapse.lower import identifier
+from layercollapse.collapse.names import identifier
 from layercollapse.collapse.weights import held, scaled
 from layercollapse.nodes import packet
 

@@ -8,7 +8,7 @@ rounded once, when the model is emitted.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeAlias, TypeVar
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx
 
 from layercollapse.collapse.weights import Float64, held, nonzero
+from layercollapse.memory import Memory
 from layercollapse.nodes import by_dims, packet
 
 aten = torch.ops.aten
@@ -234,6 +235,7 @@ class Net:
         parameters: the names in `tensors` that are parameters.
         frozen: names of the model's parameters that take no gradient; `trains`: whether there are others.
         out_spec: how the outputs are packed.
+        memory: whose memory the model's outputs are, which those of the emitted one may be; None: any.
         clock: measures a layer for an input shape, in ms; None to count multiply-accumulates instead.
         kept: pairs of layers that follow each other and stay two -> why.
         omitted: which rules do not act at a node of some name; see `permits`.
@@ -251,6 +253,7 @@ class Net:
         self.frozen: set[str] = set()
         self.trains = True
         self.out_spec = out_spec
+        self.memory: Sequence[Memory] | None = None
         self.clock: Callable[[Affine, tuple[int, ...]], float] | None = None
         self.kept: dict[tuple[str, str], str] = {}
         self.omitted: Omitted = lambda name: ()
@@ -266,6 +269,7 @@ class Net:
         new = Net(graph, self.out_spec)
         new.ops, new.tensors, new.parameters = dict(self.ops), dict(self.tensors), set(self.parameters)
         new.frozen, new.trains = set(self.frozen), self.trains
+        new.memory = self.memory
         new.clock, new.kept, new.omitted = self.clock, dict(self.kept), self.omitted
         new.repad, new.repadded, new.split = self.repad, list(self.repadded), dict(self.split)
         new.carried = dict(self.carried)

@@ -6,9 +6,7 @@ its aten operation.
 
 from __future__ import annotations
 
-import keyword
 import operator
-import re
 from collections.abc import Collection
 
 import torch
@@ -17,6 +15,7 @@ from torch import Tensor, fx, nn
 from layercollapse.collapse.elementwise import weighted_sum
 from layercollapse.collapse.flattening import flattened
 from layercollapse.collapse.ir import Affine, Net, Op, Rectify, Scale
+from layercollapse.collapse.names import identifier
 from layercollapse.collapse.readers import read
 from layercollapse.collapse.reading import Model, argument, fixed, rank
 from layercollapse.graph import Capture, channel_dims
@@ -29,9 +28,6 @@ _NOTHING = {aten.dropout, aten.feature_dropout, aten.detach, aten.alias}
 
 # How torch writes the end of a slice that has none.
 _END = 2**63 - 1
-
-# What a GraphModule has and an ordinary module has not.
-_TAKEN = set(dir(fx.GraphModule(nn.Module(), fx.Graph()))) - set(dir(nn.Module()))
 
 
 def lower(capture: Capture, model: nn.Module, untouched: Collection[str] = ()) -> Net:
@@ -68,6 +64,7 @@ class _Lowering:
             dims=channel_dims(capture.graph),
         )
         self.net = Net(fx.Graph(), capture.out_spec)
+        self.net.memory = capture.memory
         self.net.frozen = {name for name, parameter in parameters.items() if not parameter.requires_grad}
         self.net.trains = len(self.net.frozen) < len(parameters)
         self.new: dict[fx.Node, fx.Node] = {}
@@ -200,14 +197,6 @@ def _path(node: fx.Node, op: Op, model: nn.Module) -> str:
         return path
     kind = op.kind if isinstance(op, Rectify) else node.name
     return f"{path}.{kind}" if path else kind
-
-
-def identifier(path: str) -> str:
-    """A dotted path whose parts may be attributes of a `GraphModule`: not `a#2`, not the `in` of a ModuleDict, not
-    `code` or `graph`, which it has itself.
-    """
-    parts = re.sub(r"[^\w.]", "_", path).split(".")
-    return ".".join(part + "_" if keyword.iskeyword(part) or part in _TAKEN else part for part in parts)
 
 
 def _free(net: Net, path: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -14,7 +13,6 @@ from layercollapse.collapse.choice import Choice
 from layercollapse.collapse.cost import Summary
 from layercollapse.collapse.explain import explain
 from layercollapse.collapse.forms import INPUT
-from layercollapse.collapse.onnx import save_onnx
 from layercollapse.collapse.store import save
 
 
@@ -130,8 +128,7 @@ class CollapseResult:
             onnx: also write ``model.onnx``, checked with ONNX Runtime; needs ``layercollapse[export]``.
 
         Raises:
-            LayerCollapseError: the folder cannot be written, or the model has no ONNX form.
+            LayerCollapseError: the folder cannot be written, or the model has no form that can be loaded, or no ONNX
+                form; nothing is written then.
         """
-        save(self.model, folder, self.example_inputs)
-        if onnx:
-            save_onnx(self.model, Path(folder) / "model.onnx", self.example_inputs)
+        save(self.model, folder, self.example_inputs, onnx)

@@ -79,6 +79,28 @@ def settle(
     return _with_sizes(emitted, args, kwargs, leaves[0].shape[0])
 
 
+def other_cases(model: fx.GraphModule, args: tuple, kwargs: dict[str, Any]) -> list[Case]:
+    """Arguments of other sizes than the example's that a model takes, some, and what it gives; none where it refuses
+    every other size.
+    """
+    leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    if not leaves or leaves[0].ndim == 0 or leaves[0].shape[0] == 0:
+        return []
+    return _cases(model, model, args, kwargs)
+
+
+def takes(model: Callable[..., Any], cases: list[Case]) -> bool:
+    """Whether a program gives tensors of the expected shapes in every case."""
+    for args, kwargs, expected in cases:
+        try:
+            got = tensors_of(model(*copied(args), **copied(kwargs)))
+        except Exception:  # a guard of an export, or ONNX Runtime: they have no common class
+            return False
+        if [t.shape for t in got] != [t.shape for t in expected]:
+            return False
+    return True
+
+
 def with_values(model: fx.GraphModule, example_inputs: Any) -> fx.GraphModule:
     """The model with every number, text, truth value or None that comes checked to be the example's.
 

@@ -8,11 +8,15 @@ worst, a wrong number.
 
 from __future__ import annotations
 
+import builtins
+import io
 import json
 import keyword
 import math
 import operator
 import os
+import warnings
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +26,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, fx, nn
 
 from layercollapse.collapse.modules import ChannelAffine, ConstantMap, FixedSizes, FixedValue
+from layercollapse.collapse.onnx import save_onnx
+from layercollapse.collapse.sizes import other_cases, takes
 from layercollapse.errors import LayerCollapseError
 from layercollapse.export import call_arguments, export, unwarned
-from layercollapse.files import atomic, write_text
+from layercollapse.files import atomic
 from layercollapse.modes import evaluating
 
+# What a file that is none of a model ends in.
+_DAMAGED = (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError, RecursionError)
 FORMAT, VERSION = "layercollapse.model", 1
 
 _CONVOLUTION = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
@@ -66,9 +74,18 @@ _OPTIONAL = {
     "ChannelAffine": {"scale": "scaled", "shift": "shifted"},
     "ConstantMap": {"weight": "bordered"},
 }
-_OPERATORS = {
-    f"operator.{f.__name__}": f
-    for f in (operator.getitem, operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod, operator.neg)
+# What a graph computes with sizes.
+_SIZES = {
+    operator: "getitem add sub mul floordiv truediv mod pow neg pos abs eq ne lt le gt ge and_ or_ not_",
+    math: "ceil floor trunc",
+    torch: "sym_min sym_max sym_int sym_float sym_not sym_ite sym_sum",
+    builtins: "round",
+}
+_OPERATORS: dict[str, Any] = {
+    f"{module.__name__}.{name}": getattr(module, name)
+    for module, names in _SIZES.items()
+    for name in names.split()
+    if hasattr(module, name)
 }
 _FORBIDDEN = {"from_file", "_print", "_assert_async", "_assert_tensor_metadata", "set_data", "save", "load"}
 _DTYPES = {str(v).removeprefix("torch."): v for v in vars(torch).values() if isinstance(v, torch.dtype)}
@@ -84,16 +101,22 @@ _ENUMS: dict[str, dict[str, Any]] = {
 }
 
 
-def save(model: nn.Module, folder: str | os.PathLike[str], example_inputs: Any) -> None:
-    """Write a collapsed model into a folder, which is made if it is missing.
+def save(model: nn.Module, folder: str | os.PathLike[str], example_inputs: Any, onnx: bool = False) -> None:
+    """Write a collapsed model into a folder, which is made if it is missing; all of it, or nothing.
+
+    What it writes can be loaded: the model is built anew from it before any file is put in its place.
 
     Args:
         model: the `model` of a `CollapseResult`, retrained or not.
-        folder: where ``model.safetensors``, ``model.json`` and ``model.pt2`` go; each appears whole or not at all.
-        example_inputs: what to export with; the batch stays dynamic where the model allows it.
+        folder: where ``model.safetensors``, ``model.json`` and ``model.pt2`` go. What torch's format has no keys for
+            in a dict of outputs, tuples, are texts in the ``model.pt2``.
+        example_inputs: what to export with; the batch, and every size that the model takes others of, stays dynamic.
+            Where torch cannot export it so, a warning says which files are of the example's sizes.
+        onnx: whether to write ``model.onnx``, too, checked with ONNX Runtime; needs ``layercollapse[export]``.
 
     Raises:
-        LayerCollapseError: the model is not a collapsed one, or the folder cannot be written.
+        LayerCollapseError: the model is not a collapsed one, it has an operation that no file may name or that has no
+            ONNX form, or the folder cannot be written.
     """
     if not isinstance(model, fx.GraphModule):
         raise LayerCollapseError(f"model: expected the model of a CollapseResult, got {type(model).__name__}")
@@ -103,21 +126,79 @@ def save(model: nn.Module, folder: str | os.PathLike[str], example_inputs: Any) 
     # safetensors has no complex128.
     state = {name: torch.view_as_real(value.detach()) if value.is_complex() else value for name, value in state.items()}
     tensors = {name: value.detach().contiguous().clone() for name, value in state.items()}
+    try:
+        _rebuild(json.loads(text), tensors)
+    except _DAMAGED as error:
+        raise LayerCollapseError(f"model: expected one that can be loaded again, got {error}") from error
     args, kwargs = call_arguments(example_inputs)
-    with evaluating(model), unwarned(), torch.no_grad():
-        exported = export(model, args, kwargs)
-    # Else the file holds the example, and with one that is a slice of a data set all of the data.
-    exported.example_inputs = None
+    cases = other_cases(model, args, kwargs)
+    exported, program = _exported(model, args, kwargs, True if cases else None)
+    fixed = ["model.pt2"] * (not takes(exported.module(), cases))
     folder = Path(folder)
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with atomic(folder / "model.safetensors") as path:
-            save_file(tensors, path, {"format": FORMAT})
-        with atomic(folder / "model.pt2") as path, path.open("wb") as file:
-            torch.export.save(exported, file)
-        write_text(folder / "model.json", text)
-    except OSError as error:
+        with ExitStack() as files:
+            paths = [files.enter_context(atomic(folder / f"model.{end}")) for end in ("safetensors", "pt2", "json")]
+            save_file(tensors, paths[0], {"format": FORMAT})
+            paths[1].write_bytes(program)
+            paths[2].write_text(text, encoding="utf-8")
+            if onnx and not save_onnx(model, folder / "model.onnx", example_inputs, exported=exported, cases=cases):
+                fixed.append("model.onnx")
+    except BaseException as error:
+        with suppress(OSError):
+            for path in new:
+                path.rmdir()
+        if not isinstance(error, OSError):
+            raise
         raise LayerCollapseError(f"folder: expected one that can be written, got {str(folder)!r} ({error})") from error
+    if fixed:
+        warnings.warn(
+            f"{' and '.join(fixed)} in {str(folder)!r} may refuse inputs of other sizes than the example's, which the "
+            "model takes, and its model.json",
+            stacklevel=3,
+        )
+
+
+def _exported(
+    model: fx.GraphModule, args: tuple, kwargs: dict[str, Any], sizes: bool | None
+) -> tuple[torch.export.ExportedProgram, bytes]:
+    """The model as torch exports it, and the file of that: with open sizes, if they are and a file can have them."""
+    model = _with_keys_of_json(model)
+    problem: Exception | None = None
+    for some in dict.fromkeys((sizes, False)):
+        with evaluating(model), unwarned(), torch.no_grad():
+            exported = export(model, args, kwargs, sizes=some)
+        # Else the file holds the example, and with one that is a slice of a data set all of the data.
+        exported.example_inputs = None
+        file = io.BytesIO()
+        try:
+            torch.export.save(exported, file)
+            return exported, file.getvalue()
+        except Exception as error:  # torch has no common class of them: it cannot write the floor of a size
+            problem = error
+    lines = str(problem).strip().splitlines() or [type(problem).__name__]
+    raise LayerCollapseError(f"model: torch.export cannot write it: {lines[0]}") from problem
+
+
+def _with_keys_of_json(model: fx.GraphModule) -> fx.GraphModule:
+    """The model, with texts for the tuples among the keys of its outputs."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, tuple | list):
+            return type(value)(map(plain, value)) if type(value) in (tuple, list) else [plain(v) for v in value]
+        if isinstance(value, dict):
+            return {str(key) if isinstance(key, tuple) else key: plain(part) for key, part in value.items()}
+        return value
+
+    output = next(node for node in model.graph.nodes if node.op == "output")
+    if repr(plain(output.args)) == repr(output.args):
+        return model
+    graph = fx.Graph()
+    new: dict[fx.Node, fx.Node] = {}
+    graph.graph_copy(model.graph, new)
+    graph.output(fx.map_arg(plain(output.args[0]), new.__getitem__))
+    return fx.GraphModule(model, graph, class_name="Collapsed").eval()
 
 
 def load(path: str | os.PathLike[str]) -> fx.GraphModule:
@@ -134,7 +215,7 @@ def load(path: str | os.PathLike[str]) -> fx.GraphModule:
             operations of a collapsed model.
     """
     path = Path(path)
-    folder = path.parent if path.suffix else path
+    folder = path.parent if path.is_file() or (path.name == "model.json" and not path.is_dir()) else path
     try:
         text = (folder / "model.json").read_text(encoding="utf-8")
         tensors = load_file(folder / "model.safetensors")
@@ -151,7 +232,7 @@ def load(path: str | os.PathLike[str]) -> fx.GraphModule:
         return _rebuild(described, tensors)
     except LayerCollapseError as error:
         raise LayerCollapseError(f"path: cannot load {str(folder / 'model.json')!r}: {error}") from error
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError, RecursionError) as error:
+    except _DAMAGED as error:
         raise LayerCollapseError(
             f"path: {str(folder / 'model.json')!r} is damaged: {type(error).__name__}: {error}"
         ) from error
@@ -201,9 +282,16 @@ def _tied(model: nn.Module) -> dict[str, str]:
 
 
 def _function_name(target: Any) -> str:
-    if isinstance(target, torch._ops.OpOverload):
-        return str(target)
-    return f"operator.{target.__name__}"
+    """The name of a function, if a file may name it."""
+    names = [name for name, function in _OPERATORS.items() if function is target]
+    name = names[0] if names else str(target)
+    try:
+        known = _function(name) is target
+    except LayerCollapseError:
+        known = False
+    if not known:
+        raise LayerCollapseError(f"model: expected operations that a file may name, got {name}, which cannot be loaded")
+    return name
 
 
 def _function(name: Any) -> Any:
@@ -232,7 +320,9 @@ def _encode(value: Any) -> Any:
     if isinstance(value, list):
         return [_encode(v) for v in value]
     if isinstance(value, dict):
-        return {"dict": {str(k): _encode(v) for k, v in value.items()}}
+        if all(isinstance(key, str) for key in value):
+            return {"dict": {str(k): _encode(v) for k, v in value.items()}}
+        return {"items": [[_encode(k), _encode(v)] for k, v in value.items()]}
     if isinstance(value, slice):
         return {"slice": [_encode(v) for v in (value.start, value.stop, value.step)]}
     if isinstance(value, torch.device):
@@ -260,11 +350,26 @@ def _decode(value: Any, nodes: dict[str, fx.Node]) -> Any:
         return tuple(_decode(v, nodes) for v in inner)
     if kind == "dict":
         return {str(k): _decode(v, nodes) for k, v in inner.items()}
+    if kind == "items":
+        return {_decode_key(k): _decode(v, nodes) for k, v in inner}
     if kind == "slice":
         return slice(*(_decode(v, nodes) for v in inner))
     if kind == "device":
         return torch.device(inner)
     return _ENUMS[kind][inner]
+
+
+def _decode_key(value: Any) -> Any:
+    """A key of a dict: what is written of it into source text is a literal."""
+    key = _decode(value, {})
+    parts = [key]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, tuple):
+            parts += part
+        elif part is not None and type(part) not in (bool, int, float, str):
+            raise LayerCollapseError(f"it has a dict with a key {part!r}")
+    return key
 
 
 def _rebuild(described: dict[str, Any], tensors: dict[str, Tensor]) -> fx.GraphModule:
@@ -292,7 +397,7 @@ def _rebuild(described: dict[str, Any], tensors: dict[str, Tensor]) -> fx.GraphM
         if not isinstance(args, tuple) or not isinstance(kwargs, dict):
             raise LayerCollapseError(f"its node {name!r} has arguments that are no tuple and dict")
         # They become part of the source text of a function, as they are.
-        if bad := [key for key in kwargs if not key.isidentifier() or keyword.iskeyword(key)]:
+        if bad := [k for k in kwargs if not isinstance(k, str) or not k.isidentifier() or keyword.iskeyword(k)]:
             raise LayerCollapseError(f"its node {name!r} has an argument named {bad[0]!r}")
         if op == "placeholder":
             if not target.isidentifier() or keyword.iskeyword(target):
