@@ -223,6 +223,7 @@ def measure(name: str, row: Row, out: Path) -> None:
         train=task.train,
         evaluate=task.evaluate,
         test=task.test,
+        unit="percent",
         data=task.data,
         test_data=task.test_data,
         box=task.box,

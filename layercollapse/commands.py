@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from layercollapse import bench as timings
-from layercollapse import report
+from layercollapse import checkpoint, report
 from layercollapse._version import __version__
 from layercollapse.budget import GLOBAL, RULES
 from layercollapse.collapse.check import MODES
@@ -23,6 +23,7 @@ from layercollapse.errors import LayerCollapseError, require
 from layercollapse.files import free_folder, writable_folder, write_json, write_text
 from layercollapse.inputs import Inputs, measure_entropy
 from layercollapse.job import Job
+from layercollapse.metric import Metric
 from layercollapse.models import MODELS
 from layercollapse.record import FILE, Record
 from layercollapse.run import run as run_schedule
@@ -96,6 +97,14 @@ def layercollapse() -> None:
 @click.option(
     "--max-drop", type=float, default=0.5, show_default=True, help="Accuracy budget in points, on validation."
 )
+@click.option(
+    "--max-layer-share", type=float, default=1.0, show_default=True, help="Most of its weights that a layer may lose."
+)
+@click.option(
+    "--weights",
+    type=click.Path(path_type=Path),
+    help="Trained weights, safetensors or a state dict: the network is not trained before the first pruning.",
+)
 @click.option("--mode", type=click.Choice(MODES), default="exact", show_default=True, help=MODE_HELP)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the results.  [default: runs/DATA-MODEL]")
@@ -106,6 +115,8 @@ def run(
     steps: int,
     rule: str,
     max_drop: float,
+    max_layer_share: float,
+    weights: Path | None,
     mode: str,
     seed: int,
     out: Path | None,
@@ -121,6 +132,8 @@ def run(
     folder = writable_folder(out or free_folder(f"{job.data}-{job.model}"))
     torch.manual_seed(seed)
     images, model = job.images, job.build()
+    if weights is not None:
+        checkpoint.load_weights(weights, model)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     console.print(
         f"{job.model}, width {job.width} ({parameters:,} parameters) on {images.name} "
@@ -129,6 +142,9 @@ def run(
         highlight=False,
         soft_wrap=True,
     )
+    if images.classes:
+        labels = f"{images.classes[0]} to {images.classes[-1]}"
+        console.print(f"labels {labels} in the files are classes 0 to {images.num_classes - 1}", highlight=False)
     try:
         with RunDisplay(console, steps=steps, epochs=job.epochs, batches=job.batches_per_epoch) as display:
             result = run_schedule(
@@ -142,13 +158,16 @@ def run(
                 amount=amount,
                 steps=steps,
                 max_drop=max_drop,
+                unit="percent",
                 rule=rule,
+                max_layer_share=max_layer_share,
+                train_first=weights is None,
                 box=job.images.box,
                 mode=mode,
                 seed=seed,
                 out=folder,
                 resume=resume,
-                settings=job.settings,
+                settings=job.settings if weights is None else {**job.settings, "weights": str(weights)},
                 progress=display.show,
             )
     except KeyboardInterrupt:
@@ -158,6 +177,8 @@ def run(
     _show(console, result.record, folder)
     if result.record.interrupted:
         sys.exit(INTERRUPTED)
+    if result.record.failed:
+        sys.exit(1)
 
 
 @layercollapse.command()
@@ -207,7 +228,7 @@ def collapse(folder: Path, mode: str, tolerance: float, explain: bool) -> None:
         test=job.test,
         record=record,
         folder=writable_folder(folder, "run"),
-        settle=partial(settled, train=job.fit, evaluate=job.validate, record=record),
+        settle=partial(settled, train=job.fit, evaluate=Metric(job.validate, "evaluate", "percent"), record=record),
         mode=mode,
         tolerance=tolerance,
         box=job.images.box,
@@ -257,7 +278,10 @@ def _chosen(record: Record) -> int:
 
 
 def _show(console: Console, record: Record, folder: Path) -> None:
-    console.print(report.table(record))
+    if record.before and record.after:
+        console.print(report.table(record))
+    for note in record.notes:
+        console.print(f"{note[:1].upper()}{note[1:]}.", highlight=False, soft_wrap=True)
     console.print(report.agreement_text(record), highlight=False, soft_wrap=True)
     files = {
         "report": report.FILE,

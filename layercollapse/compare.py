@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from layercollapse import checkpoint
 from layercollapse.collapse import CollapseResult, collapse, compare
 from layercollapse.entropy import EntropyReport
+from layercollapse.errors import LayerCollapseError
+from layercollapse.export import reason
 from layercollapse.files import write_text
 from layercollapse.measure import BATCH_SIZES, file_mib, latency, repeat_to
 from layercollapse.record import Record, Region, Side, Verdict
@@ -47,32 +50,62 @@ def collapse_and_compare(
         settle: trains a model whose merges changed a border (``mode="repad"``) once more, in place, and says whether
             its accuracy is good enough; if not, the exact collapse is taken. None leaves such a model untrained.
         options: for `collapse`, for example ``tolerance``.
+
+    Returns:
+        The collapse. What fails after it is in the record's `failed`, and what could not be measured is not there.
     """
     assert record.chosen is not None
     assert record.dense_top1 is not None
+    record.failed, record.before, record.after, record.max_abs_error = [], None, None, None
     result = collapse(model, example, report, data=data, **options)
-    if result.repadded and settle is not None and not settle(result.model):
-        result = collapse(model, example, report, data=data, **{**options, "mode": "exact"})
+    if result.repadded and settle is not None:
+        good = False
+        with _noted(record, "training the collapsed model once more"):
+            good = settle(result.model)
+        if not good:
+            result = collapse(model, example, report, data=data, **{**options, "mode": "exact"})
     result.model.eval()
-    result.save(folder)
-    write_text(folder / ENTROPY_FILE, report.to_json())
-
-    found = compare(model, result.model, test_data)
-    record.max_abs_error = found.max_abs_error
-    record.identical, record.compared = found.same, found.samples
+    with _noted(record, "saving the collapsed model"):
+        result.save(folder)
+        write_text(folder / ENTROPY_FILE, report.to_json())
+    with _noted(record, "comparing on test_data"):
+        found = compare(model, result.model, test_data)
+        record.max_abs_error = found.max_abs_error
+        record.identical, record.compared = found.same, found.samples
     record.repadded, record.forms, record.form = list(result.repadded), dict(result.latency), result.form
     record.regions = [Region(list(made.layers), made.way, dict(made.times)) for made in result.regions]
     record.verdicts = [Verdict(site.name, site.kind, site.status, site.guarantee, site.reason) for site in result.sites]
+    with _noted(record, "measuring the collapsed model"):
+        _measure(model, result, example, test=test, record=record, folder=folder)
+    return result
+
+
+def _measure(
+    model: nn.Module,
+    result: CollapseResult,
+    example: Any,
+    *,
+    test: Callable[[nn.Module], float],
+    record: Record,
+    folder: Path,
+) -> None:
+    """Complete the record with both sides of the comparison, and write it."""
+    assert record.chosen is not None
+    assert record.dense_top1 is not None
+    top1 = test(result.model)
     timings: tuple[dict[str, float], dict[str, float]] = ({}, {})
     for batch_size in BATCH_SIZES:
-        pair = latency([model, result.model], repeat_to(example, batch_size))
+        try:
+            pair = latency([model, result.model], repeat_to(example, batch_size))
+        except (RuntimeError, ValueError, LayerCollapseError):  # a model that takes one size of batch alone
+            continue
         for side, milliseconds in zip(timings, pair, strict=True):
             side[str(batch_size)] = milliseconds
     samples = next(
         len(x) for x in pytree.tree_leaves(example) if isinstance(x, Tensor) and x.ndim
     )  # the summaries count the whole example batch
     # The sparse model stands in for the dense one where zeros make no difference: shape, size and time.
-    record.before = Side(
+    before = Side(
         top1=record.dense_top1,
         depth=result.before.depth,
         parameters=result.before.parameters,
@@ -80,13 +113,22 @@ def collapse_and_compare(
         file_mib=file_mib(checkpoint.path(folder, record.chosen)),
         latency_ms=timings[0],
     )
-    record.after = Side(
-        top1=test(result.model),
+    after = Side(
+        top1=top1,
         depth=result.after.depth,
         parameters=result.after.parameters,
         macs=result.after.macs // samples,
         file_mib=file_mib(folder / MODEL_FILE),
         latency_ms=timings[1],
     )
+    record.before, record.after = before, after
     record.save(folder)
-    return result
+
+
+@contextmanager
+def _noted(record: Record, what: str) -> Iterator[None]:
+    """Put an error on record: there is a collapsed model by now, and it is not to be lost."""
+    try:
+        yield
+    except Exception as error:
+        record.failed.append(f"{what} stopped with {reason(error)}")

@@ -91,3 +91,9 @@ class RunDisplay:
             f" linear {step.sites_collapsed:>2} of {sites}  {step.seconds:6.1f} s",
             highlight=False,
         )
+        happened = [
+            *([f"{step.emptied} sites lost the last of their weights"] if step.emptied > 1 else []),
+            *([f"the guard kept weights at {len(step.guarded)} sites"] if step.guarded else []),
+        ]
+        if happened:
+            self.console.print(f"        {', '.join(happened)}", highlight=False)

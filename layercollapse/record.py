@@ -28,6 +28,8 @@ class Step:
         entropy: mean bits per neuron, one number per site in the order of `Record.sites`.
         mixed: neurons that are still non-linear, per site.
         seconds: wall time of the step.
+        emptied: sites that lost the last of their weights in the pruning before it.
+        guarded: sites at which that kept weights, as the output would not have depended on the input without.
     """
 
     step: int
@@ -37,6 +39,8 @@ class Step:
     entropy: list[float]
     mixed: list[int]
     seconds: float
+    emptied: int = 0
+    guarded: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -76,7 +80,7 @@ class Record:
     """A run from its settings to the comparison; the later fields stay empty until the run gets there.
 
     `repadded`, `forms` and `form` are what `CollapseResult.repadded`, `CollapseResult.latency` (ms) and
-    `CollapseResult.form` were.
+    `CollapseResult.form` were. `failed` says what of the comparison at the end did not work.
     """
 
     settings: dict[str, Any]
@@ -99,6 +103,44 @@ class Record:
     forms: dict[str, float] = field(default_factory=dict)
     form: str = ""
     regions: list[Region] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+
+    @property
+    def choice(self) -> str:
+        """Why the dense network was collapsed though there are pruned ones; empty if a pruned one was."""
+        pruned = self.steps[1:]
+        if not pruned or self.chosen != 0:
+            return ""
+        dense, budget = self.steps[0].top1_validation, self.settings["max_drop"]
+        best = max(pruned, key=lambda step: step.top1_validation)
+        if best.top1_validation < dense - budget:
+            return (
+                f"the dense network was collapsed: every pruned one is below the accuracy budget of {budget:g} points "
+                f"(the best, step {best.step}, by {dense - best.top1_validation:.2f} points); allow more (max_drop), "
+                "prune less at a step (amount, max_layer_share) or train longer"
+            )
+        return (
+            "the dense network was collapsed: no pruned one within the accuracy budget, whose weights are still there, "
+            "has more linear sites, or as many with a better accuracy"
+        )
+
+    @property
+    def notes(self) -> list[str]:
+        """What is to be known of the run, in sentences."""
+        notes = [self.choice] if self.choice else []
+        for step in self.steps:
+            if step.emptied > max(1, len(self.sites) // 4):
+                notes.append(
+                    f"step {step.step} took the last weights of {step.emptied} of {len(self.sites)} sites at once; "
+                    "max_layer_share caps what a site loses in a step"
+                )
+            if step.guarded:
+                more = f" and {len(step.guarded) - 3} more" if len(step.guarded) > 3 else ""
+                notes.append(
+                    f"step {step.step} kept weights at {', '.join(step.guarded[:3])}{more}: without, an output would "
+                    "not depend on the input"
+                )
+        return notes + self.failed
 
     @property
     def sites_collapsed(self) -> int:

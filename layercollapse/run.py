@@ -8,8 +8,10 @@ Everything a run knows is in its folder after each step, so that it can be stopp
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +19,28 @@ import torch
 from torch import nn
 
 from layercollapse import report
+from layercollapse.budget import GLOBAL, RULES
 from layercollapse.collapse import CollapseResult
 from layercollapse.collapse.check import check_mode
 from layercollapse.errors import LayerCollapseError
 from layercollapse.files import free_folder, writable_folder
 from layercollapse.inputs import Inputs
 from layercollapse.measure import environment
+from layercollapse.metric import Metric, check_unit, number
 from layercollapse.prune import Pruner
 from layercollapse.record import FILE, Record
-from layercollapse.schedule import PATIENCE, Event, Schedule
+from layercollapse.rehearsal import rehearse
+from layercollapse.schedule import PATIENCE, Event, Schedule, how_to_go_on
+
+SAMPLES = 16  # on which the pruner looks whether the outputs still vary
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """The collapsed model, how it was made, and the record of the run (see `layercollapse.record`)."""
+    """The collapsed model, how it was made, and the record of the run (see `layercollapse.record`).
+
+    `record.notes` says what is to be known of it: that no pruned network was within the budget, say.
+    """
 
     model: nn.Module
     collapse: CollapseResult
@@ -39,7 +49,14 @@ class RunResult:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """What `metrics.json` holds."""
+        """What `metrics.json` holds.
+
+        Raises:
+            LayerCollapseError: the comparison at the end of the run failed.
+        """
+        if self.record.failed:
+            failed = "; ".join(self.record.failed)
+            raise LayerCollapseError(f"metrics: expected a finished comparison, got {failed}; {how_to_go_on(self.out)}")
         return self.record.metrics()
 
 
@@ -47,15 +64,18 @@ def run(
     model: nn.Module,
     *,
     train: Callable[[nn.Module], object],
-    evaluate: Callable[[nn.Module], float],
+    evaluate: Callable[[nn.Module], Any],
     data: Iterable[Any],
     example_inputs: Any = None,
-    test: Callable[[nn.Module], float] | None = None,
+    test: Callable[[nn.Module], Any] | None = None,
     test_data: Iterable[Any] | None = None,
     amount: float = 0.5,
     steps: int = 5,
     max_drop: float = 0.5,
+    unit: str | None = None,
     rule: Any = "nepenthe",
+    max_layer_share: float = 1.0,
+    train_first: bool = True,
     ignore: Sequence[str] = (),
     box: Any = None,
     mode: str = "exact",
@@ -71,23 +91,34 @@ def run(
     holds them: any training loop works as it is. Ctrl-C ends the schedule and collapses what is there; a
     second Ctrl-C ends at once, with the finished steps on disk.
 
+    Before anything is trained, the end is tried on the network as it comes: its state is saved, it is collapsed, and
+    `evaluate` and `test` are called once with the collapsed network. What fails at the end all the same loses nothing:
+    an error names the folder and the call that goes on, and where there is a collapsed model it is returned, with a
+    warning and `RunResult.record.failed`.
+
     Args:
         model: gives logits (N, classes), alone or in a dict or a model output of transformers; trained in place, left
             with the chosen sparse weights.
         train: trains the model it is given, in place; called once per step with the original recipe.
-        evaluate: validation accuracy in percent of the model it is given (not on the test split: it chooses).
+        evaluate: validation accuracy of the model it is given (not on the test split: it chooses), higher is better;
+            any number, NumPy scalar or tensor of one element. It is called with collapsed models too, which take the
+            inputs in `data` by the same names, and no labels.
         data: batches of the training split, re-iterable; each an input tensor, a tuple that starts with one, or a
             dict of keyword arguments (labels and other keys that the model does not take are left out). The sign
             entropy is measured on all of it, on the model's device.
         example_inputs: what to capture the model with: a tensor, a tuple of arguments or a dict of them; by default
             the first two samples of `data`.
-        test: accuracy in percent for the before/after table; by default `evaluate`.
+        test: accuracy for the before/after table; by default `evaluate`.
         test_data: batches on which the collapsed and the sparse model are compared; by default `data`.
         amount: what to remove at each step, as for `Pruner.step`: a fraction of the weights kept, or a number.
         steps: prunings at most. Stops earlier when nothing can be pruned any more, or when the accuracy has
             been outside the budget for `PATIENCE` steps in a row.
-        max_drop: accuracy budget, in percentage points below the dense network on the scale of `evaluate`.
+        max_drop: accuracy budget, in percentage points below the dense network, whatever the unit.
+        unit: of what `evaluate` and `test` return: ``"percent"`` or ``"fraction"`` (0 to 1, recorded times 100). None
+            takes percent, and refuses a first number from 0 to 1, before anything is trained.
         rule: name of a budget rule or a function (see `layercollapse.budget`).
+        max_layer_share: no site loses more than this share of its weights in a step, as for `Pruner.step`.
+        train_first: whether the network is trained before the first pruning; False for one that is trained already.
         ignore: layers never pruned, as for `Pruner`.
         box: the range of the inputs, as for `collapse`: sites that are linear for every input in it are certified.
         mode: ``"exact"`` or ``"repad"``, as for `collapse`. Where ``"repad"`` merges layers that differ at the border
@@ -107,7 +138,11 @@ def run(
         KeyboardInterrupt: stopped before the dense network was trained.
     """
     report.check_installed()
-    _check(amount=amount, steps=steps, max_drop=max_drop)
+    amount = _plain(amount, "amount")
+    steps, seed = _whole(steps, "steps"), _whole(seed, "seed")
+    max_drop, max_layer_share = number(max_drop, "max_drop", "percentage points, at least 0"), _share(max_layer_share)
+    _check(amount=amount, steps=steps, max_drop=max_drop, rule=rule, train_first=train_first)
+    check_unit(unit)
     check_mode(mode)
     inputs = Inputs(data, "data", model)
     test_inputs = inputs if test_data is None else Inputs(test_data, "test_data", model)
@@ -123,6 +158,9 @@ def run(
             "amount": amount,
             "steps": steps,
             "max_drop": max_drop,
+            "unit": unit or "percent",
+            "max_layer_share": max_layer_share,
+            "train_first": train_first,
             "rule": rule if isinstance(rule, str) else getattr(rule, "__name__", repr(rule)),
             "ignore": list(ignore),
             "seed": seed,
@@ -130,12 +168,14 @@ def run(
         environment=environment(next((p.device for p in model.parameters()), torch.device("cpu"))),
         top1_split="test" if test else "validation",
     )
+    pruner = Pruner(model, example, ignore=list(ignore), keep_zeros=True, samples=inputs.first(SAMPLES))
+    score = Metric(evaluate, "evaluate", unit)
     schedule = Schedule(
         model=model,
-        pruner=Pruner(model, example, ignore=list(ignore), keep_zeros=True),
+        pruner=pruner,
         train=train,
-        evaluate=evaluate,
-        test=test or evaluate,
+        evaluate=score,
+        test=Metric(test, "test", unit) if test else score,
         inputs=inputs,
         rule=rule,
         folder=folder,
@@ -146,16 +186,60 @@ def run(
     )
     if resume and (folder / FILE).exists():
         schedule.resume()
+    if len(record.steps) <= steps:
+        rehearse(
+            model,
+            pruner,
+            example,
+            evaluate=schedule.evaluate,
+            test=schedule.test if test else None,
+            test_inputs=test_inputs,
+            record=record,
+            folder=folder,
+            box=box,
+        )
     schedule.go()
     result = schedule.finish(example, test_inputs)
+    if record.failed:
+        warnings.warn(
+            f"the end of the run failed in part: {'; '.join(record.failed)}; the collapsed model is returned, and "
+            f"{how_to_go_on(folder)}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     return RunResult(result.model, result, record, folder)
 
 
-def _check(*, amount: float, steps: int, max_drop: float) -> None:
+def _plain(value: Any, argument: str) -> int | float:
+    """A number as JSON has it: a whole one stays whole."""
+    plain = number(value, argument)
+    whole = value.item() if hasattr(value, "item") else value
+    return int(whole) if isinstance(whole, Integral) else plain
+
+
+def _whole(value: Any, argument: str) -> int:
+    plain = number(value, argument, "a whole number")
+    if plain != int(plain):
+        raise LayerCollapseError(f"{argument}: expected a whole number, got {value!r}")
+    return int(value)
+
+
+def _share(value: Any) -> float:
+    share = number(value, "max_layer_share", "a fraction in (0, 1]")
+    if not 0 < share <= 1:
+        raise LayerCollapseError(f"max_layer_share: expected a fraction in (0, 1], got {value!r}")
+    return share
+
+
+def _check(*, amount: float, steps: int, max_drop: float, rule: Any, train_first: bool) -> None:
     if not (0 < amount <= 1 or (isinstance(amount, int) and amount > 1)):
         raise LayerCollapseError(f"amount: expected a fraction up to 1 or a number of weights, got {amount}")
     if steps < 0:
         raise LayerCollapseError(f"steps: expected at least 0, got {steps}")
+    if not isinstance(train_first, bool):
+        raise LayerCollapseError(f"train_first: expected True or False, got {train_first!r}")
+    if not callable(rule) and rule not in (*RULES, GLOBAL):
+        raise LayerCollapseError(f"rule: expected {', '.join(RULES)}, {GLOBAL} or a function, got {rule!r}")
     if not max_drop >= 0:
         raise LayerCollapseError(f"max_drop: expected percentage points, at least 0, got {max_drop}")
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -20,12 +20,17 @@ from layercollapse.collapse import CollapseResult
 from layercollapse.compare import collapse_and_compare
 from layercollapse.entropy import EntropyReport
 from layercollapse.errors import LayerCollapseError
+from layercollapse.export import reason
 from layercollapse.inputs import Inputs, measure_entropy
-from layercollapse.prune import Pruner
+from layercollapse.metric import Metric
+from layercollapse.prune import Pruner, StepResult
 from layercollapse.record import Record, Step
 from layercollapse.report import write_html
 
 PATIENCE = 2  # steps in a row below the accuracy budget after which the schedule gives up
+
+# What runs were made with before these settings could be chosen.
+_DEFAULTS = {"unit": "percent", "max_layer_share": 1.0, "train_first": True}
 
 
 @dataclass(frozen=True)
@@ -79,8 +84,8 @@ class Schedule:
     model: nn.Module
     pruner: Pruner
     train: Callable[[nn.Module], object]
-    evaluate: Callable[[nn.Module], float]
-    test: Callable[[nn.Module], float]
+    evaluate: Metric
+    test: Metric
     inputs: Inputs
     rule: Any
     folder: Path
@@ -88,11 +93,12 @@ class Schedule:
     progress: Callable[[Event], object]
     box: Any = None
     mode: str = "exact"
+    pruned: StepResult | None = None  # what the last step removed
 
     def resume(self) -> None:
         """Take over the steps and the last weights of the run in the folder."""
         earlier = Record.load(self.folder, "out")
-        ours, theirs = self.record.settings, earlier.settings
+        ours, theirs = self.record.settings, _DEFAULTS | earlier.settings
         free = ("steps", "max_drop")  # they change when to stop and what to choose, not what was trained
         if other := [key for key in ours if key not in free and ours[key] != theirs.get(key)]:
             raise LayerCollapseError(
@@ -103,6 +109,7 @@ class Schedule:
         self.record.steps, self.record.dense_top1 = earlier.steps, earlier.dense_top1
         if earlier.steps:
             self.model.train()  # the mode in which weights are saved
+            self.evaluate.unit = self.test.unit = ours["unit"]
             checkpoint.load(self.folder, earlier.steps[-1].step, self.model, self.pruner)
 
     def go(self) -> None:
@@ -121,17 +128,23 @@ class Schedule:
             record.interrupted = True
             record.stopped = f"interrupted in step {len(record.steps)}"
             self.progress(Event("interrupted", len(record.steps), record))
+        except Exception as error:
+            if not record.steps:
+                raise
+            _raise_with_the_way_on(error, self.folder)
 
     def _prune(self, report: EntropyReport) -> bool:
         settings = self.record.settings
         try:
-            result = self.pruner.step(report, amount=settings["amount"], rule=self.rule)
+            self.pruned = self.pruner.step(
+                report, amount=settings["amount"], rule=self.rule, max_layer_share=settings["max_layer_share"]
+            )
         except LayerCollapseError as error:
             if len(self.record.steps) == 1:
                 raise  # not even one pruning: the caller should know
             self.record.stopped = str(error)
             return False
-        if not any(result.removed.values()):
+        if not any(self.pruned.removed.values()):
             self.record.stopped = "nothing left to prune"
             return False
         return True
@@ -140,13 +153,14 @@ class Schedule:
         started, record = time.perf_counter(), self.record
         self.progress(Event("train", number, record))
         torch.manual_seed(record.settings["seed"] + number)
-        self.model.train()
-        with zeros_kept(self.pruner, self.model):
-            self.train(self.model)
+        if number or record.settings["train_first"]:
+            self.model.train()
+            with zeros_kept(self.pruner, self.model):
+                self.train(self.model)
         report = self._measure(number)
-        top1 = _percent(self.evaluate(self.model), "evaluate")
+        top1 = self.evaluate(self.model)
         if number == 0:
-            record.dense_top1 = _percent(self.test(self.model), "test")
+            record.dense_top1 = self.test(self.model)
             record.sites = [layer.name for layer in report.layers]
             record.channels = [len(layer.entropy) for layer in report.layers]
         self.model.train()
@@ -159,6 +173,8 @@ class Schedule:
             entropy=[float(layer.mean) for layer in report.layers],
             mixed=[int(layer.mixed) for layer in report.layers],
             seconds=time.perf_counter() - started,
+            emptied=len(self.pruned.emptied) if self.pruned else 0,
+            guarded=list(self.pruned.floors) if self.pruned else [],
         )
         checkpoint.save(self.folder, number, self.model, self.pruner)
         record.steps.append(step)
@@ -194,10 +210,10 @@ class Schedule:
         record = self.record
         record.chosen = self._choice()
         self.progress(Event("collapse", record.chosen, record))
-        self.model.train()
-        checkpoint.load(self.folder, record.chosen, self.model, self.pruner)
-        self.model.eval()
         try:
+            self.model.train()
+            checkpoint.load(self.folder, record.chosen, self.model, self.pruner)
+            self.model.eval()
             result = collapse_and_compare(
                 self.model,
                 example,
@@ -211,30 +227,43 @@ class Schedule:
                 box=self.box,
                 mode=self.mode,
             )
+        except Exception as error:
+            _raise_with_the_way_on(error, self.folder)
         finally:  # also of a collapse that fails: the steps were expensive
-            record.save(self.folder)
-            write_html(record, self.folder)
+            self._write()
         self.progress(Event("done", record.chosen, record))
-        return result
+        return replace(result, notes=(record.choice,)) if record.choice else result
+
+    def _write(self) -> None:
+        """The record and the report, or what kept them from being written."""
+        try:
+            self.record.save(self.folder)
+            write_html(self.record, self.folder)
+        except Exception as error:
+            self.record.failed.append(f"writing the report stopped with {reason(error)}")
 
 
-def settled(
-    model: nn.Module, *, train: Callable[[nn.Module], object], evaluate: Callable[[nn.Module], float], record: Record
-) -> bool:
+def how_to_go_on(folder: Path) -> str:
+    """The calls that continue a run."""
+    return (
+        f"the finished steps are in {folder}: run(..., out={str(folder)!r}, resume=True) goes on from them, or "
+        f"`layercollapse run --resume --out {folder}` where the command line began it"
+    )
+
+
+def _raise_with_the_way_on(error: Exception, folder: Path) -> NoReturn:
+    """The same error, which says how to go on."""
+    if isinstance(error, LayerCollapseError):
+        raise LayerCollapseError(f"{error}; {how_to_go_on(folder)}") from error
+    getattr(error, "add_note", warnings.warn)(how_to_go_on(folder))  # notes: from Python 3.11 on
+    raise error
+
+
+def settled(model: nn.Module, *, train: Callable[[nn.Module], object], evaluate: Metric, record: Record) -> bool:
     """Train a collapsed model once more, in place; whether it is within the accuracy budget then."""
     torch.manual_seed(record.settings["seed"] + len(record.steps))
     model.train()
     train(model)
     model.eval()
     limit = record.steps[0].top1_validation - record.settings["max_drop"]
-    return _percent(evaluate(model), "evaluate") >= limit
-
-
-def _percent(value: Any, argument: str) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise LayerCollapseError(f"{argument}: expected a function that returns an accuracy in percent, got {value!r}")
-    return number
+    return evaluate(model) >= limit

@@ -44,6 +44,32 @@ def test_run_prints_every_step_the_table_and_the_files(made):
     assert max(map(len, output.splitlines()[1:4])) <= 80
 
 
+def test_a_network_that_is_trained_already(made, tmp_path):
+    weights = made[0] / "checkpoints" / "step-00.safetensors"
+    out = tmp_path / "run"
+    result = call(
+        "run",
+        *SMALL,
+        "--steps",
+        1,
+        "--max-drop",
+        0,
+        "--amount",
+        0.9,
+        "--weights",
+        weights,
+        "--max-layer-share",
+        0.5,
+        "--out",
+        out,
+    )
+    assert result.exit_code == 0, result.output
+    first, again = (json.loads((folder / "run.json").read_text()) for folder in (made[0], out))
+    assert again["steps"][0]["top1_validation"] == first["steps"][0]["top1_validation"]
+    assert again["steps"][1]["density"] == pytest.approx(0.5, abs=0.01)
+    assert (again["settings"]["train_first"], again["settings"]["weights"]) == (False, str(weights))
+
+
 def test_metrics_are_of_this_run(made):
     metrics = json.loads((made[0] / "metrics.json").read_text())
     assert metrics["sites_total"] == 4
@@ -103,6 +129,8 @@ def test_collapse_again_gives_the_same_model(made):
         (["run", *SMALL, "--amount", "2"], "amount: expected"),
         (["run", *SMALL, "--width", "0"], "width: expected at least 1"),
         (["run", *SMALL, "--device", "abacus"], "device: expected one that works here, got 'abacus'"),
+        (["run", *SMALL, "--weights", "/nowhere"], "weights: expected safetensors, or a state dict"),
+        (["run", *SMALL, "--max-layer-share", "2"], "max_layer_share: expected a fraction in (0, 1], got 2.0"),
         (["run", "--data", "cifar"], "'cifar' is not one of"),
         (["report", "/nowhere"], "run: expected a folder with run.json in it, got /nowhere"),
         (["analyze", "/nowhere"], "run: expected a folder with run.json"),

@@ -19,13 +19,13 @@ _SHOWN = 12  # parts that were timed
 def explain(result: CollapseResult) -> str:
     """See `CollapseResult.explain`."""
     width = max((len(site.name) for site in result.sites), default=0)
-    lines = [*_outcome(result), *_timing(result), *_growth(result)]
+    lines = [*_outcome(result), *result.notes, *_timing(result), *_growth(result)]
     lines += [
         f"{site.name:<{width}}  {site.kind:<10}  {site.status:<9}  "
         f"{(site.guarantee + ': ') if site.guarantee else ''}{site.reason}"
         for site in result.sites
     ]
-    if any(site.reason.startswith("mixed: ") for site in result.sites):
+    if not result.notes and any(site.reason.startswith("mixed: ") for site in result.sites):
         lines.append("what is mixed collapses once none of its neurons changes sign: prune more before it, train again")
     lines += grouped(result.kept.items())
     lines += [f"{name}: split into {parts}" for name, parts in result.split.items()]

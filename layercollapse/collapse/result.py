@@ -73,6 +73,7 @@ class CollapseResult:
             others. Empty: it takes all that the model takes.
         regions: the parts that there was more than one way to write, in the order of the network, with the time of
             each way, and whether the model is written in the fastest; empty where nothing was timed.
+        notes: what `layercollapse.run` says of its choice of the model that was collapsed.
         spread: largest difference of any entry of the sparse model's outputs between two samples of the data; None with
             one sample alone.
         hardly_varies: whether that is less than a thousandth of the largest magnitude, of every output tensor: then
@@ -96,6 +97,7 @@ class CollapseResult:
     fixed_sizes: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)
     regions: tuple[Choice, ...] = ()
     unshared: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     spread: float | None = None
     hardly_varies: bool = False
 

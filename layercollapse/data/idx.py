@@ -76,6 +76,8 @@ def _read_pair(folder: Path, prefix: str) -> tuple[np.ndarray, np.ndarray]:
 def load_idx(folder: Path, name: str) -> DataSet:
     """Load a folder of four IDX files; the t10k files are the test split, 1/12 of the train files validation.
 
+    The labels that occur in the train files are the classes, in order: labels 1 to 10 make ten of them.
+
     Raises:
         LayerCollapseError: the folder or a file is missing or damaged; the message says how to get it.
     """
@@ -88,11 +90,19 @@ def load_idx(folder: Path, name: str) -> DataSet:
         raise LayerCollapseError(
             f"data_dir: expected at least 6 training images per class in {folder}, got {len(labels)} in all"
         )
-    if test_labels.max() > labels.max() or test_images.shape[1:] != images.shape[1:]:
+    classes = np.unique(labels)
+    if not np.isin(test_labels, classes).all() or test_images.shape[1:] != images.shape[1:]:
         raise LayerCollapseError(
             f"data_dir: expected the train and t10k files in {folder} to match, got images of "
-            f"{images.shape[1:]} and {test_images.shape[1:]}, labels up to {labels.max()} and {test_labels.max()}"
+            f"{images.shape[1:]} and {test_images.shape[1:]}, labels {classes.tolist()} and "
+            f"{np.unique(test_labels).tolist()}"
         )
+    named = () if np.array_equal(classes, np.arange(len(classes))) else tuple(classes.tolist())
+    labels, test_labels = np.searchsorted(classes, labels), np.searchsorted(classes, test_labels)
     return from_arrays(
-        name, (images[train], labels[train]), (images[validation], labels[validation]), (test_images, test_labels)
+        name,
+        (images[train], labels[train]),
+        (images[validation], labels[validation]),
+        (test_images, test_labels),
+        named,
     )

@@ -67,12 +67,16 @@ class Batches:
 
 @dataclass(frozen=True)
 class DataSet:
-    """Three splits of one set of images; models are chosen on `validation` and reported on `test`."""
+    """Three splits of one set of images; models are chosen on `validation` and reported on `test`.
+
+    `classes` has the label in the files for each class, where they are not 0, 1, ... themselves.
+    """
 
     name: str
     train: Split
     validation: Split
     test: Split
+    classes: tuple[int, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -96,7 +100,8 @@ class DataSet:
 
     def to(self, device: torch.device | str) -> DataSet:
         """The same data on another device."""
-        return DataSet(self.name, self.train.to(device), self.validation.to(device), self.test.to(device))
+        splits = (self.train.to(device), self.validation.to(device), self.test.to(device))
+        return DataSet(self.name, *splits, classes=self.classes)
 
 
 def stratified(labels: np.ndarray, fractions: tuple[float, ...]) -> list[np.ndarray]:
@@ -124,6 +129,7 @@ def from_arrays(
     train: tuple[np.ndarray, np.ndarray],
     validation: tuple[np.ndarray, np.ndarray],
     test: tuple[np.ndarray, np.ndarray],
+    classes: tuple[int, ...] = (),
 ) -> DataSet:
     """Tensors from (images (N, H, W), labels (N,)) pairs, normalised by the training split's mean and deviation."""
     mean, deviation = float(train[0].mean()), float(train[0].std()) or 1.0
@@ -132,4 +138,4 @@ def from_arrays(
         normalised = torch.from_numpy(images.astype(np.float32)).sub_(mean).div_(deviation)
         return Split(normalised.unsqueeze(1), torch.from_numpy(labels.astype(np.int64)))
 
-    return DataSet(name, split(*train), split(*validation), split(*test))
+    return DataSet(name, split(*train), split(*validation), split(*test), classes)
