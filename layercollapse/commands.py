@@ -21,6 +21,7 @@ from layercollapse.data import DATA_SETS
 from layercollapse.display import RunDisplay
 from layercollapse.errors import LayerCollapseError, require
 from layercollapse.files import free_folder, writable_folder, write_json, write_text
+from layercollapse.graph import capture
 from layercollapse.inputs import Inputs, measure_entropy
 from layercollapse.job import Job
 from layercollapse.metric import Metric
@@ -28,6 +29,7 @@ from layercollapse.models import MODELS
 from layercollapse.record import FILE, Record
 from layercollapse.run import run as run_schedule
 from layercollapse.schedule import settled
+from layercollapse.targets import by_reason, prunable
 
 if TYPE_CHECKING:
     import click
@@ -189,7 +191,8 @@ def run(
 def analyze(folder: Path | None, seed: int, json_file: Path | None, **job_arguments: Any) -> None:
     """Print the sign entropy of every rectifier site.
 
-    Of the sparse model that RUN chose; without RUN, of a network that is trained first, as the options say.
+    Of the sparse model that RUN chose; without RUN, of a network that is trained first, as the options say. Sites that
+    have no weights to prune are named with the reason.
     """
     console = Console()
     if folder is not None:
@@ -204,6 +207,8 @@ def analyze(folder: Path | None, seed: int, json_file: Path | None, **job_argume
         model.eval()
     entropy = measure_entropy(model, Inputs(job.training_batches, "data"))
     click.echo(entropy.table())
+    for line in by_reason(prunable(model, capture(model, job.example)).unfed):
+        click.echo(f"nothing to prune before {line}")
     if json_file is not None:
         writable_folder(json_file.parent, "json")
         write_text(json_file, entropy.to_json())

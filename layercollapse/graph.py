@@ -11,9 +11,8 @@ every call survives in the nodes' metadata, which is where the names of the site
 
 from __future__ import annotations
 
-import operator
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,18 +31,17 @@ from layercollapse.export import (
     scripted,
     unwarned,
 )
+from layercollapse.feeding import feeding, reaching
 from layercollapse.memory import Memory, output_memory
 from layercollapse.modes import evaluating
 from layercollapse.moves import MOVING, Move, name_of
 from layercollapse.nodes import (
-    AFFINE,
-    FIRST_DIM,
-    LAST_DIM,
+    DIMS,
     RESIZING,
     SHAPE_ONLY,
-    WEIGHTED,
     example_shape,
     example_size,
+    layer_of,
     module_path,
     packet,
     rectifier_call,
@@ -68,8 +66,9 @@ class Site:
             where the model has moved them between its positions.
         lower: the bend at which a neuron changes piece; 0 but for a hardtanh.
         upper: the upper bend (6 for ReLU6), or None.
-        feeding: names of the weights that reach the site through affine operations alone.
+        feeding: names of the weights that decide what it reads; see `layercollapse.feeding`.
         node: name of the call's node in the graph.
+        unfed: what lies before it instead of weights, where there are none; else empty.
     """
 
     name: str
@@ -80,6 +79,7 @@ class Site:
     upper: float | None
     feeding: tuple[str, ...]
     node: str
+    unfed: str = ""
 
 
 @dataclass(frozen=True)
@@ -133,11 +133,11 @@ class Capture:
         alive = set(self.inputs)
         for node in self.graph.nodes:
             if node.op == "call_function" and packet(node) not in SHAPE_ONLY:
-                weight = weight_of(node, self.tensors)
-                if weight is None:
+                layer = layer_of(node, self.tensors)
+                if layer is None:
                     carriers: Iterable[fx.Node] = node.all_input_nodes
                 else:
-                    carriers = () if weight in dead else (node.args[WEIGHTED[packet(node)][0]],)
+                    carriers = () if layer[1] in dead else layer[:1]
                 if any(carrier.name in alive for carrier in carriers):
                     alive.add(node.name)
             elif node.op == "output":
@@ -201,7 +201,8 @@ def capture(model: nn.Module, example_inputs: Any) -> Capture:
     _drop_mutations(graph, len(signature.output_specs) - len(signature.user_outputs))
     weights = tuple(dict.fromkeys(name for node in graph.nodes if (name := weight_of(node, tensors)) is not None))
     output = next(node for node in graph.nodes if node.op == "output")
-    sites, unread = _named(list(_sites(graph, tensors, model)), made or {})
+    parameters = set(signature.parameters)
+    sites, unread = _named(list(_sites(graph, tensors, parameters, model)), made or {})
     return Capture(
         graph=graph,
         tensors=tensors,
@@ -210,7 +211,7 @@ def capture(model: nn.Module, example_inputs: Any) -> Capture:
         out_spec=exported.call_spec.out_spec,
         sites=sites,
         weights=weights,
-        output_weights=tuple(_reaching(output, tensors, through=lambda node: rectifier_of(node) is None)),
+        output_weights=reaching(output, tensors, parameters, lambda x: [] if rectifier_of(x) else x.all_input_nodes),
         # `_drop_mutations` has left the buffers that only count, say, without a reader.
         stateful=tuple(
             tensors[node.name]
@@ -255,12 +256,8 @@ def channel_dims(graph: fx.Graph) -> dict[fx.Node, int]:
     dims: dict[fx.Node, int] = {}
     for node in graph.nodes:
         called = packet(node)
-        if called in WEIGHTED:
-            dims[node] = WEIGHTED[called][2]
-        elif called in LAST_DIM:
-            dims[node] = -1
-        elif called in FIRST_DIM:
-            dims[node] = 1
+        if called in DIMS:
+            dims[node] = DIMS[called]
         elif node.op == "call_function":
             dim = _carried(node, dims) if name_of(called) in MOVING else _kept(node, dims)
             if dim is not None:
@@ -289,7 +286,9 @@ def _kept(node: fx.Node, dims: Mapping[fx.Node, int]) -> int | None:
     return None
 
 
-def _sites(graph: fx.Graph, tensors: Mapping[str, str], model: nn.Module) -> Iterator[Site]:
+def _sites(
+    graph: fx.Graph, tensors: Mapping[str, str], parameters: Collection[str], model: nn.Module
+) -> Iterator[Site]:
     dims = channel_dims(graph)
     # A module with several names goes by its first one, however it was called.
     first: dict[int, str] = {}
@@ -309,6 +308,7 @@ def _sites(graph: fx.Graph, tensors: Mapping[str, str], model: nn.Module) -> Ite
         call = rectifier_call(node, rectifier)
         assert call is not None
         kind, lower, upper = call
+        weights, unfed = feeding(node, tensors, parameters)
         yield Site(
             name=_numbered(path, count[path] - 1),
             kind=kind,
@@ -316,24 +316,7 @@ def _sites(graph: fx.Graph, tensors: Mapping[str, str], model: nn.Module) -> Ite
             channel_dim=dim,
             lower=lower,
             upper=upper,
-            feeding=tuple(_reaching(node, tensors, through=lambda n: packet(n) in AFFINE)),
+            feeding=weights,
             node=node.name,
+            unfed=unfed,
         )
-
-
-def _reaching(node: fx.Node, tensors: Mapping[str, str], through: Callable[[fx.Node], bool]) -> list[str]:
-    """Names of the weights met first when walking up from a node's inputs through the nodes that `through` lets."""
-    found: dict[str, None] = {}
-    seen: set[fx.Node] = set()
-    stack = list(reversed(node.all_input_nodes))
-    while stack:
-        source = stack.pop()
-        if source in seen or source.op != "call_function":
-            continue
-        seen.add(source)
-        weight = weight_of(source, tensors)
-        if weight is not None:
-            found[weight] = None
-        elif through(source) or source.target is operator.getitem:
-            stack.extend(reversed(source.all_input_nodes))
-    return list(found)

@@ -11,15 +11,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-# They take the dimensions that go as their first argument behind the tensor.
-_REDUCTIONS = {"mean", "sum", "amax", "amin", "max", "min", "median", "logsumexp", "prod", "std", "var"}
-_RESHAPES = {"view", "reshape", "_unsafe_view", "view_as", "flatten", "unflatten"}
-_VIEWS = {
-    *("permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "mT", "numpy_T", "__get__"),
-    *("squeeze", "unsqueeze", "expand", "expand_as", "select", "slice", "narrow", "__getitem__"),
-    *("chunk", "split", "split_with_sizes", "tensor_split", "unbind"),
-}
-MOVING = _REDUCTIONS | _RESHAPES | _VIEWS
+from layercollapse.operations import BY_NAME, MOVES, Does
+
+# What the shape of the result says alone.
+_BY_SHAPE = {"view", "reshape", "_unsafe_view", "view_as", "reshape_as", "flatten", "unflatten"}
+MOVING = {name for name, row in BY_NAME.items() if row.does in MOVES}
 
 
 class Move(NamedTuple):
@@ -42,7 +38,11 @@ class Move(NamedTuple):
     def place(self, dim: int) -> int | None:
         """The dimension of the result, 0 or more, in which one of the tensor's lies; None if in no single one."""
         name, place = name_of(self.call), dim % len(self.before)
-        if name in _REDUCTIONS:
+        does = BY_NAME[name].does
+        if does is Does.REPEAT:
+            place += len(self.after) - len(self.before)
+            return place if place >= 0 and self.after[place] == self.before[dim] else None
+        if does is Does.REDUCE:  # the dimensions that go are its first argument behind the tensor
             gone = self.args[0] if self.args else self.kwargs.get("dim", self.kwargs.get("axis"))
             gone = [gone] if type(gone) is int else gone
             if not isinstance(gone, list | tuple) or not gone:
@@ -57,7 +57,7 @@ class Move(NamedTuple):
         probe = torch.empty_strided(tuple(self.before), strides, device="meta")
         try:
             result = (
-                probe.reshape(tuple(self.after)) if name in _RESHAPES else self.call(probe, *self.args, **self.kwargs)
+                probe.reshape(tuple(self.after)) if name in _BY_SHAPE else self.call(probe, *self.args, **self.kwargs)
             )
         except Exception:
             return None

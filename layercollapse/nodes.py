@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from layercollapse import rectifiers
+from layercollapse.operations import OPERATIONS, RESIZES, Does, that
 
 aten = torch.ops.aten
 
@@ -19,116 +20,21 @@ def by_dims(*kinds: str) -> set[Any]:
     return {getattr(aten, f"{kind}{dims}d") for kind in kinds for dims in (1, 2, 3)}
 
 
-# Operations with a weight: packet -> (position of the input, position of the weight, the input's channel dim of
-# the output). matmul and friends count when the second operand is a parameter.
-WEIGHTED: dict[Any, tuple[int, int, int]] = {
-    aten.conv1d: (0, 1, 1),
-    aten.conv2d: (0, 1, 1),
-    aten.conv3d: (0, 1, 1),
-    aten.convolution: (0, 1, 1),
-    aten.conv_transpose1d: (0, 1, 1),
-    aten.conv_transpose2d: (0, 1, 1),
-    aten.conv_transpose3d: (0, 1, 1),
-    aten.linear: (0, 1, -1),
-    aten.addmm: (1, 2, -1),
-    aten.mm: (0, 1, -1),
-    aten.matmul: (0, 1, -1),
-}
-LAST_DIM = {aten.layer_norm, aten.native_layer_norm, aten.rms_norm}
-FIRST_DIM = {
-    aten.batch_norm,
-    aten._native_batch_norm_legit_no_training,
-    aten.group_norm,
-    aten.instance_norm,
-}
-# Operations that keep the channel dimension though they change the shape.
-_POOLING = by_dims("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool")
-RESIZING = (
-    _POOLING
-    | by_dims("upsample_nearest", "_upsample_nearest_exact")
-    | {
-        aten.cat,
-        aten.pad,
-        aten.constant_pad_nd,
-        aten.upsample_linear1d,
-        aten.upsample_bilinear2d,
-        aten.upsample_trilinear3d,
-        aten.upsample_bicubic2d,
-        aten._upsample_bilinear2d_aa,
-        aten._upsample_bicubic2d_aa,
-        # What decomposition makes of some of these.
-        aten._adaptive_avg_pool2d,
-        aten._adaptive_avg_pool3d,
-        aten.max_pool2d_with_indices,
-        aten.max_pool3d_with_indices,
-    }
-)
-# Operations that do the same for maps of every height and width.
+# Operations with a weight: packet -> positions of the input and the weight.
+WEIGHTED: dict[Any, tuple[int, int]] = {packet: row.places for packet, row in OPERATIONS.items() if row.places}
+# Products of two tensors: layers where one is the model's.
+_OF_TWO = {aten.mm, aten.matmul, aten.bmm, aten._grouped_mm, aten.addmm, aten.baddbmm}
+# What takes some of the weights of a tensor, as the data say.
+_CHOOSES = {aten.index, aten.index_select, aten.clone, aten._to_copy}
+# Those that decide the channel dimension of their result.
+DIMS: dict[Any, int] = {packet: row.dim for packet, row in OPERATIONS.items() if row.dim is not None}
+RESIZING = that(*RESIZES)
+# Operations that do the same for maps of every height and width; and of sizes: what a pooling keeps.
 ANY_SIZE = RESIZING | {
-    *(aten.add, aten.sub, aten.mul, aten.neg, aten.mean, aten.amax, aten.flatten, aten.squeeze),
-    # Of sizes: what a pooling keeps.
-    *(aten.sym_size, operator.add, operator.sub, operator.mul, operator.floordiv),
+    *(packet for packet, row in OPERATIONS.items() if row.any_size),
+    *(operator.add, operator.sub, operator.mul, operator.floordiv),
 }
-# Weightless operations that pass an affine function on.
-AFFINE = {
-    aten.batch_norm,
-    aten._native_batch_norm_legit_no_training,
-    aten.add,
-    aten.sub,
-    aten.neg,
-    aten.clone,
-    aten.contiguous,
-    aten.dropout,
-    aten.feature_dropout,
-    aten.to,
-    aten._to_copy,
-    aten.detach,
-    aten.alias,
-    aten.flatten,
-    aten.view,
-    aten.reshape,
-    aten._unsafe_view,
-    aten.permute,
-    aten.transpose,
-    aten.t,
-    aten.squeeze,
-    aten.unsqueeze,
-    aten.cat,
-    aten.mean,
-    aten.avg_pool1d,
-    aten.avg_pool2d,
-    aten.avg_pool3d,
-    aten.adaptive_avg_pool1d,
-    aten.adaptive_avg_pool2d,
-    aten.adaptive_avg_pool3d,
-    aten.pad,
-    aten.constant_pad_nd,
-}
-VIEWS = {
-    aten.view,
-    aten.reshape,
-    aten._unsafe_view,
-    aten.flatten,
-    aten.unflatten,
-    aten.permute,
-    aten.transpose,
-    aten.t,
-    aten.squeeze,
-    aten.unsqueeze,
-    aten.slice,
-    aten.select,
-    aten.narrow,
-    aten.chunk,
-    aten.split,
-    aten.split_with_sizes,
-    aten.expand,
-    aten.alias,
-    aten.detach,
-    aten.contiguous,
-    aten.to,
-    aten.dropout,
-    aten.feature_dropout,
-}
+VIEWS = {packet for packet, row in OPERATIONS.items() if row.view}
 # Operations that may give a view of what they read, or the tensor itself, and whose schema does not say so.
 MAY_SHARE = {
     aten._unsafe_view,
@@ -153,17 +59,8 @@ MAY_SHARE = {
 }
 # Operations that may give a tensor of which several elements are one place in memory.
 OVERLAPPING = {aten.as_strided, aten.broadcast_tensors, aten.broadcast_to, aten.expand, aten.expand_as, aten.meshgrid}
-# Operations that read only the shape of their tensor: nothing depends on the data through them.
-SHAPE_ONLY = {
-    aten.sym_size,
-    aten.zeros_like,
-    aten.ones_like,
-    aten.full_like,
-    aten.new_zeros,
-    aten.new_ones,
-    aten.new_full,
-    aten.empty_like,
-}
+# Nothing depends on the data through them.
+SHAPE_ONLY = that(Does.SIZE)
 
 
 def rectifier_of(node: fx.Node) -> rectifiers.Rectifier | None:
@@ -178,15 +75,36 @@ def rectifier_call(node: fx.Node, row: rectifiers.Rectifier) -> tuple[str, float
     return rectifiers.describe(row, value.dtype, tuple(node.args[1:]), dict(node.kwargs))
 
 
+def layer_of(node: fx.Node, tensors: Mapping[str, str]) -> tuple[fx.Node, str] | None:
+    """The input of a layer and the name of its weight, or None if a node is no layer whose weight is a tensor.
+
+    The weight may be one of several in a tensor (of experts, say), that the data choose.
+    """
+    for read, applied in _pairs(node):
+        weight = applied
+        while isinstance(weight, fx.Node) and (packet(weight) in VIEWS or packet(weight) in _CHOOSES):
+            weight = weight.args[0]
+        if isinstance(weight, fx.Node) and weight.name in tensors:
+            return read, tensors[weight.name]
+    return None
+
+
 def weight_of(node: fx.Node, tensors: Mapping[str, str]) -> str | None:
     """The name of the weight that a node applies to its input, or None if it is no affine layer with weights."""
-    positions = WEIGHTED.get(packet(node))
-    if positions is None or len(node.args) <= positions[1]:
-        return None
-    weight = node.args[positions[1]]
-    while isinstance(weight, fx.Node) and packet(weight) in VIEWS:
-        weight = weight.args[0]
-    return tensors.get(weight.name) if isinstance(weight, fx.Node) else None
+    layer = layer_of(node, tensors)
+    return None if layer is None else layer[1]
+
+
+def _pairs(node: fx.Node) -> list[tuple[Any, Any]]:
+    """What may be a layer's input and weight: of a product of two tensors, either."""
+    called, arguments = packet(node), list(node.args)
+    if called is aten.einsum:
+        arguments = list(arguments[1])  # type: ignore[arg-type]
+        return [(arguments[0], arguments[1]), (arguments[1], arguments[0])] if len(arguments) == 2 else []
+    if called not in WEIGHTED or len(arguments) <= WEIGHTED[called][1]:
+        return []
+    read, weight = (arguments[place] for place in WEIGHTED[called])
+    return [(read, weight), (weight, read)] if called in _OF_TWO else [(read, weight)]
 
 
 def computed(node: Any, tensors: Collection[str]) -> bool:
@@ -200,8 +118,7 @@ def computed(node: Any, tensors: Collection[str]) -> bool:
 
 def has_weight(node: fx.Node, tensors: Collection[str]) -> bool:
     """Whether a node is an affine layer whose weight is a tensor of these names, or made of some (weight norm)."""
-    positions = WEIGHTED.get(packet(node))
-    return positions is not None and len(node.args) > positions[1] and computed(node.args[positions[1]], tensors)
+    return any(computed(weight, tensors) for _, weight in _pairs(node))
 
 
 def packet(node: Any) -> Any:

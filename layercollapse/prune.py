@@ -30,7 +30,7 @@ from layercollapse.graph import capture
 from layercollapse.liveness import Liveness, Varying
 from layercollapse.masks import WeightMasks
 from layercollapse.modes import evaluating
-from layercollapse.targets import prunable
+from layercollapse.targets import check_any, prunable
 from layercollapse.watch import unwrapped
 
 # Share of a layer's weights that the guard keeps, the first time that it must keep some.
@@ -67,7 +67,8 @@ class Pruner:
     """Unstructured magnitude pruning of the weights that feed a model's rectifiers.
 
     Every rectifier site is one layer of the budget, made of the weights that feed it; a weight that feeds several
-    sites belongs to the first. Biases, normalizations and output layers are never pruned.
+    sites belongs to the first. Biases, normalizations and output layers are never pruned. What feeds a site is in
+    `layercollapse.feeding`; `unfed` says of every site without weights of its own why.
 
     Weights that are exactly zero when the pruner is built count as pruned, so a sparse model goes on where it was.
     With zeros that are an initialization, build the pruner after training or pass ``keep_zeros=True``.
@@ -104,7 +105,9 @@ class Pruner:
         self.model = unwrapped(model)
         self.capture = capture(self.model, example_inputs)
         targets = prunable(self.model, self.capture, ignore)
+        check_any(targets, self.model, self.capture)
         self.layers: dict[str, tuple[str, ...]] = targets.layers
+        self.unfed: dict[str, str] = targets.unfed
         self._aliases = targets.aliases
         self._floor = _checked_floor(floor, self.layers)
         self._min_density = _checked_density(min_density)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from torch import nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
 
 from layercollapse.errors import LayerCollapseError
 from layercollapse.graph import Capture
-from layercollapse.nodes import has_weight, weight_of
+from layercollapse.nodes import has_weight, module_path, weight_of
+
+_SHOWN = 6  # sites of one reason
 
 
 @dataclass(frozen=True)
@@ -21,14 +26,16 @@ class Targets:
     Attributes:
         layers: names of the weights of every site, in execution order; a weight is in one site only.
         aliases: for each of these weights, all names that the capture has for it (a shared weight has several).
+        unfed: the sites without weights of their own -> why.
     """
 
     layers: dict[str, tuple[str, ...]]
     aliases: dict[str, tuple[str, ...]]
+    unfed: dict[str, str]
 
 
 def prunable(model: nn.Module, capture: Capture, ignore: str | Sequence[str] = ()) -> Targets:
-    """The weights that feed rectifier sites, without output layers and what `ignore` names.
+    """The weights that feed rectifier sites, without output layers and what `ignore` names; there may be none.
 
     Args:
         model: the captured model.
@@ -36,7 +43,7 @@ def prunable(model: nn.Module, capture: Capture, ignore: str | Sequence[str] = (
         ignore: names of modules, weights or sites; shell patterns; regular expressions that start with ``re:``.
 
     Raises:
-        LayerCollapseError: a plain name that the model does not have, or nothing is left to prune.
+        LayerCollapseError: a plain name that the model does not have.
     """
     patterns = [ignore] if isinstance(ignore, str) else list(ignore)
     sites = [site.name for site in capture.sites]
@@ -50,31 +57,79 @@ def prunable(model: nn.Module, capture: Capture, ignore: str | Sequence[str] = (
     for alias, name in names.items():
         aliases[name] = (*aliases.get(name, ()), alias)
 
-    taken = {names[name] for name in capture.output_weights if name in names}
+    taken = {names[name]: "an output layer" for name in capture.output_weights if name in names}
     layers: dict[str, tuple[str, ...]] = {}
+    unfed: dict[str, str] = {}
     for site in capture.sites:
         chosen: dict[str, None] = {}
+        left: dict[str, None] = {}
         for name in (names[weight] for weight in site.feeding if weight in names):
-            if name in taken:
-                continue
             known_as = {part for alias in aliases[name] for part in _names(alias)}
-            if not any(_matches(pattern, candidate) for pattern in patterns for candidate in {*known_as, site.name}):
+            if name in taken:
+                left[f"{name} is {taken[name]}"] = None
+            elif any(_matches(pattern, candidate) for pattern in patterns for candidate in {*known_as, site.name}):
+                left[f"{name} is ignored"] = None
+            else:
                 chosen[name] = None
-        taken |= chosen.keys()
+        taken |= dict.fromkeys(chosen, f"pruned with {site.name}")
         if chosen:
             layers[site.name] = tuple(chosen)
-    if not layers:
-        stored = {node.name for node in capture.graph.nodes if weight_of(node, capture.tensors) is not None}
-        made = sum(has_weight(node, capture.tensors) and node.name not in stored for node in capture.graph.nodes)
-        hint = (
-            f"; {made} layers compute theirs in the forward pass: make them parameters first, with "
-            "torch.nn.utils.prune.remove or torch.nn.utils.parametrize.remove_parametrizations"
-        )
-        raise LayerCollapseError(
-            f"model: expected weights that feed a rectifier and are not ignored, got none in {len(sites)} sites"
-            + (hint if made else "")
-        )
-    return Targets(layers, {name: aliases[name] for names in layers.values() for name in names})
+        else:
+            unfed[site.name] = ", ".join(left) or f"it reads {site.unfed}"
+    return Targets(layers, {name: aliases[name] for names in layers.values() for name in names}, unfed)
+
+
+def check_any(targets: Targets, model: nn.Module, capture: Capture) -> None:
+    """Refuse a model without a weight to prune.
+
+    Raises:
+        LayerCollapseError: there is none; the message says for every site why.
+    """
+    if targets.layers:
+        return
+    raise LayerCollapseError(
+        f"model: expected weights that feed a rectifier and are not ignored, got none in {len(capture.sites)} sites"
+        + "".join(f"; {line}" for line in [*by_reason(targets.unfed), *_advice(model, capture)])
+    )
+
+
+def by_reason(unfed: Mapping[str, str]) -> list[str]:
+    """Lines for sites without weights of their own, those with one reason in one line."""
+    sites: dict[str, list[str]] = {}
+    for site, reason in unfed.items():
+        sites.setdefault(re.sub(r" \(.*?\)", "", reason), []).append(site)
+    return [f"{_some(names)}: {unfed[names[0]] if len(names) == 1 else reason}" for reason, names in sites.items()]
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first names of many."""
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _advice(model: nn.Module, capture: Capture) -> Iterator[str]:
+    """What can be done about weights that are computed in the forward pass."""
+    modules = dict(model.named_modules())
+    made: Counter[str] = Counter()
+    for node in capture.graph.nodes:
+        if has_weight(node, capture.tensors) and weight_of(node, capture.tensors) is None:
+            made[_maker(modules.get(module_path(node), model))] += 1
+    for advice, count in made.items():
+        layers = "1 layer computes its weight" if count == 1 else f"{count} layers compute theirs"
+        yield f"{layers} in the forward pass: {advice}"
+
+
+def _maker(module: nn.Module) -> str:
+    """How a module's weight becomes a parameter."""
+    around = [module, *module.children()]
+    if any(parametrize.is_parametrized(part) for part in around):
+        return "make it a parameter with torch.nn.utils.parametrize.remove_parametrizations"
+    hooks = [hook for part in around for hook in part._forward_pre_hooks.values()]
+    if any(isinstance(hook, BasePruningMethod) for hook in hooks):
+        return "make it a parameter with torch.nn.utils.prune.remove"
+    if hooks:
+        return "make it a parameter with torch.nn.utils.remove_weight_norm or remove_spectral_norm"
+    return "its own forward does (weight standardization, say); an ordinary layer in its place can be pruned"
 
 
 def _names(weight: str) -> Iterator[str]:

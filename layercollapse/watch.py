@@ -21,22 +21,16 @@ from torch.utils.weak import WeakIdKeyDictionary
 from layercollapse import ops, rectifiers
 from layercollapse.errors import LayerCollapseError
 from layercollapse.moves import MOVING, Move, name_of
-from layercollapse.nodes import FIRST_DIM, LAST_DIM, RESIZING, WEIGHTED
+from layercollapse.operations import BY_NAME, RESIZES
 
 # Path of the model itself, and names that wrappers put into module paths; they are left out of site names.
 ROOT = ""
 _WRAPPERS = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
 
 # Function name -> channel dimension of its result: the rules of the graph capture, by the name of the Python call.
-_CHANNEL_DIMS: dict[str, int] = {
-    **{packet.__name__: dim for packet, (_, _, dim) in WEIGHTED.items()},
-    **{packet.__name__: -1 for packet in LAST_DIM},
-    **{packet.__name__: 1 for packet in FIRST_DIM},
-    "__matmul__": -1,
-    "__rmatmul__": -1,
-}
+_CHANNEL_DIMS: dict[str, int] = {name: row.dim for name, row in BY_NAME.items() if row.dim is not None}
 # Functions that keep the channel dimension though they change the shape.
-_RESIZING = {packet.__name__ for packet in RESIZING} | {"interpolate"}
+_RESIZING = {name for name, row in BY_NAME.items() if row.does in RESIZES}
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ from layercollapse.errors import LayerCollapseError
 from layercollapse.export import call_arguments
 from layercollapse.graph import capture
 from layercollapse.modes import evaluating
+from layercollapse.targets import prunable
 from layercollapse.watch import unwrapped
 
 __all__ = ["Agreement", "CollapseResult", "SiteResult", "Summary", "collapse", "compare", "load", "save"]
@@ -182,4 +183,5 @@ def _collapsed(
         split=dict(best.split),
         unshared=tuple(w.rpartition(".")[0] or w for w, n in net.calls().items() if n > max(1, best.calls.get(w, 0))),
         fixed_sizes=fixed,
+        unfed=prunable(model, captured).unfed,
     )

@@ -12,29 +12,21 @@ from torch import fx
 
 from layercollapse.collapse.ir import alike, shape
 from layercollapse.moves import Move
-from layercollapse.nodes import by_dims, packet
+from layercollapse.nodes import packet
+from layercollapse.operations import Does, that
 
 aten = torch.ops.aten
 
-MAXIMA = by_dims("max_pool", "adaptive_max_pool")
-AVERAGES = by_dims("avg_pool", "adaptive_avg_pool") | {aten.mean}
-# Each entry is an average of some that it reads.
-INTERPOLATIONS = by_dims("upsample_nearest", "_upsample_nearest_exact") | {
-    aten.upsample_linear1d,
-    aten.upsample_bilinear2d,
-    aten.upsample_trilinear3d,
-}
+MAXIMA = that(Does.MAXIMUM)
+AVERAGES = that(Does.AVERAGE) | {aten.mean}
+INTERPOLATIONS = that(Does.INTERPOLATE, Does.RESAMPLE)
 VIEWS = {aten.view, aten.reshape, aten._unsafe_view}
 SAME = {aten.contiguous, aten.clone}
-CASTS = {aten.to, aten._to_copy}
-_KEEP_SAMPLES = {aten.mean, aten.permute, aten.transpose}
-_MOVES = _KEEP_SAMPLES | {aten.flatten, aten.select, aten.slice, aten.squeeze, aten.unsqueeze}
-# Functions without a jump: of a constant they are the same in every precision, but for rounding.
-_FUNCTIONS = {
-    *(aten.sigmoid, aten.hardsigmoid, aten.tanh, aten.exp, aten.softplus, aten.log_sigmoid, aten.erf, aten.sin),
-    *(aten.cos, aten.abs, aten.sqrt, aten.rsqrt, aten.log, aten.log1p, aten.pow, aten.square, aten.clamp),
-    *(aten.clamp_min, aten.clamp_max, aten.softshrink, aten.hardtanh, aten.relu),
-}
+CASTS = that(Does.CAST)
+_PERMUTES = that(Does.PERMUTE)
+_MOVES = that(Does.RESHAPE, Does.PERMUTE, Does.SLICE, Does.REPEAT) | {aten.mean}
+# Those without a jump: of a constant they are the same in every precision, but for rounding.
+_FUNCTIONS = that(Does.FUNCTION, Does.GATE) - {aten.neg}
 
 
 def carry(node: fx.Node, dim: int) -> tuple[int, int] | None:
@@ -52,12 +44,14 @@ def carry(node: fx.Node, dim: int) -> tuple[int, int] | None:
     source = arguments[0] if arguments else None
     if not isinstance(source, fx.Node) or source.meta.get("shape") is None or node.meta.get("shape") is None:
         return None
+    if any(other.meta.get("shape") is not None for other in node.all_input_nodes if other is not source):
+        return None  # it moves by what another tensor says
     before, after, called = shape(source), shape(node), packet(node)
     if called in SAME:
         return dim, 1
     if called in VIEWS and not isinstance(arguments[1], list | tuple):
         return None  # a view of the same bits as another dtype
-    if called in VIEWS | _MOVES:
+    if called in _MOVES:
         return _moved(node, dim, before, after) if len(before) > 1 else None
     alone = called in MAXIMA | INTERPOLATIONS or (called in AVERAGES and _weighs_alike(arguments))
     if len(before) > 2 and dim == 1 and alone:
@@ -84,7 +78,7 @@ def parts(node: Any) -> tuple[int, list[fx.Node]] | None:
 def _moved(node: fx.Node, dim: int, before: tuple[int, ...], after: tuple[int, ...]) -> tuple[int, int] | None:
     move = Move(node.target, node.args[1:], {}, before, after)  # type: ignore[arg-type]
     called, place = packet(node), move.place(dim)
-    if node.kwargs or (called in _KEEP_SAMPLES and move.place(0) != 0):
+    if node.kwargs or (called in _PERMUTES | {aten.mean} and move.place(0) != 0):
         return None
     if place is None:
         whole = called is aten.flatten and dim == 1 and len(after) == 2 and after[0] == before[0]

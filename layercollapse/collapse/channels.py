@@ -12,10 +12,13 @@ from layercollapse.collapse.carry import VIEWS, carry, factors, function_of, par
 from layercollapse.collapse.ir import Affine, Field, Net, Rectify, Scale, operands, shape, source
 from layercollapse.collapse.weights import taken
 from layercollapse.nodes import packet
+from layercollapse.operations import Does, that
 
 aten = torch.ops.aten
 
 _EIGHT = 8
+# They are given sizes, which may be those of channels.
+_SIZED = that(Does.REPEAT) | {aten.unflatten}
 
 
 def drop_unread_channels(net: Net) -> bool:
@@ -159,9 +162,9 @@ class _Channels:
         first = node.args[0] if node.args else None
         if not isinstance(first, fx.Node) or first not in self.dims:
             return None
-        if any(other.meta.get("shape") is not None for other in node.all_input_nodes[1:]):
-            return None
         place = carry(node, self.dims[first])
+        if packet(node) in _SIZED:
+            return None
         if place is not None and packet(node) in VIEWS and not isinstance(node.args[1][place[0]], int):  # type: ignore[index]
             return None
         return place

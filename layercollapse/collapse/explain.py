@@ -8,6 +8,7 @@ from layercollapse.collapse.forms import INPUT
 from layercollapse.collapse.modules import in_words
 from layercollapse.collapse.obstacles import grouped
 from layercollapse.collapse.race import MARGIN
+from layercollapse.targets import by_reason
 
 if TYPE_CHECKING:
     from layercollapse.collapse.choice import Choice
@@ -27,6 +28,9 @@ def explain(result: CollapseResult) -> str:
     ]
     if not result.notes and any(site.reason.startswith("mixed: ") for site in result.sites):
         lines.append("what is mixed collapses once none of its neurons changes sign: prune more before it, train again")
+    stay = [site.name for site in result.sites if site.status != "collapsed"]
+    unfed = {name: result.unfed[name] for name in stay if name in result.unfed}
+    lines += [f"nothing to prune before {line}" for line in by_reason(unfed)]
     lines += grouped(result.kept.items())
     lines += [f"{name}: split into {parts}" for name, parts in result.split.items()]
     lines += [

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, fx
 
 from layercollapse.collapse.carry import VIEWS
-from layercollapse.nodes import FIRST_DIM, LAST_DIM, WEIGHTED, packet, rectifier_of
+from layercollapse.nodes import DIMS, packet, rectifier_of
+from layercollapse.operations import Does, that
 
 aten = torch.ops.aten
 
 _RESHAPES = VIEWS | {aten.flatten}
-_ALONG = {aten.dropout, aten.feature_dropout, aten.detach, aten.alias}
-_SIZED = set(WEIGHTED) | FIRST_DIM | LAST_DIM
+_ALONG = that(Does.SAME)
 
 
 def flattened(node: fx.Node) -> fx.Node | None:
@@ -60,7 +60,7 @@ def _reshaped(node: fx.Node) -> tuple[fx.Node, bool] | None:
 def _read_by_layers(node: fx.Node) -> bool:
     """Whether all that reads a tensor, behind what works on each value alone, are layers with a number of features."""
     return bool(node.users) and all(
-        packet(user) in _SIZED or ((packet(user) in _ALONG or rectifier_of(user) is not None) and _read_by_layers(user))
+        packet(user) in DIMS or ((packet(user) in _ALONG or rectifier_of(user) is not None) and _read_by_layers(user))
         for user in node.users
     )
 

@@ -33,13 +33,11 @@ from layercollapse.collapse.ir import Affine, Net, dtype, shape
 from layercollapse.collapse.reading import argument, float64
 from layercollapse.moves import Move
 from layercollapse.nodes import packet
+from layercollapse.operations import Does, that
 
 aten = torch.ops.aten
 
-_ROWS_STAY = VIEWS | {
-    *(aten.flatten, aten.unflatten, aten.squeeze, aten.unsqueeze, aten.permute, aten.transpose, aten.movedim),
-    *(aten.select, aten.slice, aten.expand),
-}
+_ROWS_STAY = that(Does.RESHAPE, Does.PERMUTE, Does.SLICE, Does.REPEAT)
 _STEADY = 64  # the mean of a row, in standard deviations
 _SMALLEST = 1e-30
 _LARGEST = 2**14  # entries of a row, positions that attend to each other

@@ -10,22 +10,21 @@ from typing import Any
 import torch
 from torch import fx
 
-from layercollapse.collapse.carry import AVERAGES, CASTS, INTERPOLATIONS, MAXIMA, SAME, VIEWS, carry
+from layercollapse.collapse.carry import CASTS, MAXIMA, SAME, VIEWS, carry
 from layercollapse.collapse.interval import Interval, channelwise, unknown
 from layercollapse.collapse.ir import dtype, shape
 from layercollapse.collapse.reading import argument
 from layercollapse.nodes import packet
+from layercollapse.operations import Does, that
 
 aten = torch.ops.aten
 
-# They keep the order of the elements.
-_RESHAPES = VIEWS | {aten.flatten, aten.unflatten, aten.squeeze, aten.unsqueeze}
-_PERMUTES = {aten.permute, aten.transpose, aten.movedim, aten.t, aten.numpy_T, aten.mT}
-# They take some positions along the dimension that is their second argument, or 0.
-_PARTS = {aten.select, aten.slice, aten.narrow, aten.index_select}
-_SPLITS = {aten.split, aten.split_with_sizes, aten.chunk, aten.unbind}
+_RESHAPES, _PERMUTES, _PARTS = that(Does.RESHAPE), that(Does.PERMUTE), that(Does.SLICE)
+_SPLITS = that(Does.SPLIT, Does.UNBIND)
 _REDUCTIONS = {aten.mean, aten.amax, aten.amin}
-_SELECTS = {aten.index, aten.gather, aten.take_along_dim, aten.repeat, aten.tile, aten.flip, aten.pixel_shuffle}
+_SELECTS = that(Does.SELECT) | {aten.repeat, aten.tile, aten.repeat_interleave}
+# Means of neighbours; a resampling may leave their range.
+_NEIGHBOURS = that(Does.MAXIMUM, Does.AVERAGE, Does.INTERPOLATE) | {aten.mean}
 
 
 def moved_bounds(node: fx.Node, known: Mapping[fx.Node, Interval]) -> Interval | None:
@@ -56,7 +55,7 @@ def moved_bounds(node: fx.Node, known: Mapping[fx.Node, Interval]) -> Interval |
         return Interval(*(node.target(end, *arguments[1:]) for end in interval))  # type: ignore[operator]
     if called in _PARTS:
         return _part(node, arguments, interval)
-    if called is aten.expand:
+    if called in (aten.expand, aten.expand_as):
         return Interval(*(end.reshape((1,) * (len(size) - end.ndim) + end.shape) for end in interval))
     if called is aten.roll:
         dims = arguments[2] if len(arguments) > 2 else []
@@ -67,7 +66,7 @@ def moved_bounds(node: fx.Node, known: Mapping[fx.Node, Interval]) -> Interval |
         return interval.including(float(arguments[2])) if interval.low.ndim == len(size) else None
     if called in _REDUCTIONS:
         return _reduced(node, interval)
-    if called in MAXIMA | AVERAGES | INTERPOLATIONS and carry(node, 1) is not None:
+    if called in _NEIGHBOURS and carry(node, 1) is not None:
         ends = interval.without(range(2, len(size)))
         return ends if called in MAXIMA else ends.widened(_positions(node), dtype(node))
     return interval.whole(len(size)) if called in _SELECTS else None

@@ -78,6 +78,7 @@ class CollapseResult:
             one sample alone.
         hardly_varies: whether that is less than a thousandth of the largest magnitude, of every output tensor: then
             agreement says little, as a constant would agree as well.
+        unfed: sites that a `Pruner` finds no weights for -> why.
         unshared: layers that the model calls more than once, of which calls have weights of their own now, or are gone.
     """
 
@@ -95,6 +96,7 @@ class CollapseResult:
     repadded: tuple[str, ...] = ()
     split: Mapping[str, str] = field(default_factory=dict)
     fixed_sizes: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)
+    unfed: Mapping[str, str] = field(default_factory=dict)
     regions: tuple[Choice, ...] = ()
     unshared: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()

@@ -1,0 +1,191 @@
+"""Which weights feed a site behind which operations, and what is said of sites without any."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import layercollapse as lc
+from layercollapse.targets import prunable
+
+
+class Between(nn.Module):
+    """A convolution or a linear layer, some operations, a rectifier, an output layer."""
+
+    def __init__(self, function: Callable[[Between, Tensor], Tensor], rows: bool) -> None:
+        super().__init__()
+        self.function, self.rows = function, rows
+        self.layer: nn.Module = nn.Linear(6, 8) if rows else nn.Conv2d(3, 8, 3)
+        self.other: nn.Module = nn.Linear(6, 8) if rows else nn.Conv2d(3, 8, 3)
+        self.scores = nn.Linear(6, 8)
+        self.down, self.up = nn.Conv2d(8, 2, 1), nn.Conv2d(2, 8, 1)
+        self.groups, self.instances = nn.GroupNorm(2, 8), nn.InstanceNorm2d(8, affine=True)
+        self.layers, self.squares = nn.LayerNorm(8), nn.RMSNorm(8)
+        self.register_buffer("blur", torch.full((8, 1, 2, 2), 0.25))
+        self.head = nn.LazyLinear(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.x = x
+        y = self.function(self, self.layer(x)).relu()
+        return self.head(y.flatten(1))
+
+
+def written_norm(x: Tensor) -> Tensor:
+    return (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, unbiased=False) + 1e-5).sqrt()
+
+
+# Operations on the rows (N, 5, 8) of a linear layer, and on the maps (N, 8, 5, 5) of a convolution.
+ON_ROWS: dict[str, Callable[[Between, Tensor], Tensor]] = {
+    "reshape_as": lambda m, y: y.flatten(0, 1).reshape_as(y),
+    "view_as": lambda m, y: y.view_as(torch.zeros_like(y)),
+    "unflatten": lambda m, y: y.unflatten(-1, (2, 4)),
+    "heads": lambda m, y: y.unflatten(-1, (2, 4)).transpose(1, 2),
+    "chunk": lambda m, y: y.chunk(2, -1)[1],
+    "split": lambda m, y: y.split((3, 5), -1)[0],
+    "slice": lambda m, y: y[..., 2:7],
+    "select": lambda m, y: y[:, 0],
+    "stack": lambda m, y: torch.stack(y.chunk(2, -1), 1),
+    "repeat": lambda m, y: y.repeat(1, 2, 1),
+    "layer norm": lambda m, y: m.layers(y),
+    "layer norm written out": lambda m, y: written_norm(y),
+    "rms norm": lambda m, y: m.squares(y),
+    "rms norm written out": lambda m, y: y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + 1e-6),
+    "gate": lambda m, y: y * torch.sigmoid(m.other(m.x)),
+    "gate of itself": lambda m, y: y * torch.tanh(y.mean(1, keepdim=True)),
+    "glu": lambda m, y: F.glu(y, -1),
+    "attention": lambda m, y: F.scaled_dot_product_attention(m.scores(m.x), m.other(m.x), y),
+    "attention written out": lambda m, y: torch.softmax(m.scores(m.x) @ m.other(m.x).mT / 3, -1) @ y,
+    "where": lambda m, y: torch.where(y > 1, y, 2 * y),
+}
+ON_MAPS: dict[str, Callable[[Between, Tensor], Tensor]] = {
+    "upsampling": lambda m, y: F.interpolate(y, scale_factor=2),
+    "bilinear": lambda m, y: F.interpolate(y, scale_factor=2, mode="bilinear"),
+    "bicubic": lambda m, y: F.interpolate(y, scale_factor=2, mode="bicubic"),
+    "group norm": lambda m, y: m.groups(y),
+    "instance norm": lambda m, y: m.instances(y),
+    "squeeze and excitation": lambda m, y: y * torch.sigmoid(m.up(m.down(y.mean((2, 3), keepdim=True)))),
+    "channel attention before a sum": (
+        lambda m, y: y * y.mean((2, 3)).unsqueeze(1).transpose(1, 2).sigmoid().unsqueeze(-1).expand_as(y) + 1
+    ),
+    "fixed filter": lambda m, y: F.conv2d(y, m.blur, groups=8),
+    "chunk": lambda m, y: y.chunk(2, 1)[0],
+    "max pooling": lambda m, y: F.max_pool2d(y, 2),
+    "pixel shuffle": lambda m, y: F.pixel_shuffle(y, 2),
+}
+
+
+def between(name: str) -> tuple[Between, Tensor]:
+    rows = name.startswith("rows")
+    function = (ON_ROWS if rows else ON_MAPS)[name.partition(": ")[2]]
+    torch.manual_seed(0)
+    model, x = Between(function, rows).eval(), torch.randn(4, 5, 6) if rows else torch.randn(4, 3, 7, 7)
+    with torch.no_grad():
+        model(x)
+    return model, x
+
+
+EVERY = [*(f"rows: {name}" for name in ON_ROWS), *(f"maps: {name}" for name in ON_MAPS)]
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_layer_feeds_the_site_and_a_gate_does_not(name: str) -> None:
+    model, x = between(name)
+    (site,) = lc.capture(model, x).sites
+    assert site.feeding == ("layer.weight",)
+    assert site.unfed == ""
+
+
+class Experts(nn.Module):
+    def __init__(self, product: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.product, self.experts, self.head = product, nn.Parameter(torch.randn(3, 6, 8)), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        up, gate = self.product(x, self.experts).chunk(2, -1)
+        return self.head(up * F.silu(gate))
+
+
+PRODUCTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "bmm": torch.bmm,
+    "baddbmm": lambda x, w: torch.baddbmm(x[..., :1], x, w),
+    "matmul": lambda x, w: x @ w,
+    "einsum": lambda x, w: torch.einsum("eni,eio->eno", x, w),
+    "weights first": lambda x, w: (w.mT @ x.mT).mT,
+    "one of them": lambda x, w: F.linear(x, w[1].T),
+    "those that the data choose": lambda x, w: torch.bmm(x, w[x[:, 0, 0].argsort()]),
+}
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_weights_of_experts_feed(product: str) -> None:
+    capture = lc.capture(Experts(PRODUCTS[product]), torch.randn(3, 5, 6))
+    assert [site.feeding for site in capture.sites] == [("experts",)]
+
+
+class Unfed(nn.Module):
+    """Sites with nothing to prune, each for a reason of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head, self.table = nn.Linear(6, 8), nn.Linear(6, 6), nn.Embedding(9, 6)
+        self.normed = nn.utils.parametrizations.weight_norm(nn.Linear(6, 6))
+
+    def forward(self, x: Tensor, index: Tensor) -> Tensor:
+        a = x.relu()
+        b = (a + 1).relu()
+        y = self.layer(b)
+        c, d = y.relu(), (-y).relu()
+        e = self.table(index).relu()
+        f = torch.special.bessel_j0(self.head(c[..., :6] + d[..., :6])).relu()
+        return self.head(self.normed(e + f).relu())
+
+
+def test_a_site_without_weights_has_a_reason() -> None:
+    torch.manual_seed(0)
+    model, inputs = Unfed(), (torch.randn(4, 6), torch.randint(9, (4,)))
+    unfed = lc.Pruner(model, inputs).unfed
+    assert unfed == {
+        "forward": "it reads the model's input x",
+        "forward#2": "it reads another rectifier",
+        "forward#4": "layer.weight is pruned with forward#3",
+        "forward#5": "it reads a table of rows (embedding)",
+        "forward#6": "it reads special_bessel_j0, which is not followed",
+        "forward#7": "it reads a layer that computes its weight in the forward pass (normed)",
+    }
+    result = lc.collapse(model, inputs, cost="macs")
+    assert result.unfed == unfed
+    assert (
+        "nothing to prune before forward#7: it reads a layer that computes its weight in the forward pass (normed)"
+        in result.explain().splitlines()
+    )
+
+
+def test_ignored_weights_and_output_layers_are_reasons() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    model[2].weight = model[4].weight
+    targets = prunable(model, lc.capture(model, torch.randn(2, 4)), ignore="0")
+    assert targets.unfed == {"1": "0.weight is ignored", "3": "2.weight is an output layer"}
+    with pytest.raises(lc.LayerCollapseError, match=r"got none in 2 sites; 1: 0.weight is ignored; 3: 2.weight is an"):
+        lc.Pruner(model, torch.randn(2, 4), ignore="0")
+
+
+class Standardized(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return F.conv2d(x, weight / (weight.std((1, 2, 3), keepdim=True) + 1e-5), self.bias)
+
+
+def test_the_advice_for_computed_weights_is_one_that_applies() -> None:
+    def message(layer: nn.Module) -> str:
+        model = nn.Sequential(layer, nn.ReLU(), nn.Flatten(), nn.Linear(4 * 9, 2))
+        with pytest.raises(lc.LayerCollapseError, match="1: it reads a layer that computes its weight") as error:
+            lc.Pruner(model, torch.randn(2, 3, 5, 5))
+        return str(error.value)
+
+    assert "an ordinary layer in its place" in message(Standardized(3, 4, 3))
+    assert "remove_parametrizations" in message(nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3)))
+    assert "prune.remove" in message(nn.utils.prune.l1_unstructured(nn.Conv2d(3, 4, 3), "weight", 0.5))
