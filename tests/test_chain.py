@@ -75,6 +75,22 @@ def test_measured_time_decides_where_it_is_asked_for() -> None:
             assert "3.000 ms instead of 2.000 ms" in next(iter(net.kept.values()))
 
 
+def test_what_is_far_more_work_is_not_measured() -> None:
+    """256 → 4 → 256: one layer is 32 times the work of two; with 64 between, twice."""
+    for width, measured in ((4, False), (64, True)):
+        model, x = nn.Sequential(nn.Linear(256, width), nn.Linear(width, 256)), torch.randn(2, 256)
+        net, seen = lower(lc.capture(model, x), model), set[tuple[int, int]]()
+
+        def clock(op, shape, seen=seen) -> float:
+            seen.add((op.inputs, op.outputs))
+            return 1.0
+
+        net.clock = clock
+        assert merge_in_sequence(net) == measured  # one of 1 ms instead of two
+        assert ((256, 256) in seen) == measured
+        assert measured or net.kept == {("0", "1"): "merged they need 32.0 times the multiply-accumulates"}
+
+
 def test_errors() -> None:
     with pytest.raises(lc.LayerCollapseError, match="cost: expected 'latency' or 'macs', got 'speed'"):
         lc.collapse(nn.Linear(2, 2), torch.zeros(1, 2), None, cost="speed")

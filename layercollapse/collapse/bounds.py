@@ -164,16 +164,20 @@ def _operation(net: Net, node: fx.Node, known: Mapping[fx.Node, Interval]) -> In
 
 
 def _affine(op: Affine, interval: Interval) -> Interval:
-    weight = op.dense().flatten(2) if op.window.kernel else op.dense().unsqueeze(2)  # (O, I, taps)
+    weight = op.weight.flatten(2) if op.window.kernel else op.weight.unsqueeze(2)  # (O, I / groups, taps)
     low, high = interval.including(0.0) if op.window.uneven else interval  # the padding is zero
+    low, high = op.spread(low), op.spread(high)  # (O, I / groups) or (1, I)
     count = weight.shape[1] * weight.shape[2] + 2
     plane = torch.zeros(op.outputs, 0, dtype=torch.float64) if op.plane is None else op.plane.flatten(1)
     ends: list[Interval] = []
     rows = max(1, ROW_ENTRIES // max(1, weight.shape[1] * weight.shape[2]))
-    for part, bias, taps in zip(weight.split(rows), op.bias[:, None].split(rows), plane.split(rows), strict=True):
-        up, down = part.clamp(min=0).sum(2), part.clamp(max=0).sum(2)  # (O, I)
-        terms = [_product(up, low) + _product(down, high), bias, taps.clamp(max=0)]
-        tops = [_product(up, high) + _product(down, low), bias, taps.clamp(min=0)]
+    for start in range(0, op.outputs, rows):
+        some = slice(start, start + rows)
+        part, bias, taps = weight[some], op.bias[some, None], plane[some]
+        least, most = (end[some] if op.groups > 1 else end for end in (low, high))
+        up, down = part.clamp(min=0).sum(2), part.clamp(max=0).sum(2)  # (O, I / groups)
+        terms = [_product(up, least) + _product(down, most), bias, taps.clamp(max=0)]
+        tops = [_product(up, most) + _product(down, least), bias, taps.clamp(min=0)]
         ends.append(rounded(torch.cat(terms, 1).T, torch.cat(tops, 1).T, op.dtype, count))
     return Interval(*(torch.cat(end) for end in zip(*ends, strict=True)))
 

@@ -18,12 +18,15 @@ from torch import fx
 
 from layercollapse.collapse.cost import macs
 from layercollapse.collapse.ir import Affine, Net, shape, sole_user, source
-from layercollapse.collapse.merge import compose, mergeable, repadded
+from layercollapse.collapse.merge import compose, mergeable, movable, repadded
 
 # Kernels grow with every merge, and the ways to cut a chain with the square of its length.
 _LONGEST = 8
 # A measured time must be better by this much to decide against the multiply-accumulates.
 _GAIN = 0.9
+# Of their multiply-accumulates, what a merged layer has at most to be measured. With 49 times as many, a depthwise 7x7
+# and a pointwise convolution took 400 MiB and two seconds of a FastViT to time as one.
+_MOST = 16
 
 Segments = dict[tuple[int, int], Affine]
 Cut = list[tuple[int, int]]
@@ -77,25 +80,21 @@ def _segments(net: Net, chain: list[fx.Node]) -> Segments:
     In a net that may be padded anew also of the others, which differ at the border.
     """
     segments: Segments = {}
-    for last in range(len(chain)):
-        merged = net.affine(chain[last])
-        for first in range(last, -1, -1):
-            if first < last:
-                op = net.affine(chain[first])
-                if op is None or merged is None or not (mergeable(op, merged) or net.repad):
-                    break
-                merged = compose(op, merged) if mergeable(op, merged) else compose(*repadded(op, merged))
-            assert merged is not None
+    ops = [op for node in chain if (op := net.affine(node)) is not None]
+    for first, head in enumerate(ops):
+        merged = segments[first, first] = head
+        for last, op in enumerate(ops[first + 1 :], first + 1):
+            if not mergeable(merged, op) and not (net.repad and movable(merged, op)):
+                break
+            merged = compose(merged, op) if mergeable(merged, op) else compose(*repadded(merged, op))
             segments[first, last] = merged
     return segments
 
 
 def _moves(net: Net, chain: list[fx.Node], segments: Segments, first: int, last: int) -> bool:
     """Whether a segment is one of those that differ at the border."""
-    ops = [net.affine(node) for node in chain[first:last]]
-    return net.repad and any(
-        op is not None and not mergeable(op, segments[first + index + 1, last]) for index, op in enumerate(ops)
-    )
+    ops = [net.affine(node) for node in chain[first + 1 : last + 1]]
+    return any(op is not None and not mergeable(segments[first, first + index], op) for index, op in enumerate(ops))
 
 
 def _choose(net: Net, chain: list[fx.Node], segments: Segments) -> Cut:
@@ -107,12 +106,20 @@ def _choose(net: Net, chain: list[fx.Node], segments: Segments) -> Cut:
         return cut
 
     def time(first: int, last: int) -> float:
-        assert net.clock is not None
-        return net.clock(segments[first, last], shape(source(chain[first])))
+        return _time(net, chain, segments, first, last)
 
     timed = _cheapest(len(chain), segments, time)
     faster = sum(time(*segment) for segment in timed) < _GAIN * sum(time(*segment) for segment in cut)
     return timed if faster else cut
+
+
+def _time(net: Net, chain: list[fx.Node], segments: Segments, first: int, last: int) -> float:
+    """What a segment takes, in ms; infinity if that is so much more work that nobody need measure it."""
+    assert net.clock is not None
+    parts = sum(macs(segments[index, index], shape(chain[index])) for index in range(first, last + 1))
+    if first < last and macs(segments[first, last], shape(chain[last])) > _MOST * parts:
+        return math.inf
+    return net.clock(segments[first, last], shape(source(chain[first])))
 
 
 def _cheapest(length: int, segments: Segments, cost: Callable[[int, int], float]) -> Cut:
@@ -144,7 +151,6 @@ def _note(net: Net, chain: list[fx.Node], segments: Segments, cut: Cut) -> None:
         two = sum(macs(segments[s], shape(chain[s[1]])) for s in ((first, last), (after, end)))
         net.kept[pair] = f"merged they need {one / max(1, two):.1f} times the multiply-accumulates"
         if net.clock is not None and (first, end) in segments:
-            ms = [
-                net.clock(segments[s], shape(source(chain[s[0]]))) for s in ((first, end), (first, last), (after, end))
-            ]
-            net.kept[pair] += f" and {ms[0]:.3f} ms instead of {ms[1] + ms[2]:.3f} ms"
+            ms = [_time(net, chain, segments, *some) for some in ((first, end), (first, last), (after, end))]
+            if math.isfinite(ms[0]):
+                net.kept[pair] += f" and {ms[0]:.3f} ms instead of {ms[1] + ms[2]:.3f} ms"

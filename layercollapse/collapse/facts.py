@@ -104,9 +104,10 @@ def _affine(op: Affine, value: Tensor | None) -> Tensor | None:
     unknown, out = op.writes(), op.bias.clone()
     # A constant that meets a zero padding is not constant at the border.
     if value is not None and not op.window.uneven:
-        weight = op.dense().flatten(2).sum(2) if op.window.kernel else op.dense()  # (O, I)
-        unknown = (op.pairs() & value.isnan()).any(1)
-        out += weight @ value.nan_to_num(0.0)
+        weight = op.weight.flatten(2).sum(2) if op.window.kernel else op.weight  # (O, I / groups)
+        unknown = (op.pairs() & op.spread(value.isnan())).any(1)
+        filled = value.nan_to_num(0.0)
+        out += weight @ filled if op.groups == 1 else (weight * op.spread(filled)).sum(1)
     if op.plane is not None:
         unknown = unknown | op.plane.flatten(1).any(1)
     return out.masked_fill(unknown, torch.nan)
@@ -154,7 +155,7 @@ def _through(op: Op, reached: Tensor | bool) -> Tensor | bool:
     if isinstance(op, Field):
         return torch.zeros(len(op.bias), dtype=torch.bool)
     if isinstance(op, Affine):
-        return (op.pairs() & reached).any(1)
+        return (op.pairs() & (op.spread(reached) if isinstance(reached, Tensor) else reached)).any(1)
     if isinstance(op, Scale):
         return op.scale.ne(0) & reached
     return reached

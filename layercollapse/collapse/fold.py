@@ -10,7 +10,18 @@ from torch import Tensor, fx
 
 from layercollapse.collapse.carry import INTERPOLATIONS, MAXIMA, carry, parts
 from layercollapse.collapse.facts import constants
-from layercollapse.collapse.ir import Affine, Field, Net, Rectify, Scale, operands, shape, sole_user, source
+from layercollapse.collapse.ir import (
+    Affine,
+    Field,
+    Net,
+    Rectify,
+    Scale,
+    input_channels,
+    operands,
+    shape,
+    sole_user,
+    source,
+)
 from layercollapse.collapse.names import identifier
 from layercollapse.collapse.weights import held, scaled
 from layercollapse.nodes import packet
@@ -126,10 +137,11 @@ def before(scale: Scale, op: Affine) -> Affine:
     """The record of ``op(scale(x))``."""
     index = input_channels(op)
     shape = (*index.shape, *[1] * len(op.window.kernel))
-    weight = op.weight
-    scaled_weight = scaled(op, column=scale.scale) if op.groups == 1 else weight * scale.scale[index].reshape(shape)
-    plane = (weight * scale.shift[index].reshape(shape)).sum(1)
-    return add_plane(replace(op, weight=scaled_weight, source=None), plane)
+    scaled_weight = scaled(op, column=scale.scale) if op.groups == 1 else op.weight * scale.scale[index].reshape(shape)
+    new = replace(op, weight=scaled_weight, source=None)
+    if not bool(scale.shift.any()):
+        return new
+    return add_plane(new, (op.weight * scale.shift[index].reshape(shape)).sum(1))
 
 
 def add_plane(op: Affine, plane: Tensor) -> Affine:
@@ -283,13 +295,6 @@ def raise_references(net: Net) -> bool:
             continue
         changed = True
     return changed
-
-
-def input_channels(op: Affine) -> Tensor:
-    """int64 (O, I / groups): the input channel that each weight multiplies."""
-    per_group = op.size[1]
-    rows = max(1, op.outputs // op.groups)
-    return (torch.arange(op.outputs) // rows * per_group)[:, None] + torch.arange(per_group)
 
 
 def _columns(values: Tensor, weight: Tensor) -> Tensor:

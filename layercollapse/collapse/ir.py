@@ -16,7 +16,7 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch import Tensor, fx
 
-from layercollapse.collapse.weights import Float64, held, nonzero
+from layercollapse.collapse.weights import Float64, computed, held, nonzero
 from layercollapse.memory import Memory
 from layercollapse.nodes import by_dims, packet
 
@@ -106,11 +106,15 @@ class Affine:
 
     def dense(self) -> Tensor:
         """The weight without groups: (O, I, *kernel)."""
-        return _ungrouped(self.weight, self.groups)
+        return ungrouped(self.weight, self.groups)
+
+    def spread(self, values: Tensor) -> Tensor:
+        """A value for each input (I,) so that it broadcasts over (O, I / groups): (1, I) without groups."""
+        return values[None] if self.groups == 1 else values[input_channels(self)]
 
     def pairs(self) -> Tensor:
-        """Mask (O, I) of the outputs and the inputs between which there is any weight."""
-        return _ungrouped(self._nonzero(), self.groups)
+        """Mask (O, I / groups) of the outputs and the inputs between which there is any weight."""
+        return nonzero(self).flatten(2).any(2) if self.window.kernel else nonzero(self)
 
     def reads(self) -> Tensor:
         """Mask (I,) of the input channels that any weight multiplies."""
@@ -122,12 +126,8 @@ class Affine:
 
     @cached_property
     def _alive(self) -> tuple[Tensor, Tensor]:
-        pairs = self._nonzero()
+        pairs = self.pairs()
         return pairs.unflatten(0, (self.groups, self.outputs // self.groups)).any(1).flatten(), pairs.any(1)
-
-    def _nonzero(self) -> Tensor:
-        """The mask (O, I / groups) of `pairs`."""
-        return nonzero(self).flatten(2).any(2) if self.window.kernel else nonzero(self)
 
 
 Affine.weight = Float64("weight")  # type: ignore[assignment]
@@ -243,6 +243,7 @@ class Net:
         repadded: those that did, first and last.
         split: a layer that became several -> their names, and what that saves.
         carried: site -> neurons that a layer beside the rectifier has taken over (see `bypass`).
+        settled: root of a region with sums -> its records, where `merge_paths` has found no better way to write it.
     """
 
     def __init__(self, graph: fx.Graph, out_spec: Any) -> None:
@@ -261,6 +262,7 @@ class Net:
         self.repadded: list[tuple[str, str]] = []
         self.split: dict[str, tuple[tuple[str, ...], str]] = {}
         self.carried: dict[str, int] = {}
+        self.settled: dict[str, list[Any]] = {}
 
     def copy(self) -> Net:
         """A net of its own over the same records and tensors, none of which is ever changed."""
@@ -300,8 +302,8 @@ class Net:
         return not any(rule in self.omitted(node.name) for node in nodes)
 
     def set(self, node: fx.Node, op: Op) -> None:
-        """Give a node a new record."""
-        self.ops[str(node.target)] = op
+        """Give a node a new record; a weight that was deferred is computed now."""
+        self.ops[str(node.target)] = computed(op)
 
     def insert(self, name: str, op: Op, source: fx.Node, after: fx.Node) -> fx.Node:
         """A new node for a record, under a name that is free, right after another node; shape as that of `source`."""
@@ -309,7 +311,7 @@ class Net:
         while target in self.ops:
             count += 1
             target = f"{name}_{count}"
-        self.ops[target] = op
+        self.ops[target] = computed(op)
         with self.graph.inserting_after(after):
             node = self.graph.call_module(target, (source,))
         node.meta["shape"] = source.meta["shape"]
@@ -342,7 +344,14 @@ class Net:
         return changed
 
 
-def _ungrouped(weight: Tensor, groups: int) -> Tensor:
+def input_channels(op: Affine) -> Tensor:
+    """int64 (O, I / groups): the input channel that each weight multiplies."""
+    per_group = op.size[1]
+    rows = max(1, op.outputs // op.groups)
+    return (torch.arange(op.outputs) // rows * per_group)[:, None] + torch.arange(per_group)
+
+
+def ungrouped(weight: Tensor, groups: int) -> Tensor:
     """A tensor (O, I / groups, ...) as (O, I, ...): zero but for the blocks of the groups."""
     if groups == 1:
         return weight

@@ -11,16 +11,18 @@ the padding moves from the second to the first (`repadded`).
 
 from __future__ import annotations
 
+import itertools
 import math
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from layercollapse.collapse.fold import add_plane
-from layercollapse.collapse.ir import Affine, Net, Scale, Window
-from layercollapse.collapse.weights import held, nonzero
+from layercollapse.collapse.ir import Affine, Net, Scale, Window, ungrouped
+from layercollapse.collapse.weights import Deferred, held, nonzero
 
 
 def mergeable(first: Affine, second: Affine) -> bool:
@@ -31,6 +33,11 @@ def mergeable(first: Affine, second: Affine) -> bool:
         return first.window.pointwise or second.window.pointwise
     reads_one = all(k == 1 for k in first.window.kernel) and not first.window.uneven
     return not second.window.uneven or reads_one
+
+
+def movable(first: Affine, second: Affine) -> bool:
+    """Whether the padding of the second layer may move to the first, see `repadded`: neither is transposed."""
+    return not (first.window.transposed or second.window.transposed)
 
 
 def repadded(first: Affine, second: Affine) -> tuple[Affine, Affine]:
@@ -48,59 +55,114 @@ def repadded(first: Affine, second: Affine) -> tuple[Affine, Affine]:
 
 
 def compose(first: Affine, second: Affine) -> Affine:
-    """The layer ``second(first(x))`` for two layers that are `mergeable`."""
+    """The layer ``second(first(x))`` for two layers that are `mergeable`; its weight is computed when it is read.
+
+    What the first layer adds (its bias where the second is padded: the first then reads one position, and the bias is
+    a plane with one tap) is one more of its input channels.
+    """
     one, two = first.window, second.window
-    if one.transposed or two.transposed:
-        return _compose_channels(first, second)
-    dims = len(one.kernel)
-    inner = _spread_taps(first.dense(), one.dilation)  # (M, I, *k1)
-    outer = _spread_taps(second.dense(), two.dilation)  # (O, M, *k2)
-    # One more input channel carries what the first layer adds. Its bias needs it where the second is padded: the
-    # first then reads one position, and the bias is a plane with one tap.
-    added = first.plane
+    groups = math.gcd(first.groups, second.groups)
+    window = _window_of_both(one, two)
+    taps = _Taps.of(one, two, window)
+    size = (second.outputs, first.inputs // groups, *window.kernel)
+    parts = (second.groups, first.groups, taps)
+    weight: Any = Deferred(size, (held(second), held(first)), lambda outer, inner: _multiplied(outer, inner, *parts))
+    added, bias = first.plane, second.bias
     if two.uneven:
-        added = first.bias.reshape(-1, *[1] * dims)
-    if added is not None:
-        inner = torch.cat([inner, _spread_taps(added.unsqueeze(1), one.dilation)], dim=1)
-    if dims:
-        convolve = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[dims - 1]
-        weight = convolve(outer, inner, stride=one.stride)
-    else:
-        weight = outer @ inner
-    plane = None
-    if added is not None:
-        weight, plane = weight[:, :-1], weight[:, -1]
-    bias = second.bias
-    if not two.uneven:
-        bias = bias + second.dense().reshape(*second.dense().shape[:2], -1).sum(2) @ first.bias
-    elif second.plane is not None and plane is not None:
-        reach = tuple(d * s for d, s in zip(two.dilation, one.stride, strict=True))
-        plane = plane + _spread_taps(second.plane.unsqueeze(1), reach).squeeze(1)
-    weight, plane, dilation = _gather_taps(weight, plane)
-    window = Window(
-        kernel=tuple(weight.shape[2:]),
+        added = first.bias.reshape(-1, *[1] * len(one.kernel))
+    elif bool(first.bias.any()):
+        ones = second.weight.flatten(2).sum(2) if two.kernel else second.weight
+        bias = bias + (ones.unflatten(0, (second.groups, -1)) @ first.bias.reshape(second.groups, -1, 1)).flatten()
+    merged = Affine(weight, bias, window, groups, second.dtype, second.plane)
+    if added is None or not bool(added.any()):
+        return merged
+    return add_plane(merged, _multiplied(second.weight, added.unsqueeze(1), second.groups, second.groups, taps)[:, 0])
+
+
+def _window_of_both(one: Window, two: Window) -> Window:
+    """The window of two layers in sequence; one of them reads one position where the other is transposed."""
+    if one.transposed or two.transposed:
+        return one if one.transposed else two
+    kernel, dilation = [], []
+    for k1, d1, s1, k2, d2 in zip(one.kernel, one.dilation, one.stride, two.kernel, two.dilation, strict=True):
+        steps = [step for k, step in ((k1, d1), (k2, s1 * d2)) if k > 1]
+        dilation.append(math.gcd(*steps) or 1)
+        kernel.append((d1 * (k1 - 1) + s1 * d2 * (k2 - 1)) // dilation[-1] + 1)
+    return Window(
+        kernel=tuple(kernel),
         stride=tuple(a * b for a, b in zip(one.stride, two.stride, strict=True)),
         padding=tuple(a + b * s for a, b, s in zip(one.padding, two.padding, one.stride, strict=True)),
-        dilation=dilation,
+        dilation=tuple(dilation),
     )
-    weight, groups = regroup(weight, math.gcd(first.groups, second.groups))
-    merged = Affine(weight, bias, window, groups, second.dtype)
-    return merged if plane is None else add_plane(merged, plane)
 
 
-def _compose_channels(first: Affine, second: Affine) -> Affine:
-    """The layer ``second(first(x))`` where one is a transposed convolution and the other reads one position."""
-    inner, outer = first.dense(), second.dense()  # (M, I, *k1), (O, M, *k2), one of them with a single tap
-    added = first.bias.reshape(-1, *[1] * len(first.window.kernel))
-    window, bias, plane = second.window, second.bias, second.plane
-    if first.window.transposed:
-        window = first.window
-        bias = bias + outer.flatten(1) @ first.bias
-        added = torch.zeros(first.outputs, *window.kernel).double() if first.plane is None else first.plane
-    weight = torch.einsum("om...,mi...->oi...", outer, torch.cat([inner, added.unsqueeze(1)], dim=1))
-    weight, part = weight[:, :-1], weight[:, -1]
-    weight, groups = regroup(weight, math.gcd(first.groups, second.groups))
-    return add_plane(Affine(weight, bias, window, groups, second.dtype, plane), part)
+@dataclass(frozen=True)
+class _Taps:
+    """Where the taps of two layers in sequence lie in the kernel of the one that they become.
+
+    Attributes:
+        outer: from one tap of the second layer to the next, for every axis; inner: of the first.
+    """
+
+    outer: tuple[int, ...]
+    inner: tuple[int, ...]
+
+    @classmethod
+    def of(cls, one: Window, two: Window, both: Window) -> _Taps:
+        if both.transposed:  # the taps of the one that has several, in their order
+            return cls((1,) * len(both.kernel), (1,) * len(both.kernel))
+        # Along an axis of a single tap there is no next one.
+        outer = (max(1, s * d // g) for s, d, g in zip(one.stride, two.dilation, both.dilation, strict=True))
+        return cls(tuple(outer), tuple(max(1, d // g) for d, g in zip(one.dilation, both.dilation, strict=True)))
+
+
+def _multiplied(outer: Tensor, inner: Tensor, outer_groups: int, inner_groups: int, taps: _Taps) -> Tensor:
+    """The weight of two layers in sequence, (O, I / g, *kernel) with g the common divisor of their groups.
+
+    The blocks of the layer with more groups are multiplied one by one, for every tap of the layer with fewer taps: a
+    depthwise convolution of C channels and a 1x1 one take a product with every weight, not C of them.
+
+    Args:
+        outer: float64 (O, M / g2, *k2), of the second layer.
+        inner: float64 (M, I / g1, *k1), of the first.
+        outer_groups: g2.
+        inner_groups: g1.
+        taps: where they lie.
+    """
+    groups = math.gcd(outer_groups, inner_groups)
+    if outer_groups > groups:
+        inner, inner_groups = regroup(inner, inner_groups, groups), groups
+    # (N, A, C, *k2) and (N, C, B, *k1), with N the blocks, C the channels between the two in each of them.
+    left = outer.unflatten(0, (outer_groups, -1))
+    right = inner.unflatten(0, (max(outer_groups, inner_groups), -1))
+    within = len(right) // outer_groups  # blocks of the first layer in each of the second
+    left = left.unflatten(2, (within, -1)).transpose(1, 2).flatten(0, 1)
+    k2, k1 = left.shape[3:], right.shape[3:]
+    steps = tuple(zip(k2, taps.outer, k1, taps.inner, strict=True))
+    kernel = [(a - 1) * s + (b - 1) * t + 1 for a, s, b, t in steps]
+    blocks, rows, columns = len(left), left.shape[1], right.shape[2]
+    by_outer = math.prod(k2) <= math.prod(k1)
+    out: Tensor | None = None
+    places: Any
+    for index in itertools.product(*(range(k) for k in (k2 if by_outer else k1))):
+        tap: Any = (..., *index)
+        if by_outer:
+            product = (left[tap] @ right.flatten(2)).unflatten(2, (columns, *k1))
+            places = [slice(i * s, i * s + (b - 1) * t + 1, t) for i, (_, s, b, t) in zip(index, steps, strict=True)]
+        else:
+            flat = left.movedim(2, -1).flatten(1, -2) @ right[tap]
+            product = flat.unflatten(1, (rows, *k2)).movedim(-1, 2)
+            places = [slice(i * t, i * t + (a - 1) * s + 1, s) for i, (a, s, _, t) in zip(index, steps, strict=True)]
+        if list(product.shape[3:]) == kernel:
+            out = product if out is None else out + product
+            continue
+        if out is None:
+            out = product.new_zeros(blocks, rows, columns, *kernel)
+        out[(slice(None), slice(None), slice(None), *places)] += product
+    assert out is not None
+    # Blocks of the first layer within one of the second are inputs of the same outputs.
+    out = out.unflatten(0, (outer_groups, within)).transpose(1, 2).flatten(2, 3)
+    return out.flatten(0, 1)
 
 
 def diagonal(like: Affine, scale: Scale | None) -> Affine | None:
@@ -112,29 +174,45 @@ def diagonal(like: Affine, scale: Scale | None) -> Affine | None:
     if like.outputs != channels or len(scale.scale) != channels or scale.channel_dim != like.channel_dim:
         return None
     dims = len(like.window.kernel)
-    weight = torch.zeros(channels, channels // like.groups, dtype=torch.float64)
-    weight[torch.arange(channels), torch.arange(channels) % weight.shape[1]] = scale.scale
     window = Window((1,) * dims, (1,) * dims, (0,) * dims, (1,) * dims)
-    return Affine(weight.reshape(*weight.shape, *window.kernel), scale.shift, window, like.groups, like.dtype)
+    size = (channels, channels // like.groups, *window.kernel)
+
+    def spread(values: Tensor) -> Tensor:
+        weight = values.new_zeros(size[:2])
+        weight[torch.arange(channels), torch.arange(channels) % size[1]] = values
+        return weight.reshape(size)
+
+    weight: Any = Deferred(size, (scale.scale,), spread)
+    return Affine(weight, scale.shift, window, like.groups, like.dtype)
 
 
 def add(first: Affine, second: Affine) -> Affine | None:
-    """The layer ``first(x) + second(x)``, or None if no one window gives both."""
+    """The layer ``first(x) + second(x)``, or None if no one window gives both; its weight is computed when read."""
     one, two = first.window, second.window
     if one.stride != two.stride or first.outputs != second.outputs or first.inputs != second.inputs:
         return None
-    if first.groups != second.groups:
-        common = math.gcd(first.groups, second.groups)
-        first, second = (replace(op, weight=regroup(op.dense(), common)[0], groups=common) for op in (first, second))
     window = _union(one, two)
     if window is None:
         return None
-    weight = _align(first.weight, one, window) + _align(second.weight, two, window)
-    merged = Affine(weight, first.bias + second.bias, window, first.groups, first.dtype)
-    for op in (first, second):
-        if op.plane is not None:
-            merged = add_plane(merged, _align(op.plane.unsqueeze(1), op.window, window).squeeze(1))
-    return merged
+    groups = math.gcd(first.groups, second.groups)
+    size = (first.outputs, first.inputs // groups, *window.kernel)
+
+    def total(a: Tensor, b: Tensor) -> Tensor:
+        # The one with more taps, or fewer groups, may be as large as the sum.
+        a, b = (regroup(weight, op.groups, groups) for weight, op in ((a, first), (b, second)))
+        return _align(a, one, window).add_(_align(b, two, window))
+
+    weight: Any = Deferred(size, (held(first), held(second)), total)
+    merged = Affine(weight, first.bias + second.bias, window, groups, first.dtype)
+    return _with_planes(merged, (first, second), sum)
+
+
+def covers(first: Affine, second: Affine) -> bool:
+    """Whether the first layer has every tap and every pair of channels that the second has, over one tensor."""
+    one, two = first.window, second.window
+    if one.stride != two.stride or second.groups % first.groups or (first.plane is None and second.plane is not None):
+        return False
+    return one == two or _union(one, two) == one
 
 
 def stack(first: Affine, second: Affine) -> Affine | None:
@@ -147,15 +225,23 @@ def stack(first: Affine, second: Affine) -> Affine | None:
     window = _union(one, two)
     if window is None:
         return None
-    weight = torch.cat([_align(op.weight, op.window, window) for op in (first, second)])
+    size = (first.outputs + second.outputs, first.inputs, *window.kernel)
+    weight: Any = Deferred(
+        size,
+        (held(first), held(second)),
+        lambda a, b: torch.cat([_align(a, one, window), _align(b, two, window)]),
+    )
     merged = Affine(weight, torch.cat([first.bias, second.bias]), window, 1, first.dtype)
-    if first.plane is None and second.plane is None:
+    return _with_planes(merged, (first, second), torch.cat)
+
+
+def _with_planes(merged: Affine, ops: Sequence[Affine], join: Callable[[list[Tensor]], Any]) -> Affine:
+    """A layer made of others with what their planes, each in the merged window, are together."""
+    if all(op.plane is None for op in ops):
         return merged
-    planes = [
-        op.weight.new_zeros(op.outputs, *op.window.kernel) if op.plane is None else op.plane for op in (first, second)
-    ]
-    aligned = [_align(p.unsqueeze(1), op.window, window) for p, op in zip(planes, (first, second), strict=True)]
-    return add_plane(merged, torch.cat(aligned).squeeze(1))
+    planes = [op.bias.new_zeros(op.outputs, *op.window.kernel) if op.plane is None else op.plane for op in ops]
+    aligned = [_align(p.unsqueeze(1), op.window, merged.window) for p, op in zip(planes, ops, strict=True)]
+    return add_plane(merged, join(aligned).squeeze(1))
 
 
 def _union(one: Window, two: Window) -> Window | None:
@@ -226,35 +312,8 @@ def _trim(op: Affine) -> Affine | None:
     return trimmed if plane is None else add_plane(trimmed, plane)
 
 
-def regroup(weight: Tensor, groups: int) -> tuple[Tensor, int]:
-    """A dense weight (O, I, ...) that is zero outside its diagonal blocks, as (O, I / groups, ...) and `groups`."""
-    if groups == 1:
-        return weight, 1
-    rows, columns = weight.shape[0] // groups, weight.shape[1] // groups
-    blocks = [weight[g * rows : (g + 1) * rows, g * columns : (g + 1) * columns] for g in range(groups)]
-    return torch.cat(blocks), groups
-
-
-def _spread_taps(weight: Tensor, dilation: tuple[int, ...]) -> Tensor:
-    """A dilated kernel (O, I, *k) written out with its zeros."""
-    if all(d == 1 for d in dilation):
+def regroup(weight: Tensor, groups: int, fewer: int) -> Tensor:
+    """A weight (O, I / groups, ...) as that of a layer with fewer groups, a divisor: zero but for its own blocks."""
+    if groups == fewer:
         return weight
-    size = [d * (k - 1) + 1 for d, k in zip(dilation, weight.shape[2:], strict=True)]
-    out = weight.new_zeros(*weight.shape[:2], *size)
-    out[(slice(None), slice(None), *(slice(None, None, d) for d in dilation))] = weight
-    return out
-
-
-def _gather_taps(weight: Tensor, plane: Tensor | None) -> tuple[Tensor, Tensor | None, tuple[int, ...]]:
-    """The reverse: a kernel whose taps all lie on a coarser grid, with the dilation of that grid."""
-    dilation = []
-    used = weight.ne(0).flatten(0, 1).any(0)
-    if plane is not None:
-        used |= plane.ne(0).any(0)
-    for dim, k in enumerate(weight.shape[2:]):
-        taps = used.movedim(dim, 0).reshape(k, -1).any(1).nonzero().flatten().tolist()
-        step = math.gcd(k - 1, *taps) if k > 1 else 1
-        dilation.append(max(1, step))
-    grid = tuple(slice(None, None, d) for d in dilation)
-    plane = None if plane is None else plane[(slice(None), *grid)]
-    return weight[(slice(None), slice(None), *grid)], plane, tuple(dilation)
+    return torch.cat([ungrouped(block, groups // fewer) for block in weight.chunk(fewer)])

@@ -1,12 +1,15 @@
-"""Weights that cost no memory while they only differ from the model's by scales and missing channels.
+"""Weights that cost no memory while nobody reads them.
 
 Folding a batch norm or dropping channels would hold every weight of a network in float64, twice the size of a
 float32 model. A `Lazy` weight keeps the model's own tensor and what was done to it; the float64 tensor lives only
-while something reads it. Rules need not know: `Affine.weight` is always a float64 tensor when read.
+while something reads it. What a layer would have if it were merged is a `Deferred` weight: its size is known, so that
+what it costs is, and it is computed if the layer is taken. Rules need not know: `Affine.weight` is always a float64
+tensor when read.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -85,8 +88,63 @@ class Lazy:
         return new
 
 
+@dataclass(frozen=True, eq=False)
+class Deferred:
+    """A weight that is computed from others whenever it is read.
+
+    Attributes:
+        shape: its size, (O, I, *kernel).
+        of: the weights that it is computed from, as they are held.
+        make: takes these as float64 tensors, and gives the weight.
+    """
+
+    shape: tuple[int, ...]
+    of: tuple[Any, ...]
+    make: Callable[..., Tensor]
+
+    def tensor(self) -> Tensor:
+        """The weight, float64; each weight that it is made of is computed once, and let go when it has been used."""
+        order, seen, waiting = list[Deferred](), set[int](), [(self, False)]
+        while waiting:
+            weight, ready = waiting.pop()
+            if ready:
+                order.append(weight)
+            elif id(weight) not in seen:
+                seen.add(id(weight))
+                waiting.append((weight, True))
+                waiting += [(other, False) for other in weight.of if isinstance(other, Deferred)]
+        last = {id(other): weight for weight in order for other in weight.of}
+        made: dict[int, Tensor] = {}
+        for weight in order:
+            parts = [
+                made[id(x)] if isinstance(x, Deferred) else x.tensor() if isinstance(x, Lazy) else x for x in weight.of
+            ]
+            made[id(weight)] = weight.make(*parts)
+            for other in weight.of:
+                if last[id(other)] is weight:
+                    made.pop(id(other), None)
+        return made[id(self)]
+
+    def size(self) -> tuple[int, ...]:
+        """Its shape."""
+        return self.shape
+
+    def nonzero(self) -> Tensor:
+        """Mask of the entries that are not zero, bool (O, I, *kernel)."""
+        return self.tensor().ne(0)
+
+    def scaled(self, row: Tensor | None = None, column: Tensor | None = None) -> Deferred:
+        """With every row, and every column, times a number."""
+        return Deferred(self.shape, (self,), lambda weight: _scaled(weight, row, column))
+
+    def taken(self, rows: Tensor | None = None, columns: Tensor | None = None) -> Deferred:
+        """With the rows, and the columns, that masks keep."""
+        kept = [n if mask is None else int(mask.sum()) for n, mask in zip(self.shape, (rows, columns), strict=False)]
+        return Deferred((*kept, *self.shape[2:]), (self,), lambda weight: _taken(weight, rows, columns))
+
+
 class Float64:
-    """An attribute that holds a float64 tensor or a `Lazy` one, and is read as a float64 tensor."""
+    """An attribute that holds a float64 tensor, a `Lazy` or a `Deferred` weight, and is read as a float64 tensor."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -95,36 +153,46 @@ class Float64:
         record.__dict__[self._name] = value
 
     def __get__(self, record: Any, kind: Any = None) -> Any:
-        value = record.__dict__[self._name] if record is not None else self
-        return value.tensor() if isinstance(value, Lazy) else value
+        value: Any = record.__dict__[self._name] if record is not None else self
+        return value if isinstance(value, Tensor) or record is None else value.tensor()
 
 
 def held(record: Any) -> Any:
-    """A record's weight as it is held: a tensor or a `Lazy` one."""
+    """A record's weight as it is held: a tensor, a `Lazy` or a `Deferred` one."""
     return record.__dict__["weight"]
+
+
+def computed(record: Any) -> Any:
+    """The record with its weight computed, if that was deferred."""
+    value = getattr(record, "__dict__", {}).get("weight")
+    return replace(record, weight=value.tensor()) if isinstance(value, Deferred) else record
 
 
 def nonzero(record: Any) -> Tensor:
     """Mask of a record's weights that are not zero, bool (O, I, *kernel)."""
     value = held(record)
-    return value.nonzero() if isinstance(value, Lazy) else value.ne(0)
+    return value.ne(0) if isinstance(value, Tensor) else value.nonzero()
 
 
 def scaled(record: Any, row: Tensor | None = None, column: Tensor | None = None) -> Any:
     """A record's weight (O, I, *kernel) with a factor for each row, float64 (O,), and each column, float64 (I,)."""
     value = held(record)
-    if isinstance(value, Lazy):
-        return value.scaled(row, column)
-    if row is not None:
-        value = value * row.reshape(-1, *[1] * (value.ndim - 1))
-    return value if column is None else value * column.reshape(1, -1, *[1] * (value.ndim - 2))
+    return _scaled(value, row, column) if isinstance(value, Tensor) else value.scaled(row, column)
 
 
 def taken(record: Any, rows: Tensor | None = None, columns: Tensor | None = None) -> Any:
     """A record's weight (O, I, *kernel) with the rows, and the columns, that masks keep."""
     value = held(record)
-    if isinstance(value, Lazy):
-        return value.taken(rows, columns)
+    return _taken(value, rows, columns) if isinstance(value, Tensor) else value.taken(rows, columns)
+
+
+def _scaled(value: Tensor, row: Tensor | None, column: Tensor | None) -> Tensor:
+    if row is not None:
+        value = value * row.reshape(-1, *[1] * (value.ndim - 1))
+    return value if column is None else value * column.reshape(1, -1, *[1] * (value.ndim - 2))
+
+
+def _taken(value: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
     value = value if rows is None else value[rows]
     return value if columns is None else value[:, columns]
 
