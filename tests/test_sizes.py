@@ -215,14 +215,17 @@ def test_onnx_refuses_what_the_model_refuses(tmp_path: Path) -> None:
         session.run(None, {name: torch.randn(3, 3, 9, 9).numpy()})
 
 
-def test_a_residual_network_takes_every_size() -> None:
+def test_a_residual_network_takes_every_size(tmp_path: Path) -> None:
+    """Its last maps have one pixel in the example."""
     torch.manual_seed(0)
     model = models.build("resnet18", image_size=16, width=4).eval()
     result = lc.collapse(model, torch.randn(2, 1, 16, 16))
     assert result.fixed_sizes == {}
-    for size in ((16, 16), (31, 20), (40, 40)):
+    exported = saved(result, tmp_path)[1]
+    for size in ((16, 16), (31, 20), (40, 40), (9, 12)):
         x = torch.randn(2, 1, *size)
-        torch.testing.assert_close(result.model(x), model(x), rtol=1e-4, atol=1e-5)
+        for other in (result.model, exported):
+            torch.testing.assert_close(other(x), model(x), rtol=1e-4, atol=1e-5)
 
 
 def test_tokens_take_every_length_and_two_inputs_change_together() -> None:

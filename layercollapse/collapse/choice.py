@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from layercollapse.collapse import race
 from layercollapse.collapse.bypass import carry_straight
@@ -120,7 +120,7 @@ def choose(
     example_inputs: Any,
     *,
     device: torch.device,
-    shared: dict[str, nn.Parameter],
+    shared: dict[str, Tensor],
 ) -> tuple[tuple[Choice, ...], Net | None]:
     """Time every region that there is more than one way to write.
 
@@ -180,7 +180,7 @@ def _record(net: Net, model: fx.GraphModule, names: set[str], example_inputs: An
 
 
 def _race(
-    region: Region, seen: Mapping[str, Any], device: torch.device, shared: dict[str, nn.Parameter], seconds: float
+    region: Region, seen: Mapping[str, Any], device: torch.device, shared: dict[str, Tensor], seconds: float
 ) -> tuple[str, Mapping[str, float]]:
     """The way that is the fastest, twice, or every rule; and the times."""
     # Zeros are as fast as anything else, and leave the user's random numbers alone.

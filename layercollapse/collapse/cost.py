@@ -24,7 +24,8 @@ class Summary:
 
     Attributes:
         depth: the largest number of affine layers with weights on any path from input to output.
-        parameters: number of parameters, counted once where they are shared.
+        parameters: number of parameters, counted once where they are shared; buffers are not counted, nor are those
+            that a layer has as its weights.
         macs: multiply-accumulates of one forward pass on the example inputs.
     """
 

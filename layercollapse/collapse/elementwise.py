@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from layercollapse.collapse.ir import Net, Scale, operands, sole_user, source
+from layercollapse.collapse.ir import Net, Origin, Scale, operands, sole_user, source
 from layercollapse.collapse.reading import Model, argument, fixed, float64, rank
 from layercollapse.nodes import packet
 
@@ -36,7 +36,7 @@ def elementwise(node: fx.Node, model: Model) -> tuple[Scale, fx.Node] | None:
     scale = _operation(packet(node), v, swapped, float(alpha))
     if scale is None or not all(bool(part.isfinite().all()) for part in scale):
         return None
-    return Scale(*scale, dim, dtype, uniform), read
+    return Scale(*scale, dim, dtype, uniform, model.origin(value)), read
 
 
 def _operation(called: Any, v: Tensor, swapped: bool, alpha: float) -> tuple[Tensor, Tensor] | None:
@@ -120,7 +120,7 @@ def weighted_sum(node: fx.Node, model: Model) -> tuple[fx.Node, fx.Node, Scale] 
     if model.tensor(x) is not None or model.tensor(y) is not None or channels is None:
         return None
     values = torch.full((channels,), float(-factor if packet(node) is aten.sub else factor), dtype=torch.float64)
-    return x, y, Scale(values, torch.zeros_like(values), dim, y.meta["val"].dtype, "number")
+    return x, y, Scale(values, torch.zeros_like(values), dim, y.meta["val"].dtype, "number", Origin.BUFFER)
 
 
 def restore_numbers(net: Net) -> None:

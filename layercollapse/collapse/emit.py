@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from layercollapse.collapse.elementwise import restore_numbers
-from layercollapse.collapse.ir import Affine, Field, Net, Op, Rectify, Scale, Window, transposed
-from layercollapse.collapse.modules import ChannelAffine, ConstantMap
+from layercollapse.collapse.ir import Affine, Field, Net, Op, Origin, Rectify, Scale, Window, transposed
+from layercollapse.collapse.modules import ChannelAffine, ConstantMap, to_buffer
 from layercollapse.collapse.names import identifier
 from layercollapse.collapse.outputs import own_memory, pack
 from layercollapse.collapse.split import split_plane
@@ -33,7 +32,7 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
-def emit(net: Net, device: torch.device | None = None, shared: dict[str, nn.Parameter] | None = None) -> fx.GraphModule:
+def emit(net: Net, device: torch.device | None = None, shared: dict[str, Tensor] | None = None) -> fx.GraphModule:
     """Build the module; the net is used up.
 
     Every record is let go once it is built: the algebra's float64 weights and the modules are not all there at once.
@@ -47,8 +46,9 @@ def emit(net: Net, device: torch.device | None = None, shared: dict[str, nn.Para
     Returns:
         A module with readable, hierarchical names, in evaluation mode; ``print(module.code)`` shows its forward.
         Layers that shared their parameters (a module called twice, tied weights) and did not change share them again.
-        A parameter that did not change is frozen if it was; what the algebra made can be trained, unless the whole
-        model was frozen.
+        A parameter that did not change is frozen if it was, and a buffer stays one, also where it is a layer's weight.
+        What the algebra made is what the most trainable of the tensors was that it knows to have gone into it; it takes
+        no gradient if the whole model took none.
     """
     shared = {} if shared is None else shared
     for node, layer in net.records(Affine):
@@ -60,22 +60,36 @@ def emit(net: Net, device: torch.device | None = None, shared: dict[str, nn.Para
     for node in net.graph.nodes:
         if node.op == "call_module":
             op = net.ops.pop(str(node.target))
-            modules[str(node.target)] = _shared(build(op, device), op, shared, net.frozen)
+            modules[str(node.target)] = _shared(_of_origin(build(op, device), op), op, shared, net)
             del op
     return _assemble(net, modules, shared)
 
 
-def _shared(module: nn.Module, op: Op, shared: dict[str, nn.Parameter], frozen: Collection[str]) -> nn.Module:
+def _of_origin(module: nn.Module, op: Op) -> nn.Module:
+    """The module with what the algebra made as what it was made of: parameters, frozen ones, or buffers."""
+    origin = Origin.TRAINED if isinstance(op, Rectify) else op.origin
+    if origin is Origin.BUFFER:
+        for name in [name for name, value in module.named_parameters(recurse=False)]:
+            to_buffer(module, name)
+    return module if origin is Origin.TRAINED else module.requires_grad_(False)
+
+
+def _shared(module: nn.Module, op: Op, shared: dict[str, Tensor], net: Net) -> nn.Module:
     """The module of an unchanged layer, with the parameters of others that have the same source."""
     if isinstance(op, Affine) and op.source is not None:
         for attribute, name in zip(("weight", "bias"), op.source, strict=True):
-            if name is not None:
-                own = getattr(module, attribute).requires_grad_(name not in frozen)
-                setattr(module, attribute, shared.setdefault(identifier(name), own))
+            if name is None:
+                continue
+            if name in net.buffers and attribute in module._parameters:
+                to_buffer(module, attribute)
+            own = getattr(module, attribute)
+            if isinstance(own, nn.Parameter):
+                own.requires_grad_(op.origin is Origin.TRAINED and name not in net.frozen)
+            setattr(module, attribute, shared.setdefault(identifier(name), own))
     return module
 
 
-def _assemble(net: Net, modules: dict[str, Any], shared: dict[str, nn.Parameter]) -> fx.GraphModule:
+def _assemble(net: Net, modules: dict[str, Any], shared: dict[str, Tensor]) -> fx.GraphModule:
     records, frozen = set(modules), {identifier(name) for name in net.frozen}
     own: dict[str, Tensor] = {}
     for node in list(net.graph.nodes):

@@ -14,6 +14,7 @@ from layercollapse.collapse.ir import (
     Affine,
     Field,
     Net,
+    Origin,
     Rectify,
     Scale,
     input_channels,
@@ -63,6 +64,7 @@ def after(op: object, scale: Scale) -> Affine | Field | Scale | None:
     """The record of ``scale(op(x))``, or None where they differ on what a channel is (a batch norm of (N, L, C))."""
     if not isinstance(op, Affine | Field | Scale) or op.channel_dim != scale.channel_dim:
         return None
+    origin = max(op.origin, scale.origin)
     if isinstance(op, Affine):
         s = scale.scale
         plane = None if op.plane is None else op.plane * _rows(s, op.plane)
@@ -72,13 +74,15 @@ def after(op: object, scale: Scale) -> Affine | Field | Scale | None:
             bias=op.bias * s + scale.shift,
             plane=plane,
             source=None,
+            origin=origin,
         )
     if isinstance(op, Field):
         plane = None if op.plane is None else op.plane * _rows(scale.scale, op.plane)
-        return replace(op, bias=op.bias * scale.scale + scale.shift, plane=plane)
+        return replace(op, bias=op.bias * scale.scale + scale.shift, plane=plane, origin=origin)
     uniform = "parameter" if op.uniform and scale.uniform else None
     uniform = op.uniform if op.uniform == scale.uniform else uniform
-    return replace(op, scale=op.scale * scale.scale, shift=op.shift * scale.scale + scale.shift, uniform=uniform)
+    factor, shift = op.scale * scale.scale, op.shift * scale.scale + scale.shift
+    return replace(op, scale=factor, shift=shift, uniform=uniform, origin=origin)
 
 
 def fold_scales_down(net: Net) -> bool:
@@ -138,7 +142,7 @@ def before(scale: Scale, op: Affine) -> Affine:
     index = input_channels(op)
     shape = (*index.shape, *[1] * len(op.window.kernel))
     scaled_weight = scaled(op, column=scale.scale) if op.groups == 1 else op.weight * scale.scale[index].reshape(shape)
-    new = replace(op, weight=scaled_weight, source=None)
+    new = replace(op, weight=scaled_weight, source=None, origin=max(op.origin, scale.origin))
     if not bool(scale.shift.any()):
         return new
     return add_plane(new, (op.weight * scale.shift[index].reshape(shape)).sum(1))
@@ -221,7 +225,7 @@ def fold_constants(net: Net) -> bool:
             continue
         folded = _fold_grouped(op, value) if op.groups > 1 else _fold_constants(op, value)
         if folded is not None:
-            net.set(node, folded)
+            net.set(node, replace(folded, weight=held(folded), origin=Origin.TRAINED))  # of whatever made the constants
             changed = True
     return changed
 
@@ -270,7 +274,7 @@ def cut_dead_layers(net: Net) -> bool:
     changed = False
     for node, op in net.records(Affine):
         if not bool(op.reads().any()):
-            net.set(node, Field(op.plane, op.bias, op.window, (), op.dtype))
+            net.set(node, Field(op.plane, op.bias, op.window, (), op.dtype, op.origin))
             changed = True
     return changed
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from layercollapse.collapse import race
 from layercollapse.collapse.cost import net_depth
@@ -47,7 +47,7 @@ class Form:
     calls: Mapping[str, int]
 
 
-def form(name: str, net: Net, device: torch.device, shared: dict[str, nn.Parameter]) -> Form:
+def form(name: str, net: Net, device: torch.device, shared: dict[str, Tensor]) -> Form:
     """The form of a net, which is used up; `shared` as for `emit`."""
     facts: dict[str, Any] = {
         "depth": net_depth(net),

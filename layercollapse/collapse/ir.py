@@ -7,6 +7,7 @@ rounded once, when the model is emitted.
 
 from __future__ import annotations
 
+import enum
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -58,6 +59,17 @@ class Window:
         return all(k == 1 for k in self.kernel) and not self.uneven and all(s == 1 for s in self.stride)
 
 
+class Origin(enum.IntEnum):
+    """What the values of a record were made of, the largest of what went into it: what they are in the emitted module.
+
+    Buffers and numbers alone stay a buffer; parameters that take no gradient, one that takes none.
+    """
+
+    BUFFER = 0
+    FROZEN = 1
+    TRAINED = 2
+
+
 @dataclass(frozen=True)
 class Affine:
     """A linear layer or a convolution: ``y = conv(x, weight) + conv(ones, plane) + bias``.
@@ -73,6 +85,7 @@ class Affine:
             window that is not `Window.uneven`, where it is part of the bias.
         dtype: what the layer is emitted in: what it computes in, also where the model casts float32 weights to it.
         source: names of the model's own weight and bias while the layer is unchanged, else None.
+        origin: see `Origin`.
     """
 
     weight: Tensor
@@ -82,6 +95,7 @@ class Affine:
     dtype: torch.dtype
     plane: Tensor | None = None
     source: tuple[str, str | None] | None = None
+    origin: Origin = Origin.TRAINED
 
     @property
     def size(self) -> tuple[int, ...]:
@@ -144,6 +158,7 @@ class Scale:
         dtype: what the layer is emitted in.
         uniform: where a scale with one value for all channels came from, so that it stays one: ``"number"`` in the
             code, or ``"parameter"`` with one element; None for one value per channel.
+        origin: see `Origin`.
     """
 
     scale: Tensor
@@ -151,6 +166,7 @@ class Scale:
     channel_dim: int
     dtype: torch.dtype
     uniform: str | None = None
+    origin: Origin = Origin.TRAINED
 
     @property
     def identity(self) -> bool:
@@ -206,6 +222,7 @@ class Field:
         window: of the convolution over the ones.
         before: the windows that lead from the size of the input to the size of the plane of ones.
         dtype: what it is emitted in.
+        origin: see `Origin`.
     """
 
     plane: Tensor | None
@@ -213,6 +230,7 @@ class Field:
     window: Window
     before: tuple[Window, ...]
     dtype: torch.dtype
+    origin: Origin = Origin.TRAINED
 
     @property
     def channel_dim(self) -> int:
@@ -234,6 +252,7 @@ class Net:
         tensors: parameters and buffers that no record holds, by name.
         parameters: the names in `tensors` that are parameters.
         frozen: names of the model's parameters that take no gradient; `trains`: whether there are others.
+        buffers: names of the model's tensors that are no parameters.
         out_spec: how the outputs are packed.
         memory: whose memory the model's outputs are, which those of the emitted one may be; None: any.
         clock: measures a layer for an input shape, in ms; None to count multiply-accumulates instead.
@@ -252,6 +271,7 @@ class Net:
         self.tensors: dict[str, Tensor] = {}
         self.parameters: set[str] = set()
         self.frozen: set[str] = set()
+        self.buffers: set[str] = set()
         self.trains = True
         self.out_spec = out_spec
         self.memory: Sequence[Memory] | None = None
@@ -270,7 +290,7 @@ class Net:
         graph.output(graph.graph_copy(self.graph, {}))
         new = Net(graph, self.out_spec)
         new.ops, new.tensors, new.parameters = dict(self.ops), dict(self.tensors), set(self.parameters)
-        new.frozen, new.trains = set(self.frozen), self.trains
+        new.frozen, new.buffers, new.trains = set(self.frozen), set(self.buffers), self.trains
         new.memory = self.memory
         new.clock, new.kept, new.omitted = self.clock, dict(self.kept), self.omitted
         new.repad, new.repadded, new.split = self.repad, list(self.repadded), dict(self.split)

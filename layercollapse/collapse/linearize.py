@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from layercollapse.collapse.facts import constants, rectified
-from layercollapse.collapse.ir import Net, Rectify, Scale, shape, source
+from layercollapse.collapse.ir import Net, Origin, Rectify, Scale, shape, source
 from layercollapse.counts import MIXED, OFF, SATURATED
 
 aten = torch.ops.aten
@@ -107,4 +107,5 @@ def _scale(op: Rectify, states: Tensor) -> Scale:
         scale[off] = op.slope[off]
     if op.upper is not None:
         scale[saturated], shift[saturated] = 0.0, op.upper
-    return Scale(scale, shift, op.channel_dim, op.dtype)
+    origin = Origin.BUFFER if op.slope is None else Origin.TRAINED
+    return Scale(scale, shift, op.channel_dim, op.dtype, origin=origin)

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from layercollapse.collapse.elementwise import weighted_sum
 from layercollapse.collapse.flattening import flattened
-from layercollapse.collapse.ir import Affine, Net, Op, Rectify, Scale
+from layercollapse.collapse.ir import Affine, Net, Op, Origin, Rectify, Scale
 from layercollapse.collapse.names import identifier
 from layercollapse.collapse.readers import read
 from layercollapse.collapse.reading import Model, argument, fixed, rank
@@ -62,10 +62,12 @@ class _Lowering:
             names=capture.tensors,
             sites={site.node: site for site in capture.sites},
             dims=channel_dims(capture.graph),
+            origins={name: _origin(parameters.get(target)) for name, target in capture.tensors.items()},
         )
         self.net = Net(fx.Graph(), capture.out_spec)
         self.net.memory = capture.memory
         self.net.frozen = {name for name, parameter in parameters.items() if not parameter.requires_grad}
+        self.net.buffers = set(state) - set(parameters)
         self.net.trains = len(self.net.frozen) < len(parameters)
         self.new: dict[fx.Node, fx.Node] = {}
 
@@ -150,6 +152,12 @@ class _Lowering:
                 self.net.parameters.add(name)
             self._put(node, self.net.graph.get_attr(name))
         return self.new[node]
+
+
+def _origin(parameter: nn.Parameter | None) -> Origin:
+    if parameter is None:
+        return Origin.BUFFER
+    return Origin.TRAINED if parameter.requires_grad else Origin.FROZEN
 
 
 def _nothing(node: fx.Node) -> bool:

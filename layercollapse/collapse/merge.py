@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from layercollapse.collapse.fold import add_plane
-from layercollapse.collapse.ir import Affine, Net, Scale, Window, ungrouped
+from layercollapse.collapse.ir import Affine, Net, Origin, Scale, Window, ungrouped
 from layercollapse.collapse.weights import Deferred, held, nonzero
 
 
@@ -73,7 +73,8 @@ def compose(first: Affine, second: Affine) -> Affine:
     elif bool(first.bias.any()):
         ones = second.weight.flatten(2).sum(2) if two.kernel else second.weight
         bias = bias + (ones.unflatten(0, (second.groups, -1)) @ first.bias.reshape(second.groups, -1, 1)).flatten()
-    merged = Affine(weight, bias, window, groups, second.dtype, second.plane)
+    origin = max(first.origin, second.origin)
+    merged = Affine(weight, bias, window, groups, second.dtype, second.plane, origin=origin)
     if added is None or not bool(added.any()):
         return merged
     return add_plane(merged, _multiplied(second.weight, added.unsqueeze(1), second.groups, second.groups, taps)[:, 0])
@@ -170,7 +171,7 @@ def diagonal(like: Affine, scale: Scale | None) -> Affine | None:
     channels = like.inputs
     if scale is None:
         ones = torch.ones(channels, dtype=torch.float64)
-        scale = Scale(ones, torch.zeros_like(ones), like.channel_dim, like.dtype)
+        scale = Scale(ones, torch.zeros_like(ones), like.channel_dim, like.dtype, origin=Origin.BUFFER)
     if like.outputs != channels or len(scale.scale) != channels or scale.channel_dim != like.channel_dim:
         return None
     dims = len(like.window.kernel)
@@ -183,7 +184,7 @@ def diagonal(like: Affine, scale: Scale | None) -> Affine | None:
         return weight.reshape(size)
 
     weight: Any = Deferred(size, (scale.scale,), spread)
-    return Affine(weight, scale.shift, window, like.groups, like.dtype)
+    return Affine(weight, scale.shift, window, like.groups, like.dtype, origin=scale.origin)
 
 
 def add(first: Affine, second: Affine) -> Affine | None:
@@ -203,7 +204,8 @@ def add(first: Affine, second: Affine) -> Affine | None:
         return _align(a, one, window).add_(_align(b, two, window))
 
     weight: Any = Deferred(size, (held(first), held(second)), total)
-    merged = Affine(weight, first.bias + second.bias, window, groups, first.dtype)
+    origin = max(first.origin, second.origin)
+    merged = Affine(weight, first.bias + second.bias, window, groups, first.dtype, origin=origin)
     return _with_planes(merged, (first, second), sum)
 
 
@@ -231,7 +233,8 @@ def stack(first: Affine, second: Affine) -> Affine | None:
         (held(first), held(second)),
         lambda a, b: torch.cat([_align(a, one, window), _align(b, two, window)]),
     )
-    merged = Affine(weight, torch.cat([first.bias, second.bias]), window, 1, first.dtype)
+    origin = max(first.origin, second.origin)
+    merged = Affine(weight, torch.cat([first.bias, second.bias]), window, 1, first.dtype, origin=origin)
     return _with_planes(merged, (first, second), torch.cat)
 
 

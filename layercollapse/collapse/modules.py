@@ -187,6 +187,13 @@ class FixedValue(nn.Module):
         return repr(self.input)
 
 
+def to_buffer(module: nn.Module, name: str) -> None:
+    """Make a module's own parameter a buffer with the same values."""
+    value = getattr(module, name).detach()
+    delattr(module, name)
+    module.register_buffer(name, value)
+
+
 def in_words(sizes: Sequence[int | None]) -> str:
     """A shape, with N for a size that may be any: "(N, 3, 28, 28)"."""
     return "(" + ", ".join("N" if size is None else str(int(size)) for size in sizes) + ")"

@@ -394,7 +394,8 @@ def _sum(one: Affine | Scale | None, two: Affine | Scale | None) -> Affine | Sca
     if two is None:
         return replace(one, scale=one.scale + 1)
     uniform = one.uniform if one.uniform == two.uniform else None
-    return replace(one, scale=one.scale + two.scale, shift=one.shift + two.shift, uniform=uniform)
+    origin = max(one.origin, two.origin)
+    return replace(one, scale=one.scale + two.scale, shift=one.shift + two.shift, uniform=uniform, origin=origin)
 
 
 def _bare(op: Affine | Scale) -> Affine | Scale:

@@ -109,7 +109,8 @@ def _affine(node: fx.Node, model: Model, window: Window, groups: int) -> Affine 
         None if b is None else model.name(bias, f"{path}.bias"),
     )
     shift = torch.zeros(len(w), dtype=torch.float64) if b is None else float64(b)
-    return Affine(Lazy(w), shift, window, groups, w.dtype, source=source)  # type: ignore[arg-type]
+    origin = model.origin(argument(node, 1), bias)
+    return Affine(Lazy(w), shift, window, groups, w.dtype, source=source, origin=origin)  # type: ignore[arg-type]
 
 
 def _product(node: fx.Node, model: Model) -> Reading | None:
@@ -122,7 +123,8 @@ def _product(node: fx.Node, model: Model) -> Reading | None:
     if b is not None and b.shape != w.shape[1:]:
         return None
     shift = torch.zeros(w.shape[1], dtype=torch.float64) if b is None else float64(b)
-    return Affine(Lazy(w.T), shift, Window(), 1, w.dtype), operands[0]  # type: ignore[arg-type]
+    origin = model.origin(operands[1], bias)
+    return Affine(Lazy(w.T), shift, Window(), 1, w.dtype, origin=origin), operands[0]  # type: ignore[arg-type]
 
 
 def _batch_norm(node: fx.Node, model: Model) -> Reading | None:
@@ -141,7 +143,8 @@ def _batch_norm(node: fx.Node, model: Model) -> Reading | None:
     if b is not None:
         shift = shift + float64(b)
     # In a model of half precision a batch norm may keep float32 parameters, and still gives what it gets.
-    return Scale(scale, shift, -1 if rank(source) == 2 else 1, source.meta["val"].dtype), source
+    dim, origin = -1 if rank(source) == 2 else 1, model.origin(gamma, beta, mean, variance)
+    return Scale(scale, shift, dim, source.meta["val"].dtype, origin=origin), source
 
 
 def _rectifier(node: fx.Node, model: Model) -> Reading | None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from layercollapse.collapse.ir import Origin
 from layercollapse.graph import Site
 from layercollapse.nodes import computed
 
@@ -22,12 +23,14 @@ class Model:
         names: placeholder -> its name in the model.
         sites: node -> rectifier site.
         dims: node -> channel dimension, where it is known.
+        origins: placeholder of a tensor of the model -> what it is.
     """
 
     values: dict[str, Tensor]
     names: Mapping[str, str]
     sites: Mapping[str, Site]
     dims: Mapping[fx.Node, int]
+    origins: Mapping[str, Origin]
 
     def tensor(self, argument: Any) -> Tensor | None:
         """The model's tensor that an argument is, or that is made of tensors which nothing else reads; or None.
@@ -42,6 +45,17 @@ class Model:
             if all(user in made for node in made - {argument} for user in node.users):
                 self.values[argument.name] = self._value(argument)
         return self.values.get(argument.name)
+
+    def origin(self, *arguments: Any) -> Origin:
+        """What numbers and tensors of the model are made of; see `Origin`."""
+        waiting = [argument for argument in arguments if isinstance(argument, fx.Node)]
+        seen, found = set(waiting), Origin.BUFFER
+        while waiting:
+            node = waiting.pop()
+            found = max(found, self.origins.get(node.name, Origin.BUFFER))
+            waiting += [x for x in node.all_input_nodes if x not in seen]
+            seen.update(waiting)
+        return found
 
     def name(self, node: fx.Node, default: str) -> str:
         """The name of a tensor in the model, or for one that `tensor` made a name that no other has.

@@ -124,7 +124,7 @@ def _cut(net: Net, names: set[str], inside: set[fx.Node], reads: list[str]) -> N
     used = {str(node.target) for node in graph.nodes}
     part.ops = {target: op for target, op in net.ops.items() if target in used}
     part.tensors = {name: tensor for name, tensor in net.tensors.items() if name in used}
-    part.parameters, part.frozen, part.trains = net.parameters, net.frozen, net.trains
+    part.parameters, part.frozen, part.buffers, part.trains = net.parameters, net.frozen, net.buffers, net.trains
     return part
 
 

@@ -111,7 +111,7 @@ class Search:
         return written_anew(self.base)
 
     @cached_property
-    def _shared(self) -> dict[str, nn.Parameter]:
+    def _shared(self) -> dict[str, Tensor]:
         """Parameters of layers that did not change: one tensor in all that is built."""
         return {}
 

@@ -93,7 +93,8 @@ def takes(model: Callable[..., Any], cases: list[Case]) -> bool:
     """Whether a program gives tensors of the expected shapes in every case."""
     for args, kwargs, expected in cases:
         try:
-            got = tensors_of(model(*copied(args), **copied(kwargs)))
+            with torch.no_grad():
+                got = tensors_of(model(*copied(args), **copied(kwargs)))
         except Exception:  # a guard of an export, or ONNX Runtime: they have no common class
             return False
         if [t.shape for t in got] != [t.shape for t in expected]:

@@ -78,7 +78,7 @@ def split_layers(net: Net) -> bool:
 def split_plane(net: Net, node: fx.Node, op: Affine) -> None:
     """A layer with a plane becomes the layer without, plus a constant map."""
     assert op.plane is not None
-    plane = Field(op.plane, torch.zeros_like(op.bias), op.window, (), op.dtype)
+    plane = Field(op.plane, torch.zeros_like(op.bias), op.window, (), op.dtype, op.origin)
     net.set(node, replace(op, weight=held(op), plane=None, source=None))
     border = net.insert(f"{node.target}_border", plane, source(node), after=node)
     border.meta["shape"] = shape(node)
@@ -178,8 +178,8 @@ class _Way:
             left = left.reshape(op.outputs, *late.kernel, rank).movedim(-1, 1)  # (O, r, *late)
         left = left.reshape(op.outputs, -1, *late.kernel)
         right = right.reshape(-1, op.inputs // firsts, *early.kernel)
-        first = Affine(right, right.new_zeros(len(right)), early, firsts, op.dtype)
-        return first, Affine(left, op.bias, late, seconds, op.dtype)
+        first = Affine(right, right.new_zeros(len(right)), early, firsts, op.dtype, origin=op.origin)
+        return first, Affine(left, op.bias, late, seconds, op.dtype, origin=op.origin)
 
     def _size(self, op: Affine) -> tuple[int, int]:
         """Rows and columns of every matrix."""

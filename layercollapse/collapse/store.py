@@ -25,11 +25,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, fx, nn
 
-from layercollapse.collapse.modules import ChannelAffine, ConstantMap, FixedSizes, FixedValue
+from layercollapse.collapse.modules import ChannelAffine, ConstantMap, FixedSizes, FixedValue, to_buffer
 from layercollapse.collapse.onnx import save_onnx
-from layercollapse.collapse.sizes import other_cases, takes
+from layercollapse.collapse.sizes import Case, other_cases, takes
+from layercollapse.collapse.verify import tensors_of
 from layercollapse.errors import LayerCollapseError
-from layercollapse.export import call_arguments, export, unwarned
+from layercollapse.export import call_arguments, copied, export, unwarned
 from layercollapse.files import atomic
 from layercollapse.modes import evaluating
 
@@ -132,8 +133,8 @@ def save(model: nn.Module, folder: str | os.PathLike[str], example_inputs: Any, 
         raise LayerCollapseError(f"model: expected one that can be loaded again, got {error}") from error
     args, kwargs = call_arguments(example_inputs)
     cases = other_cases(model, args, kwargs)
-    exported, program = _exported(model, args, kwargs, True if cases else None)
-    fixed = ["model.pt2"] * (not takes(exported.module(), cases))
+    exported, program, takes_all = _exported(model, args, kwargs, cases)
+    fixed = [] if takes_all else ["model.pt2"]
     folder = Path(folder)
     new = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
@@ -161,24 +162,50 @@ def save(model: nn.Module, folder: str | os.PathLike[str], example_inputs: Any, 
 
 
 def _exported(
-    model: fx.GraphModule, args: tuple, kwargs: dict[str, Any], sizes: bool | None
-) -> tuple[torch.export.ExportedProgram, bytes]:
-    """The model as torch exports it, and the file of that: with open sizes, if they are and a file can have them."""
+    model: fx.GraphModule, args: tuple, kwargs: dict[str, Any], cases: list[Case]
+) -> tuple[torch.export.ExportedProgram, bytes, bool]:
+    """The model as torch exports it, the file of that, and whether it takes every case.
+
+    Maps that have one pixel in the example would have one for good: then it is exported with the arguments of a case.
+    """
     model = _with_keys_of_json(model)
-    problem: Exception | None = None
-    for some in dict.fromkeys((sizes, False)):
-        with evaluating(model), unwarned(), torch.no_grad():
-            exported = export(model, args, kwargs, sizes=some)
-        # Else the file holds the example, and with one that is a slice of a data set all of the data.
-        exported.example_inputs = None
-        file = io.BytesIO()
-        try:
-            torch.export.save(exported, file)
-            return exported, file.getvalue()
-        except Exception as error:  # torch has no common class of them: it cannot write the floor of a size
-            problem = error
-    lines = str(problem).strip().splitlines() or [type(problem).__name__]
-    raise LayerCollapseError(f"model: torch.export cannot write it: {lines[0]}") from problem
+    first: tuple[torch.export.ExportedProgram, bytes, bool] | None = None
+    if cases:
+        with evaluating(model), torch.no_grad():
+            cases = [(args, kwargs, tensors_of(model(*copied(args), **copied(kwargs)))), *cases]
+        for some in cases[:2]:
+            exported = _export(model, some[0], some[1], sizes=True)
+            try:
+                found = exported, _file(exported), takes(exported.module(), cases)
+            except Exception:  # torch has no common class of them: it cannot write the floor of a size
+                break
+            if found[2]:
+                return found
+            first = first or found
+        if first is not None:
+            return first
+    exported = _export(model, args, kwargs, sizes=False if cases else None)
+    try:
+        return exported, _file(exported), not cases
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise LayerCollapseError(f"model: torch.export cannot write it: {lines[0]}") from error
+
+
+def _export(
+    model: fx.GraphModule, args: tuple, kwargs: dict[str, Any], sizes: bool | None
+) -> torch.export.ExportedProgram:
+    with evaluating(model), unwarned(), torch.no_grad():
+        exported = export(model, args, kwargs, sizes)
+    # Else the file holds the example, and with one that is a slice of a data set all of the data.
+    exported.example_inputs = None
+    return exported
+
+
+def _file(exported: torch.export.ExportedProgram) -> bytes:
+    file = io.BytesIO()
+    torch.export.save(exported, file)
+    return file.getvalue()
 
 
 def _with_keys_of_json(model: fx.GraphModule) -> fx.GraphModule:
@@ -377,6 +404,7 @@ def _rebuild(described: dict[str, Any], tensors: dict[str, Tensor]) -> fx.GraphM
     # Files written before complex parameters could be saved do not say that they have none.
     tensors = {**tensors, **{name: torch.view_as_complex(tensors[name]) for name in described.get("complex", ())}}
     tensors = {**tensors, **{name: tensors[other] for name, other in tied.items()}}
+    parameters = set(described["parameters"])
     modules: dict[str, Any] = {}
     for target, record in described["modules"].items():
         _path(target)
@@ -386,6 +414,9 @@ def _rebuild(described: dict[str, Any], tensors: dict[str, Tensor]) -> fx.GraphM
             raise LayerCollapseError(f"it has a module {name!r}, which is no part of a collapsed model")
         with torch.device("meta"):  # the tensors come from the file; a size that lies allocates nothing
             modules[target] = _MODULES[name][0](**arguments)
+        for tensor in [tensor for tensor, _ in modules[target].named_parameters(recurse=False)]:
+            if f"{target}.{tensor}" not in parameters:
+                to_buffer(modules[target], tensor)
     graph = fx.Graph()
     nodes: dict[str, fx.Node] = {}
     for entry in described["nodes"]:
@@ -405,7 +436,7 @@ def _rebuild(described: dict[str, Any], tensors: dict[str, Tensor]) -> fx.GraphM
         elif op == "get_attr":
             _path(target)
             value = tensors[target]
-            is_parameter = target in described["parameters"]
+            is_parameter = target in parameters
             grad = value.is_floating_point() or value.is_complex()
             modules[target] = nn.Parameter(value, grad) if is_parameter else value
         elif op == "call_module":
