@@ -167,19 +167,19 @@ class Pruner:
                     short = max(0, wanted - sum(removed.values()))
                     return StepResult(removed, by_weight, raised, self.density, tuple(emptied), short)
                 restore()
-                if led:
-                    fatal = self._deadening(states, by_weight, before)
-                    if not isinstance(rule, str) or any(self._floor.get(site) == 0 for site in fatal):
-                        break
-                    states = self._eased(states, removed, fatal)
-                    continue
                 # Every layer has weights left, and yet no path of them leads from the input to the output.
-                if not isinstance(rule, str) or guard >= 1:
+                if not led and isinstance(rule, str) and guard < 1:
+                    states, guard = self._thicker(states, guard), 2 * guard
+                    continue
+                fatal = self._deadening(states, by_weight, before)
+                if not led and not (isinstance(rule, str) and fatal):
                     raise LayerCollapseError(
                         "amount: expected a step after which the output still depends on the input, got one after "
                         f"which no path of weights leads from one to the other, with {_taken(removed)} removed"
                     )
-                states, guard = self._thicker(states, guard), 2 * guard
+                if not isinstance(rule, str) or any(self._floor.get(site) == 0 for site in fatal):
+                    break
+                states = self._eased(states, removed, fatal)
         raise LayerCollapseError(
             "amount: expected a step after which the output still depends on the input, got one after which an output "
             f"is constant over the samples, because of {_taken({site: removed[site] for site in fatal})}; give them a "

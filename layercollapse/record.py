@@ -148,10 +148,12 @@ class Record:
         return sum(verdict.status == "collapsed" for verdict in self.verdicts)
 
     def save(self, folder: Path) -> None:
-        """Write `run.json`, and `metrics.json` once there is a comparison."""
+        """Write `run.json`, and `metrics.json` where there is a comparison; that of an earlier state goes."""
         write_json(folder / FILE, asdict(self))
         if self.before and self.after:
             write_json(folder / METRICS_FILE, self.metrics())
+        else:
+            (folder / METRICS_FILE).unlink(missing_ok=True)
 
     @classmethod
     def load(cls, folder: str | Path, argument: str = "run") -> Record:

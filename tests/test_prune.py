@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from layercollapse import LayerCollapseError
+from layercollapse import LayerCollapseError, prune
 from layercollapse.entropy import EntropyProbe, EntropyReport, LayerEntropy
 from layercollapse.prune import Pruner
 
@@ -659,3 +659,13 @@ def test_emptied_sites_are_named():
     for share in (0.0, 1.5, True, float("nan"), "0.5"):
         with pytest.raises(LayerCollapseError, match="max_layer_share: expected a fraction in"):
             pruner.step(measure(model, x), 0.5, max_layer_share=share)
+
+
+def test_no_path_is_mended_by_what_the_samples_show_where_floors_for_all_do_not(monkeypatch):
+    monkeypatch.setattr(prune, "_GUARD_DENSITY", 1.0)  # no floors are left to try
+    model, x = crossed(), torch.randn(64, 2)
+    result = Pruner(model, x).step(measure(model, x), 0.5, "uniform")
+    assert len(result.floors) == 1
+    assert spread(model, x) > 0
+    with pytest.raises(LayerCollapseError, match="no path of weights leads"):  # one sample shows nothing
+        Pruner(crossed(), x[:1]).step(measure(crossed(), x), 0.5, "uniform")
