@@ -21,6 +21,10 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # at the end Triton's binding counts what is left, and prints pages of it
+
+
 @contextmanager
 def core_using(threads=None, isa="auto"):
     """The CPU backend with so many threads and this instruction set; skips where the CPU does not have it."""
