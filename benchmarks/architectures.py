@@ -43,7 +43,8 @@ import zoo
 
 from layercollapse.files import write_json, write_text
 
-RESULTS = Path(__file__).parent.parent / "docs" / "results"
+FOLDER = Path(__file__).parent.parent
+RESULTS = FOLDER / "docs" / "results"
 ROWS = "rows.jsonl"
 RAW, OVER = "raw", "over limit"
 BAD = (RAW, "wrong")
@@ -145,15 +146,14 @@ def sweep(networks: list[zoo.Network], out: Path, seconds: int, gibibytes: float
 
 
 def commit() -> str:
-    """The short name of the commit that runs, with + if files have changed since; empty outside of a repository."""
-    found = subprocess.run(
-        ["git", "describe", "--always", "--dirty=+", "--exclude=*"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return found.stdout.strip()
+    """The last commit to the package, with + if files have changed since; empty outside of a repository."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", *arguments, "--", "layercollapse", "kernels", "csrc"]
+        found = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, check=False)
+        return found.stdout.strip()
+
+    return git("log", "-1", "--format=%h") + ("+" if git("status", "--porcelain") else "")
 
 
 def rows(out: Path) -> dict[str, dict[str, Any]]:
@@ -200,10 +200,9 @@ def markdown(found: list[dict[str, Any]]) -> str:
                 outcome(row).replace("|", "\\|"),
             ]
         )
-    counts = Counter(row["outcome"] for row in found)
-    commits = Counter(row["commit"] for row in found)
-    text = f"{len(found)} networks: {', '.join(f'{count} {kind}' for kind, count in counts.most_common())}; made with "
-    text += ", ".join(commits) + ".\n\n"
+    outcomes, commits = (Counter(row[key] for row in found).most_common() for key in ("outcome", "commit"))
+    text = f"{len(found)} networks: {', '.join(f'{count} {kind}' for kind, count in outcomes)}. "
+    text += "The package's last commit: " + ", ".join(f"{name} for {count}" for name, count in commits) + ".\n\n"
     return text + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
