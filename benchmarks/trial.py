@@ -122,8 +122,8 @@ def draw(parameter: Tensor) -> None:
 
 
 def prune(model: nn.Module, data: Any, tell: Tell) -> None:
-    """A NEPENTHE step of a half, and one by the first of three rules that leaves the output dependent on the input:
-    every second site loses all, the one of lowest entropy loses all, NEPENTHE again.
+    """A NEPENTHE step of a half, and one by the first of four rules that leaves the output dependent on the input:
+    every second site loses all, the others lose all, the one of lowest entropy loses all, NEPENTHE again.
 
     A refusal of all is told, and what was taken away before it is away.
     """
@@ -132,7 +132,7 @@ def prune(model: nn.Module, data: Any, tell: Tell) -> None:
         tell(fed=sum(bool(site.feeding) for site in pruner.capture.sites))
         pruner.step(report_of(model, data), amount=0.5)
         report = report_of(model, data)
-        for rule in (every_second, lowest):
+        for rule in (every_second, others, lowest):
             with suppress(lc.LayerCollapseError):
                 pruner.step(report, rule=rule)
                 break
@@ -144,6 +144,11 @@ def prune(model: nn.Module, data: Any, tell: Tell) -> None:
 
 
 def every_second(layers: Sequence[LayerState], amount: float) -> dict[str, int]:
+    """A budget rule: all weights of the second layer, the fourth, and so on."""
+    return {layer.name: layer.available for layer in layers[1::2]}
+
+
+def others(layers: Sequence[LayerState], amount: float) -> dict[str, int]:
     """A budget rule: all weights of the first layer, the third, and so on."""
     return {layer.name: layer.available for layer in layers[::2]}
 
