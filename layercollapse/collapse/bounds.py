@@ -140,7 +140,7 @@ def _stored(value: Tensor) -> Interval | None:
 
 
 def _operation(net: Net, node: fx.Node, known: Mapping[fx.Node, Interval]) -> Interval | None:
-    """Sums, norms, attention, embeddings, functions with a bounded range, and what moves or selects elements."""
+    """Sums, products, norms, attention, embeddings, functions of a bounded range; what moves or selects elements."""
     called, arguments = packet(node), list(node.args)
     if node.meta.get("shape") is None or not dtype(node).is_floating_point:
         return None
@@ -148,6 +148,8 @@ def _operation(net: Net, node: fx.Node, known: Mapping[fx.Node, Interval]) -> In
     if called is aten.add and node.kwargs.get("alpha", 1) == 1:
         a, b = (known.get(x) if isinstance(x, fx.Node) else None for x in arguments[:2])
         return None if a is None or b is None else total(a, b, dtype(node))
+    if called is aten.mul and all(isinstance(x, fx.Node) for x in arguments):
+        return _multiplied(node, known)
     if called is aten.embedding and isinstance(arguments[0], fx.Node) and arguments[0].op == "get_attr":
         table = net.tensors[str(arguments[0].target)].detach().cpu()
         return channelwise(table.amin(0).double(), table.amax(0).double(), -1, rank)
@@ -206,6 +208,17 @@ def _rectify(op: Rectify, interval: Interval) -> Interval:
     return Interval(low, high).widened(16, op.dtype) if smooth else Interval(low, high)
 
 
+def _multiplied(node: fx.Node, known: Mapping[fx.Node, Interval]) -> Interval | None:
+    """Of a product of two tensors: a gate from 0 to 1 keeps the sign of what it multiplies."""
+    found = [known.get(x) for x in node.all_input_nodes]
+    if len(found) != 2 or found == [None, None]:
+        return None  # or a square
+    every = torch.full((1,) * len(shape(node)), math.inf, dtype=torch.float64)
+    a, b = (interval or Interval(-every, every) for interval in found)
+    ends = torch.stack(torch.broadcast_tensors(*(_product(x, y) for x in a for y in b)))
+    return rounded(ends.amin(0)[None], ends.amax(0)[None], dtype(node))
+
+
 def _product(weight: Tensor, value: Tensor) -> Tensor:
     """``weight * value`` with 0 · ∞ = 0: a channel that nothing reads bounds nothing."""
-    return torch.where(weight == 0, 0.0, weight * value)
+    return torch.where((weight == 0) | (value == 0), 0.0, weight * value)

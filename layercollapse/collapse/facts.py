@@ -13,6 +13,7 @@ from torch import Tensor, fx
 
 from layercollapse.collapse.carry import carry, factors, function_of, parts
 from layercollapse.collapse.ir import Affine, Field, Net, Op, Rectify, Scale, operands, shape, source
+from layercollapse.collapse.normed import normed
 from layercollapse.nodes import SHAPE_ONLY, packet
 
 aten = torch.ops.aten
@@ -60,6 +61,8 @@ def constants(net: Net) -> Constants:
                 if (value := known.get(read, dim)) is not None:
                     value = node.target(value, *node.args[1:], **node.kwargs)
                     known.put(node, dim, value.masked_fill(~value.isfinite(), torch.nan))
+        elif (made := normed(net, node, known.get)) is not None:
+            known.put(node, *made)
         elif (joined := parts(node)) is not None:
             dim, values = joined[0], [known.get(x, joined[0]) for x in joined[1]]
             if any(value is not None for value in values):

@@ -38,7 +38,7 @@ from layercollapse.operations import Does, that
 aten = torch.ops.aten
 
 _ROWS_STAY = that(Does.RESHAPE, Does.PERMUTE, Does.SLICE, Does.REPEAT)
-_STEADY = 64  # the mean of a row, in standard deviations
+STEADY = 64  # the mean of a row, in standard deviations
 _SMALLEST = 1e-30
 _LARGEST = 2**14  # entries of a row, positions that attend to each other
 
@@ -65,7 +65,7 @@ class Norm(NamedTuple):
     @property
     def margin(self) -> float:
         """τ."""
-        return 4 * _STEADY * roundoff(self.entries + 8, torch.float32)
+        return 4 * STEADY * roundoff(self.entries + 8, torch.float32)
 
 
 def norm(net: Net, node: fx.Node) -> Norm | None:
