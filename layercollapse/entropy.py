@@ -6,8 +6,8 @@
     report = probe.report()
 
 A mode that is active only during the model's own forward pass (`layercollapse.watch`) sees every rectifier call,
-as a module, a function, a method or in place, once and before the value changes; hooks tell it which module's
-forward makes the call. Only counts are stored.
+as a module, a function, a method, in place or written out (`layercollapse.patterns`), once and before the value
+changes; hooks tell it which module's forward makes the call. Only counts are stored.
 """
 
 from __future__ import annotations
@@ -119,9 +119,9 @@ class EntropyProbe:
             )
         if not self._sites:
             raise LayerCollapseError(
-                f"model: expected rectifiers ({', '.join(rectifiers.BY_KIND)}; a clamp or threshold from the number 0 "
-                "too, but no maximum with a tensor, torch.where or mask), got none called by "
-                f"{type(self.model).__name__}"
+                f"model: expected rectifiers ({', '.join(rectifiers.BY_KIND)}; also as a clamp, maximum, torch.where "
+                "or mask from the number 0, or written out of functions of one tensor and numbers), got none called "
+                f"by {type(self.model).__name__}"
             )
         with torch.inference_mode(False):
             counts = _gathered([site.counts for site in self._sites.values()])

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from layercollapse import calls
+from layercollapse import calls, written
 from layercollapse.errors import LayerCollapseError
 from layercollapse.export import (
     call_arguments,
@@ -48,7 +48,7 @@ from layercollapse.nodes import (
     rectifier_of,
     weight_of,
 )
-from layercollapse.watch import RectifierCall, unwrapped
+from layercollapse.watch import RectifierCall, numbered, unwrapped
 
 aten = torch.ops.aten
 
@@ -199,6 +199,8 @@ def capture(model: nn.Module, example_inputs: Any) -> Capture:
     inputs = tuple(node.name for node in exported.graph.nodes if node.op == "placeholder" and node.name not in tensors)
     graph = exported.graph
     _drop_mutations(graph, len(signature.output_specs) - len(signature.user_outputs))
+    written.rewrite(graph, _numbers(tensors, constants))
+    graph.eliminate_dead_code()
     weights = tuple(dict.fromkeys(name for node in graph.nodes if (name := weight_of(node, tensors)) is not None))
     output = next(node for node in graph.nodes if node.op == "output")
     parameters = set(signature.parameters)
@@ -234,13 +236,9 @@ def _named(sites: list[Site], made: calls.Calls) -> tuple[tuple[Site, ...], froz
             continue
         read = [RectifierCall(site.kind, site.channels, site.lower, site.upper) for site in own]
         found, only = calls.places(made[path], read)
-        names.update({site.node: _numbered(path, place) for site, place in zip(own, found, strict=True)})
-        unread |= {_numbered(path, place) for place in range(len(made[path])) if not only or place not in found}
+        names.update({site.node: numbered(path, place) for site, place in zip(own, found, strict=True)})
+        unread |= {numbered(path, place) for place in range(len(made[path])) if not only or place not in found}
     return tuple(replace(site, name=names.get(site.node, site.name)) for site in sites), frozenset(unread)
-
-
-def _numbered(path: str, place: int) -> str:
-    return path if place == 0 else f"{path}#{place + 1}"
 
 
 def _drop_mutations(graph: fx.Graph, count: int) -> None:
@@ -249,6 +247,13 @@ def _drop_mutations(graph: fx.Graph, count: int) -> None:
     if count:
         output.args = (tuple(output.args[0][count:]),)
     graph.eliminate_dead_code()
+
+
+def _numbers(tensors: Mapping[str, str], constants: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The placeholders of ``torch.tensor(0.0)`` in a forward pass, which torch.export names so, and their values."""
+    lifted = {name: at for name, at in tensors.items() if at.rpartition(".")[2].startswith("lifted_tensor")}
+    values = {name: constants.get(at) for name, at in lifted.items()}
+    return {name: x for name, x in values.items() if isinstance(x, Tensor) and x.numel() == 1 and not x.is_complex()}
 
 
 def channel_dims(graph: fx.Graph) -> dict[fx.Node, int]:
@@ -310,7 +315,7 @@ def _sites(
         kind, lower, upper = call
         weights, unfed = feeding(node, tensors, parameters)
         yield Site(
-            name=_numbered(path, count[path] - 1),
+            name=numbered(path, count[path] - 1),
             kind=kind,
             channels=int(value.shape[dim]) if value.ndim > 1 else 1,
             channel_dim=dim,

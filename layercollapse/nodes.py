@@ -62,10 +62,15 @@ OVERLAPPING = {aten.as_strided, aten.broadcast_tensors, aten.broadcast_to, aten.
 # Nothing depends on the data through them.
 SHAPE_ONLY = that(Does.SIZE)
 
+# Set in the metadata of a rectifier's call that is a part of another rectifier (see `written`).
+ABSORBED = "absorbed"
+# In the metadata of a rectifier that the model writes out, where it is to stay so: the calls that it makes.
+WRITTEN = "written"
+
 
 def rectifier_of(node: fx.Node) -> rectifiers.Rectifier | None:
     """The rectifier that a node calls, or None."""
-    row = rectifiers.BY_OPERATOR.get(packet(node))
+    row = None if ABSORBED in node.meta else rectifiers.BY_OPERATOR.get(packet(node))
     return row if row is not None and rectifier_call(node, row) is not None else None
 
 

@@ -1,5 +1,5 @@
 """The rectifiers the package knows: how they are called from Python, how they appear in an exported graph,
-and where they bend.
+and where they bend. Those that a model writes out (`layercollapse.patterns`) become one of them.
 
 The entropy probe reads the Python side of the table, the graph capture the aten side: a rectifier added here
 is counted, named and collapsed everywhere.
@@ -12,8 +12,24 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 aten = torch.ops.aten
+
+# CLIP's approximation of a GELU, and the cubic term of the one by tanh.
+QUICK, CUBIC = 1.702, 0.044715
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """``x * sigmoid(1.702 x)``, for which aten has no operation; any shape and floating dtype -> the same."""
+    return x * torch.sigmoid(QUICK * x)
+
+
+def tanh_gelu(x: Tensor, factor: float) -> Tensor:
+    """``x / 2 * (1 + tanh(factor * (x + 0.044715 x³)))``: the GELU by tanh of a model that writes √(2/π) with few
+    digits, which float64 can tell; any shape and floating dtype -> the same.
+    """
+    return 0.5 * x * (1 + torch.tanh(factor * (x + CUBIC * x**3)))
 
 
 @dataclass(frozen=True)
@@ -24,7 +40,8 @@ class Rectifier:
         kind: the name used in reports, for example ``"relu6"``.
         piecewise_linear: whether a neuron that stays in one piece is exactly affine.
         functions: the Python callables that compute it, in place or not.
-        operators: the aten overload packets that compute it, in place or not.
+        operators: the aten overload packets that compute it, in place or not, and the functions that stand for it in
+            a graph.
     """
 
     kind: str
@@ -45,7 +62,8 @@ TABLE: tuple[Rectifier, ...] = (
     Rectifier("leaky_relu", True, (F.leaky_relu, F.leaky_relu_), (aten.leaky_relu, aten.leaky_relu_)),
     Rectifier("prelu", True, (F.prelu, torch.prelu, torch.Tensor.prelu), (aten.prelu,)),
     Rectifier("rrelu", True, (F.rrelu, F.rrelu_, torch.rrelu, torch.rrelu_), (aten.rrelu, aten.rrelu_)),
-    Rectifier("gelu", False, (F.gelu,), (aten.gelu, aten.gelu_)),
+    Rectifier("gelu", False, (F.gelu,), (aten.gelu, aten.gelu_, tanh_gelu)),
+    Rectifier("quick_gelu", False, (), (quick_gelu,)),
     Rectifier("silu", False, (F.silu,), (aten.silu, aten.silu_)),
     Rectifier("mish", False, (F.mish,), (aten.mish, aten.mish_)),
     Rectifier("hardswish", False, (F.hardswish,), (aten.hardswish, aten.hardswish_)),

@@ -5,6 +5,7 @@ Names and channel dimensions follow the rules of `layercollapse.graph`, so that 
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import sys
 from collections import Counter
@@ -22,6 +23,9 @@ from layercollapse import ops, rectifiers
 from layercollapse.errors import LayerCollapseError
 from layercollapse.moves import MOVING, Move, name_of
 from layercollapse.operations import BY_NAME, RESIZES
+from layercollapse.patterns import reaches, same_sign
+from layercollapse.terms import INPLACE, NAMES, Found, Term, keeps
+from layercollapse.written import TensorTerms
 
 # Path of the model itself, and names that wrappers put into module paths; they are left out of site names.
 ROOT = ""
@@ -47,6 +51,15 @@ class RectifierCall:
         return f"{self.kind}{bends} with {self.channels} channels"
 
 
+@dataclass(eq=False)
+class _Sighting:
+    """One rectifier call of a forward pass: where it is made, and the counts of its input."""
+
+    path: str
+    call: RectifierCall
+    counts: Tensor
+
+
 class ForwardWatch(TorchFunctionMode):
     """One forward pass of the model: counts the input of every rectifier call.
 
@@ -58,11 +71,21 @@ class ForwardWatch(TorchFunctionMode):
     def __init__(self, explicit: Tensor | None, found: Tensor | None) -> None:
         super().__init__()
         self.path: list[str] = []  # site paths of the modules whose forward is running
-        self.seen: dict[str, tuple[RectifierCall, Tensor]] = {}
         self._explicit, self._found = explicit, found
-        self._calls: Counter[str] = Counter()
+        self._sites: list[_Sighting] = []
+        self._terms = TensorTerms()
         self._dims = WeakIdKeyDictionary()  # tensor -> its channel dimension
         self._handling = sys.exc_info()[1]  # the model may run inside somebody's `except`
+
+    @property
+    def seen(self) -> dict[str, tuple[RectifierCall, Tensor]]:
+        """The sites by name, in order, with their counts."""
+        numbers: Counter[str] = Counter()
+        named = {}
+        for site in self._sites:
+            named[numbered(site.path, numbers[site.path])] = site.call, site.counts
+            numbers[site.path] += 1
+        return named
 
     def raising(self) -> bool:
         """Whether the forward pass is being left by an exception."""
@@ -71,10 +94,22 @@ class ForwardWatch(TorchFunctionMode):
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         called = getattr(func, "overloadpacket", func)
+        name = name_of(called)
+        plain = name.strip("_")
+        changed = _changed(name, args, kwargs)
+        term = self._terms.called(plain, args, kwargs) if plain in NAMES else None
         rectifier = rectifiers.BY_FUNCTION.get(called) or rectifiers.BY_OPERATOR.get(called)
-        if rectifier is not None:
-            self._count(rectifier, args, kwargs)
+        site = None if rectifier is None else self._count(rectifier, args, kwargs)
+        if isinstance(term, Term) and (changed is None or keeps(term, changed.dtype)):
+            self._follow(term, site)
         result = func(*args, **kwargs)
+        if changed is None and args and result is args[0] and (rectifier is not None or plain in INPLACE):
+            changed = result
+        if changed is not None:
+            self._terms.wrote(changed)
+        after = changed if result is None else result
+        if term is not None and isinstance(after, Tensor) and (changed is not None or not args or after is not args[0]):
+            self._terms.made(after, term)
         for part in result if isinstance(result, list | tuple) else [result]:
             if isinstance(part, Tensor) and part.ndim > 1:
                 self._tag(called, args, kwargs, part)
@@ -98,28 +133,81 @@ class ForwardWatch(TorchFunctionMode):
         if dim is not None:
             self._dims[result] = dim
 
-    def _count(self, rectifier: rectifiers.Rectifier, args: tuple, kwargs: dict[str, Any]) -> None:
+    def _count(self, rectifier: rectifiers.Rectifier, args: tuple, kwargs: dict[str, Any]) -> _Sighting | None:
         x, rest = (args[0], args[1:]) if args else (kwargs.get("input"), ())
         if not isinstance(x, Tensor):
-            return  # the call itself will raise
+            return None  # the call itself will raise
         found = rectifiers.describe(rectifier, x.dtype, rest, kwargs)
         if found is None:
-            return  # a clamp that is none
+            return None  # a clamp that is none
+        # Several slopes lie along dimension 1.
+        dim = 1 if rectifier.kind == "prelu" and len(rest) and rest[0].numel() > 1 else None
+        return self._saw(found, lambda: self._counts(x, *found[1:], dim))
+
+    def _follow(self, term: Term, site: _Sighting | None) -> None:
+        """See whether a call completes a rectifier that is written out; `site` is the one that it calls."""
+        found = self._terms.rectifier(term)
+        if found is None:
+            return
+        variable = found.variable
+        if site is None and found.match.scale != 1:
+            # All but a factor: the tensor may be gone when that comes.
+            if variable.signs is None and (x := self._terms.tensor(variable)) is not None:
+                with contextlib.suppress(LayerCollapseError):  # it may be none
+                    variable.signs = self._counts(x, 0.0, None)
+            return
+        if site is None:
+            upper = found.match.upper
+            counts = self._written(found, upper)
+            if counts is None:
+                return
+            site = self._saw((found.match.kind, 0.0, upper), counts)
+            gone = [part.site for part in found.inner[1:] if part.site is not None]
+            self._sites = [other for other in self._sites if not any(other is part for part in gone)]
+        elif variable is not term.operands[0]:
+            return
+        term.match, term.variable, term.site = found.match, variable, site
+        variable.signs = site.counts[:, :4]
+
+    def _written(self, found: Found, upper: float | None) -> Callable[[], Tensor] | None:
+        """What counts the variable of a rectifier that is written out.
+
+        Where the tensor is gone, or written over, one that has its signs may be there, half of it, say, and one that
+        is above the upper bend where it is.
+        """
+        variable, parts = found.variable, [part for part in found.inner[1:] if self._terms.tensor(part) is not None]
+        x = self._terms.tensor(variable)
+        if x is not None:
+            return lambda: self._counts(x, 0.0, upper)
+        like = next((p for p in parts if same_sign(found.body(p))), None) if variable.signs is None else None
+        if variable.signs is None and like is None:
+            return None
+        signs = variable.signs if like is None else self._counts(self._terms.tensor(like), 0.0, None)  # type: ignore[arg-type]
+        if upper is None:
+            return lambda: signs
+        top = next((p for p in parts if reaches(found.body(p), upper)), None)
+        if top is None:
+            return None
+        return lambda: torch.cat([signs, self._counts(self._terms.tensor(top), 0.0, upper)[:, 4:]], 1)  # type: ignore[arg-type]
+
+    def _saw(self, found: tuple[str, float, float | None], counts: Callable[[], Tensor]) -> _Sighting:
         path = self.path[-1] or "forward"
-        self._calls[path] += 1
-        name = path if self._calls[path] == 1 else f"{path}#{self._calls[path]}"
-        dim = self._dims.get(x, -1 if x.ndim == 3 else 1)
-        if rectifier.kind == "prelu" and len(rest) and rest[0].numel() > 1:
-            dim = 1  # where its slopes lie
+        try:
+            table = counts()
+        except LayerCollapseError as error:
+            name = numbered(path, sum(site.path == path for site in self._sites))
+            raise LayerCollapseError(f"site {name!r}: {error}") from error
+        self._sites.append(_Sighting(path, RectifierCall(found[0], len(table), *found[1:]), table))
+        return self._sites[-1]
+
+    def _counts(self, x: Tensor, lower: float, upper: float | None, dim: int | None = None) -> Tensor:
+        """Counts relative to the bends, int64 (C, 4), or (C, 5) with an upper one; `dim` where channels must lie."""
+        dim = self._dims.get(x, -1 if x.ndim == 3 else 1) if dim is None else dim
         x = x.detach()
         if x.ndim < 2:
             x, dim = x.reshape(-1, 1), 1
-        call = RectifierCall(found[0], x.shape[dim], *found[1:])
-        try:
-            with torch.no_grad(), torch.inference_mode(False):
-                self.seen[name] = call, _histogram(*self._data(x, dim), call)
-        except LayerCollapseError as error:
-            raise LayerCollapseError(f"site {name!r}: {error}") from error
+        with torch.no_grad(), torch.inference_mode(False):
+            return _histogram(*self._data(x, dim), lower, upper)
 
     def _data(self, x: Tensor, dim: int) -> tuple[Tensor, int]:
         """A site's tensor and channel dimension; with a mask that fits, only what is data, (samples, C)."""
@@ -170,18 +258,31 @@ def unwrapped(model: nn.Module) -> nn.Module:
             return model
 
 
+def numbered(path: str, place: int) -> str:
+    """The name of the site that the first call in a module is (place 0), or the second, ..."""
+    return path if place == 0 else f"{path}#{place + 1}"
+
+
 def site_path(path: str) -> str:
     """A module path without the names that wrappers put into it."""
     return ".".join(part for part in path.split(".") if part not in _WRAPPERS)
 
 
-def _histogram(x: Tensor, dim: int, call: RectifierCall) -> Tensor:
-    """Counts of x relative to the bends of a call: int64 (C, 4), or (C, 5) with an upper bend."""
-    if call.lower == 0:
-        return ops.sign_histogram(x, channel_dim=dim, upper=call.upper)
+def _changed(name: str, args: tuple, kwargs: dict[str, Any]) -> Tensor | None:
+    """The tensor that a call writes into, as far as its name and its keywords say."""
+    into = kwargs.get("out")
+    if (name.endswith("_") and not name.endswith("__")) or name in ("__setitem__", "__set__") or kwargs.get("inplace"):
+        into = args[0] if args else kwargs.get("input")
+    return into if isinstance(into, Tensor) else None
+
+
+def _histogram(x: Tensor, dim: int, lower: float, upper: float | None) -> Tensor:
+    """Counts of x relative to two bends: int64 (C, 4), or (C, 5) with an upper bend."""
+    if lower == 0:
+        return ops.sign_histogram(x, channel_dim=dim, upper=upper)
     wide = x if x.dtype == torch.float64 else x.float()  # the sign of a difference is exact in floating point
-    counts = ops.sign_histogram(wide - call.lower, channel_dim=dim)
-    if call.upper is None:
+    counts = ops.sign_histogram(wide - lower, channel_dim=dim)
+    if upper is None:
         return counts
-    above = ops.sign_histogram(wide - call.upper, channel_dim=dim)
+    above = ops.sign_histogram(wide - upper, channel_dim=dim)
     return torch.cat([counts, above[:, 1:3].sum(1, keepdim=True)], dim=1)

@@ -27,11 +27,18 @@ from layercollapse.collapse.moving import moved_bounds
 from layercollapse.counts import MIXED, OFF, ON, SATURATED
 from layercollapse.errors import LayerCollapseError
 from layercollapse.nodes import packet
+from layercollapse.rectifiers import QUICK
 
 aten = torch.ops.aten
 
 # Where the smooth rectifiers have their one minimum: they fall before it and rise after it.
-_LOWEST = {"gelu": -0.7517915, "silu": -1.2784645, "mish": -1.1924312, "hardswish": -1.5}
+_LOWEST = {
+    "gelu": -0.7517915,
+    "quick_gelu": -1.2784645 / QUICK,
+    "silu": -1.2784645,
+    "mish": -1.1924312,
+    "hardswish": -1.5,
+}
 # What reads tensors of the model that no bounds of their own are needed for.
 _TABLES = {aten.embedding, aten.layer_norm, aten.rms_norm, aten.group_norm}
 _SQUASHED = {aten.softmax: (0.0, 1.0), aten.sigmoid: (0.0, 1.0), aten.tanh: (-1.0, 1.0), aten.relu: (0.0, math.inf)}

@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 
 from layercollapse.collapse.elementwise import restore_numbers
 from layercollapse.collapse.ir import Affine, Field, Net, Op, Origin, Rectify, Scale, Window, transposed
-from layercollapse.collapse.modules import ChannelAffine, ConstantMap, to_buffer
+from layercollapse.collapse.modules import ChannelAffine, ConstantMap, QuickGELU, TanhGELU, to_buffer
 from layercollapse.collapse.names import identifier
 from layercollapse.collapse.outputs import own_memory, pack
 from layercollapse.collapse.split import split_plane
@@ -23,6 +23,7 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "leaky_relu": nn.LeakyReLU,
     "rrelu": nn.RReLU,
     "gelu": nn.GELU,
+    "quick_gelu": QuickGELU,
     "silu": nn.SiLU,
     "mish": nn.Mish,
     "hardswish": nn.Hardswish,
@@ -155,7 +156,7 @@ def build(op: Op, device: torch.device | None) -> nn.Module:
         same = bool((op.slope == op.slope[0]).all())
         module = nn.PReLU(1 if same else len(op.slope))
         return _filled(module, op.dtype, device, weight=op.slope[:1] if same else op.slope)
-    return _ACTIVATIONS[op.kind](**op.arguments)
+    return (TanhGELU if "factor" in op.arguments else _ACTIVATIONS[op.kind])(**op.arguments)
 
 
 def _affine(op: Affine, device: torch.device | None) -> nn.Module:

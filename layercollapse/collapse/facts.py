@@ -15,6 +15,7 @@ from layercollapse.collapse.carry import carry, factors, function_of, parts
 from layercollapse.collapse.ir import Affine, Field, Net, Op, Rectify, Scale, operands, shape, source
 from layercollapse.collapse.normed import normed
 from layercollapse.nodes import SHAPE_ONLY, packet
+from layercollapse.rectifiers import quick_gelu, tanh_gelu
 
 aten = torch.ops.aten
 
@@ -168,6 +169,7 @@ def rectified(op: Rectify, value: Tensor) -> Tensor:
     """The rectifier's value, float64 (C,), at one value per channel; NaN stays NaN."""
     call: dict[str, Any] = {
         "gelu": torch.nn.functional.gelu,
+        "quick_gelu": quick_gelu,
         "silu": torch.nn.functional.silu,
         "mish": torch.nn.functional.mish,
         "hardswish": torch.nn.functional.hardswish,
@@ -175,6 +177,8 @@ def rectified(op: Rectify, value: Tensor) -> Tensor:
         "celu": torch.nn.functional.celu,
         "selu": torch.nn.functional.selu,
     }
+    if "factor" in op.arguments:
+        return tanh_gelu(value, **op.arguments)
     if op.kind in call:
         return call[op.kind](value, **op.arguments)
     if op.slope is not None:

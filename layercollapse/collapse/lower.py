@@ -19,7 +19,7 @@ from layercollapse.collapse.names import identifier
 from layercollapse.collapse.readers import read
 from layercollapse.collapse.reading import Model, argument, fixed, rank
 from layercollapse.graph import Capture, channel_dims
-from layercollapse.nodes import example_shape, module_path, packet
+from layercollapse.nodes import WRITTEN, example_shape, module_path, packet
 
 aten = torch.ops.aten
 
@@ -84,6 +84,11 @@ class _Lowering:
         return self.net
 
     def _call(self, node: fx.Node) -> None:
+        if WRITTEN in node.meta:
+            for old, target, *arguments in node.meta[WRITTEN]:
+                self._put(old, self.net.graph.call_function(target, *fx.map_arg(arguments, self._mapped)))
+            self.new[node] = self.new[node.meta[WRITTEN][-1][0]]
+            return
         first = argument(node, 0)
         if _nothing(node) or (node.target is operator.getitem and self._is_norm(first)):
             self.new[node] = self._mapped(first)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layercollapse.errors import LayerCollapseError
+from layercollapse.rectifiers import quick_gelu, tanh_gelu
 
 
 class ChannelAffine(nn.Module):
@@ -45,6 +46,31 @@ class ChannelAffine(nn.Module):
     def extra_repr(self) -> str:
         parts = f"scaled={self.scale is not None}, shifted={self.shift is not None}"
         return f"{self.channels}, channel_dim={self.channel_dim}, {parts}"
+
+
+class QuickGELU(nn.Module):
+    """``y = x * sigmoid(1.702 x)``: CLIP's GELU, which torch has no module for; any shape -> the same."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return quick_gelu(x)
+
+
+class TanhGELU(nn.Module):
+    """`nn.GELU(approximate="tanh")` with a factor of few digits for √(2/π), where float64 tells; see `tanh_gelu`.
+
+    Args:
+        factor: as the model writes it.
+    """
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = float(factor)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return tanh_gelu(x, self.factor)
+
+    def extra_repr(self) -> str:
+        return repr(self.factor)
 
 
 class _Last(NamedTuple):

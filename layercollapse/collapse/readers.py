@@ -17,6 +17,7 @@ from layercollapse.collapse.ir import Affine, Op, Rectify, Scale, Window, transp
 from layercollapse.collapse.reading import Model, argument, float64, rank
 from layercollapse.collapse.weights import Lazy
 from layercollapse.nodes import module_path, packet, spread
+from layercollapse.rectifiers import tanh_gelu
 
 aten = torch.ops.aten
 
@@ -175,6 +176,8 @@ def _rectifier(node: fx.Node, model: Model) -> Reading | None:
         slope = float64(value).flatten().expand(site.channels).clone()
     elif site.kind == "hardtanh":
         arguments = {"min_val": site.lower, "max_val": site.upper}
+    elif packet(node) is tanh_gelu:
+        arguments = {"factor": float(node.args[1])}  # type: ignore[arg-type]
     elif site.kind == "gelu":
         arguments = {"approximate": str(argument(node, 1, node.kwargs.get("approximate", "none")))}
     elif site.kind in ("elu", "celu"):

@@ -25,7 +25,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, fx, nn
 
-from layercollapse.collapse.modules import ChannelAffine, ConstantMap, FixedSizes, FixedValue, to_buffer
+from layercollapse.collapse.modules import (
+    ChannelAffine,
+    ConstantMap,
+    FixedSizes,
+    FixedValue,
+    QuickGELU,
+    TanhGELU,
+    to_buffer,
+)
 from layercollapse.collapse.onnx import save_onnx
 from layercollapse.collapse.sizes import Case, other_cases, takes
 from layercollapse.collapse.verify import tensors_of
@@ -33,6 +41,7 @@ from layercollapse.errors import LayerCollapseError
 from layercollapse.export import call_arguments, copied, export, unwarned
 from layercollapse.files import atomic
 from layercollapse.modes import evaluating
+from layercollapse.rectifiers import quick_gelu, tanh_gelu
 
 # What a file that is none of a model ends in.
 _DAMAGED = (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError, RecursionError)
@@ -61,6 +70,8 @@ _MODULES: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
     "PReLU": (nn.PReLU, ("num_parameters",)),
     "RReLU": (nn.RReLU, ("lower", "upper")),
     "GELU": (nn.GELU, ("approximate",)),
+    "QuickGELU": (QuickGELU, ()),
+    "TanhGELU": (TanhGELU, ("factor",)),
     "SiLU": (nn.SiLU, ()),
     "Mish": (nn.Mish, ()),
     "Hardswish": (nn.Hardswish, ()),
@@ -88,6 +99,7 @@ _OPERATORS: dict[str, Any] = {
     for name in names.split()
     if hasattr(module, name)
 }
+_OPERATORS |= {f"rectifiers.{f.__name__}": f for f in (quick_gelu, tanh_gelu)}
 _FORBIDDEN = {"from_file", "_print", "_assert_async", "_assert_tensor_metadata", "set_data", "save", "load"}
 _DTYPES = {str(v).removeprefix("torch."): v for v in vars(torch).values() if isinstance(v, torch.dtype)}
 _ENUMS: dict[str, dict[str, Any]] = {
