@@ -43,7 +43,7 @@ def drawn(kind: type[nn.Module], entries: int, eps: float, dtype: torch.dtype, s
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", [nn.LayerNorm, nn.RMSNorm])
-@pytest.mark.parametrize("entries", [1, 2, 3, 7, 64, 769])
+@pytest.mark.parametrize("entries", [1, 2, 3, 7, 64, pytest.param(769, marks=pytest.mark.long)])
 def test_a_linear_layer_behind_a_norm_against_its_hardest_rows(
     kind: type[nn.Module], entries: int, dtype: torch.dtype
 ) -> None:

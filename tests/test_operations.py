@@ -176,7 +176,7 @@ TRANSPOSED = [
 
 
 @pytest.mark.parametrize("window", TRANSPOSED, ids=str)
-@pytest.mark.parametrize("dims", [1, 2, 3])
+@pytest.mark.parametrize("dims", [pytest.param(1, marks=pytest.mark.long), 2, pytest.param(3, marks=pytest.mark.long)])
 def test_transposed_convolutions(dims: int, window: dict, tmp_path: Path) -> None:
     torch.manual_seed(0)
     kind, point = ((nn.ConvTranspose1d, nn.Conv1d), (nn.ConvTranspose2d, nn.Conv2d), (nn.ConvTranspose3d, nn.Conv3d))[

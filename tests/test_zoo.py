@@ -1,6 +1,6 @@
 """Architectures as people write them, small and pruned: collapsed by algebra alone, and with counts; saved; trained.
 
-Every network goes through the same checks. A few run each time, the others (and those of transformers) nightly.
+Every network goes through the same checks. Two run each time, others in make test-long, those of transformers nightly.
 """
 
 from __future__ import annotations
