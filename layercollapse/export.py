@@ -18,8 +18,11 @@ from torch.overrides import TorchFunctionMode
 
 from layercollapse.errors import LayerCollapseError
 from layercollapse.nodes import ANY_SIZE, functional, mutates, packet, shares_memory
+from layercollapse.watch import unwrapped
 
 aten = torch.ops.aten
+
+_BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
 def call_arguments(example_inputs: Any) -> tuple[tuple, dict[str, Any]]:
@@ -34,6 +37,31 @@ def call_arguments(example_inputs: Any) -> tuple[tuple, dict[str, Any]]:
         "example_inputs: expected a tensor, a tuple of arguments or a dict of keyword arguments, got "
         f"{type(example_inputs).__name__}"
     )
+
+
+def arguments_in(batch: Mapping[str, Any], model: nn.Module, example_inputs: Any = None) -> dict[str, Any]:
+    """What of a batch the model is called with: the one rule for all dicts of a data loader.
+
+    With example inputs these are the arguments that they give. Without, they are what the signature of the model's
+    ``forward`` has, or everything where it has ``**kwargs``; of these, ``labels`` only if the model must have them:
+    an argument of that name that may be missing turns outputs into a loss, in the models of transformers.
+
+    Args:
+        batch: values by name.
+        model: what is called.
+        example_inputs: what it is called with elsewhere, see `call_arguments`; None if that is not known.
+    """
+    parameters = inspect.signature(unwrapped(model).forward).parameters
+    if example_inputs is not None:
+        args, kwargs = call_arguments(example_inputs)
+        given = {*list(parameters)[: len(args)], *kwargs}
+        return {key: value for key, value in batch.items() if key in given}
+    kinds = {name: parameter.kind for name, parameter in parameters.items()}
+    every = inspect.Parameter.VAR_KEYWORD in kinds.values()
+    named = {name for name, kind in kinds.items() if kind in _BY_NAME}
+    if "labels" in batch and not ("labels" in named and parameters["labels"].default is inspect.Parameter.empty):
+        batch = {key: value for key, value in batch.items() if key != "labels"}
+    return {key: value for key, value in batch.items() if every or key in named}
 
 
 def copied(values: Any) -> Any:

@@ -9,10 +9,9 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from layercollapse.collapse.verify import arguments_in
 from layercollapse.entropy import EntropyProbe, EntropyReport
 from layercollapse.errors import LayerCollapseError
-from layercollapse.export import call_arguments
+from layercollapse.export import arguments_in, call_arguments
 
 Batch: TypeAlias = "Tensor | dict[str, Any]"
 
@@ -21,16 +20,19 @@ class Inputs:
     """The model's inputs of a re-iterable of batches, on the model's device: tensors, or dicts of arguments.
 
     Args:
-        batches: tensors, tuples that start with one, or dicts of keyword arguments (labels and other keys that the
-            model does not take are left out); a list or a DataLoader, not a generator.
+        batches: tensors, tuples that start with one, or dicts of keyword arguments, of which those are taken
+            that the model takes (see `arguments_in`); a list or a DataLoader, not a generator.
         argument: what messages call them.
         model: what they are for; None leaves tensors where they are and dicts as they are.
+        example_inputs: what the model is captured with, if that is known: of dicts, its arguments are taken.
 
     Raises:
         LayerCollapseError: not such batches, or none.
     """
 
-    def __init__(self, batches: Iterable[Any], argument: str, model: nn.Module | None = None) -> None:
+    def __init__(
+        self, batches: Iterable[Any], argument: str, model: nn.Module | None = None, example_inputs: Any = None
+    ) -> None:
         if isinstance(batches, Iterator):
             raise LayerCollapseError(
                 f"{argument}: expected batches that can be gone through again (a list, a DataLoader), "
@@ -40,7 +42,7 @@ class Inputs:
             raise LayerCollapseError(f"{argument}: expected an iterable of batches, got a {type(batches).__name__}")
         self.batches, self.argument = batches, argument
         self._device = None if model is None else next((p.device for p in model.parameters()), None)
-        self._model = model
+        self._model, self._example = model, example_inputs
         next(iter(self))
 
     def __iter__(self) -> Iterator[Batch]:
@@ -48,7 +50,7 @@ class Inputs:
         for batch in self.batches:
             x = batch[0] if isinstance(batch, tuple | list) and batch else batch
             if isinstance(x, Mapping):
-                x = dict(x) if self._model is None else arguments_in(x, self._model)
+                x = dict(x) if self._model is None else arguments_in(x, self._model, self._example)
             if not any(isinstance(value, Tensor) for value in (x.values() if isinstance(x, dict) else [x])):
                 raise LayerCollapseError(
                     f"{self.argument}: expected batches that are a tensor, a tuple that starts with one, or a dict of "

@@ -104,8 +104,9 @@ def run(
             any number, NumPy scalar or tensor of one element. It is called with collapsed models too, which take the
             inputs in `data` by the same names, and no labels.
         data: batches of the training split, re-iterable; each an input tensor, a tuple that starts with one, or a
-            dict of keyword arguments (labels and other keys that the model does not take are left out). The sign
-            entropy is measured on all of it, on the model's device.
+            dict of keyword arguments, of which those of `example_inputs` are taken; without them those that the model
+            takes, `labels` only where it must have them. The sign entropy is measured on all of it, on the model's
+            device.
         example_inputs: what to capture the model with: a tensor, a tuple of arguments or a dict of them; by default
             the first two samples of `data`.
         test: accuracy for the before/after table; by default `evaluate`.
@@ -144,8 +145,8 @@ def run(
     _check(amount=amount, steps=steps, max_drop=max_drop, rule=rule, train_first=train_first)
     check_unit(unit)
     check_mode(mode)
-    inputs = Inputs(data, "data", model)
-    test_inputs = inputs if test_data is None else Inputs(test_data, "test_data", model)
+    inputs = Inputs(data, "data", model, example_inputs)
+    test_inputs = inputs if test_data is None else Inputs(test_data, "test_data", model, example_inputs)
     example = inputs.first(2) if example_inputs is None else example_inputs
     folder = writable_folder(out or free_folder("run"))
     if (folder / FILE).exists() and not resume:

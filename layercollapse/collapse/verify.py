@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from layercollapse.errors import LayerCollapseError
-from layercollapse.export import call_arguments, copied, describe
+from layercollapse.export import arguments_in, call_arguments, copied, describe
 from layercollapse.modes import evaluating, same_values
 from layercollapse.spread import Spread
 
@@ -98,7 +97,7 @@ def compare(reference: nn.Module, model: nn.Module, data: Iterable[Any]) -> Agre
         reference: the model that is right.
         model: the model to test; called with the same arguments.
         data: batches: a tensor, a tuple or list whose first element is the model's input, or a dict of keyword
-            arguments (labels and other keys that the model does not take are left out).
+            arguments, of which those are taken that `model` takes (see `arguments_in`).
 
     Raises:
         LayerCollapseError: there is no batch, or the outputs cannot be compared.
@@ -106,7 +105,7 @@ def compare(reference: nn.Module, model: nn.Module, data: Iterable[Any]) -> Agre
     errors, spreads = list[float](), list[Spread]()
     same, samples = 0, 0
     with evaluating(reference), evaluating(model), torch.no_grad():
-        for args, kwargs in batches(data, reference):
+        for args, kwargs in batches(data, reference, model):
             try:
                 # A model may work in place on what it is given.
                 expected = tensors_of(reference(*copied(args), **copied(kwargs)))
@@ -147,16 +146,9 @@ def compare(reference: nn.Module, model: nn.Module, data: Iterable[Any]) -> Agre
     return Agreement(max(errors), same, samples, outputs)
 
 
-def arguments_in(batch: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
-    """What of a batch the model takes as arguments, but for the labels."""
-    parameters = inspect.signature(model.forward).parameters
-    every = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
-    return {key: value for key, value in batch.items() if key != "labels" and (every or key in parameters)}
-
-
-def batches(data: Iterable[Any], model: nn.Module) -> Iterator[tuple[tuple, dict[str, Any]]]:
-    """Arguments of the model from each batch, on the model's device."""
-    parameter = next(model.parameters(), None)
+def batches(data: Iterable[Any], reference: nn.Module, model: nn.Module) -> Iterator[tuple[tuple, dict[str, Any]]]:
+    """Arguments that the model takes from each batch, on the device of the reference."""
+    parameter = next(reference.parameters(), None)
     if not isinstance(data, Iterable) or isinstance(data, str | bytes):
         raise LayerCollapseError(f"data: expected batches, got {type(data).__name__}")
     for batch in [data] if isinstance(data, Tensor | Mapping) else data:
