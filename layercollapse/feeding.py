@@ -27,21 +27,24 @@ aten = torch.ops.aten
 _PRODUCTS = (Does.PRODUCT, Does.MIX, Does.LAYER)  # a layer without a weight is a product of two tensors
 
 
-def feeding(node: fx.Node, tensors: Mapping[str, str], parameters: Collection[str]) -> tuple[tuple[str, ...], str]:
+def feeding(
+    node: fx.Node, tensors: Mapping[str, str], parameters: Collection[str], made: Collection[fx.Node]
+) -> tuple[tuple[str, ...], str]:
     """The names of the weights that feed a rectifier's call; and if there are none, what lies before it instead.
 
     Args:
         node: the call.
         tensors: name of a placeholder -> name of the model's tensor.
         parameters: the names of tensors that are parameters: a layer with a fixed filter is passed.
+        made: the nodes that follow from these tensors, see `computed`.
     """
     stops: dict[str, None] = {}
 
     def above(source: fx.Node) -> Iterable[fx.Node]:
-        if (stop := _stop(source, tensors)) is not None:
+        if (stop := _stop(source, made)) is not None:
             stops[stop] = None
             return ()
-        return _deciding(source, tensors)
+        return _deciding(source, tensors, made)
 
     found = reaching(node, tensors, parameters, above)
     return found, "" if found else ", ".join(stops) or "nothing that depends on the input"
@@ -83,13 +86,13 @@ def _is_data(value: Any) -> bool:
     return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
 
 
-def _stop(node: fx.Node, tensors: Mapping[str, str]) -> str | None:
+def _stop(node: fx.Node, made: Collection[fx.Node]) -> str | None:
     """What a node is that ends a walk, or None."""
     if node.op != "call_function":
         return f"the model's input {node.name}"
     if rectifier_of(node) is not None:
         return "another rectifier"
-    if has_weight(node, tensors):
+    if has_weight(node, made):
         return f"a layer that computes its weight in the forward pass ({module_path(node) or node.name})"
     row, name = OPERATIONS.get(packet(node)), getattr(packet(node), "__name__", str(node.target))
     if row is None and node.target is not operator.getitem:
@@ -97,7 +100,7 @@ def _stop(node: fx.Node, tensors: Mapping[str, str]) -> str | None:
     return f"a table of rows ({name})" if row is not None and row.does is Does.TABLE else None
 
 
-def _deciding(node: fx.Node, tensors: Mapping[str, str]) -> list[fx.Node]:
+def _deciding(node: fx.Node, tensors: Mapping[str, str], made: Collection[fx.Node]) -> list[fx.Node]:
     """The inputs of a node without a weight of its own that feed what it feeds; see the module."""
     row, inputs = OPERATIONS.get(packet(node)), _data(node, tensors)
     if packet(node) is aten.scaled_dot_product_attention:
@@ -105,16 +108,16 @@ def _deciding(node: fx.Node, tensors: Mapping[str, str]) -> list[fx.Node]:
     if row is not None and row.does is Does.SIZE:
         return []
     if row is not None and row.does in _PRODUCTS and len(inputs) > 1:
-        return [x for x in inputs if not _is_gate(x, tensors)] or inputs
+        return [x for x in inputs if not _is_gate(x, tensors, made)] or inputs
     return inputs
 
 
-def _is_gate(node: fx.Node, tensors: Mapping[str, str]) -> bool:
+def _is_gate(node: fx.Node, tensors: Mapping[str, str], made: Collection[fx.Node]) -> bool:
     """Whether a tensor is a gate: also moved, repeated, or in arithmetic with numbers and tensors of the model."""
     while True:
         row, inputs = OPERATIONS.get(packet(node)), _data(node, tensors)
         if row is not None and row.does in (Does.GATE, Does.SHARE):
             return True
-        if len(inputs) != 1 or layer_of(node, tensors) is not None or _stop(node, tensors) is not None:
+        if len(inputs) != 1 or layer_of(node, tensors) is not None or _stop(node, made) is not None:
             return False
         node = inputs[0]

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
 from layercollapse import calls, written
@@ -39,6 +40,7 @@ from layercollapse.nodes import (
     DIMS,
     RESIZING,
     SHAPE_ONLY,
+    computed,
     example_shape,
     example_size,
     layer_of,
@@ -99,6 +101,8 @@ class Capture:
         unread: names of the rectifier calls that the model makes and the outputs do not need, which the graph does not
             have; and of those that cannot be told from them. Counts of these say nothing about the graph.
         memory: whose memory each output is, for the example inputs.
+        modules: path and class of every module of the model.
+        arguments: what the model was called with, in words: shapes, dtypes and devices of tensors, the other values.
     """
 
     graph: fx.Graph
@@ -112,6 +116,29 @@ class Capture:
     stateful: tuple[str, ...] = ()
     unread: frozenset[str] = frozenset()
     memory: tuple[Memory, ...] = ()
+    modules: tuple[tuple[str, type], ...] = ()
+    arguments: tuple[str, ...] = ()
+
+    def misfit(self, model: nn.Module, example_inputs: Any) -> str | None:
+        """Why this is no capture of a model with such inputs, in words; None if nothing says so.
+
+        Weights may have other values. What the model's Python does now, and did then, is not compared: a stride that
+        was changed since, say.
+        """
+        if (arguments := _arguments(*call_arguments(example_inputs))) != self.arguments:
+            return f"one with {', '.join(self.arguments)} where example_inputs are {', '.join(arguments)}"
+        if _modules(model) != self.modules:
+            return "one of other modules"
+        now: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+        now |= dict(model.named_buffers(remove_duplicate=False))
+        for node in self.graph.nodes:
+            name, then = self.tensors.get(node.name), node.meta.get("val")
+            if name is None or name in self.constants or not isinstance(then, Tensor):
+                continue
+            if name not in now or _tensor(now[name]) != _tensor(then):
+                came = _tensor(now[name]) if name in now else "missing"
+                return f"one in which {name!r} is {_tensor(then)}, and now it is {came}"
+        return None
 
     def site(self, name: str) -> Site:
         """The site of that name.
@@ -222,7 +249,23 @@ def capture(model: nn.Module, example_inputs: Any) -> Capture:
         ),
         unread=unread,
         memory=memory,
+        modules=_modules(model),
+        arguments=_arguments(args, kwargs),
     )
+
+
+def _modules(model: nn.Module) -> tuple[tuple[str, type], ...]:
+    return tuple((path, type(module)) for path, module in model.named_modules(remove_duplicate=False))
+
+
+def _arguments(args: tuple, kwargs: dict[str, Any]) -> tuple[str, ...]:
+    leaves = [*pytree.tree_flatten_with_path(args)[0], *pytree.tree_flatten_with_path(kwargs)[0]]
+    said = (_tensor(x) if isinstance(x, Tensor) else f"{type(x).__name__} {x!r}" for _, x in leaves)
+    return tuple(f"{pytree.keystr(path)}: {text}" for (path, _), text in zip(leaves, said, strict=True))
+
+
+def _tensor(x: Tensor) -> str:
+    return f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')} on {x.device}"
 
 
 def _named(sites: list[Site], made: calls.Calls) -> tuple[tuple[Site, ...], frozenset[str]]:
@@ -294,7 +337,7 @@ def _kept(node: fx.Node, dims: Mapping[fx.Node, int]) -> int | None:
 def _sites(
     graph: fx.Graph, tensors: Mapping[str, str], parameters: Collection[str], model: nn.Module
 ) -> Iterator[Site]:
-    dims = channel_dims(graph)
+    dims, made = channel_dims(graph), computed(graph, tensors)
     # A module with several names goes by its first one, however it was called.
     first: dict[int, str] = {}
     names = {path: first.setdefault(id(m), path) for path, m in model.named_modules(remove_duplicate=False)}
@@ -313,7 +356,7 @@ def _sites(
         call = rectifier_call(node, rectifier)
         assert call is not None
         kind, lower, upper = call
-        weights, unfed = feeding(node, tensors, parameters)
+        weights, unfed = feeding(node, tensors, parameters, made)
         yield Site(
             name=numbered(path, count[path] - 1),
             kind=kind,

@@ -112,18 +112,24 @@ def _pairs(node: fx.Node) -> list[tuple[Any, Any]]:
     return [(read, weight), (weight, read)] if called in _OF_TWO else [(read, weight)]
 
 
-def computed(node: Any, tensors: Collection[str]) -> bool:
-    """Whether a node's value follows from the tensors of these names alone: a parameter, or what is made of some."""
-    if not isinstance(node, fx.Node) or node.op != "call_function":
-        return isinstance(node, fx.Node) and node.name in tensors
-    random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-    inputs = node.all_input_nodes
-    return bool(inputs) and not random and not mutates(node) and all(computed(source, tensors) for source in inputs)
+def computed(graph: fx.Graph, tensors: Collection[str]) -> set[fx.Node]:
+    """The nodes whose values follow from the tensors of these names alone: parameters, and what is made of some."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op != "call_function":
+            if node.name in tensors:
+                found.add(node)
+            continue
+        random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+        inputs = node.all_input_nodes
+        if inputs and not random and not mutates(node) and found.issuperset(inputs):
+            found.add(node)
+    return found
 
 
-def has_weight(node: fx.Node, tensors: Collection[str]) -> bool:
-    """Whether a node is an affine layer whose weight is a tensor of these names, or made of some (weight norm)."""
-    return any(computed(weight, tensors) for _, weight in _pairs(node))
+def has_weight(node: fx.Node, made: Collection[fx.Node]) -> bool:
+    """Whether a node is an affine layer whose weight is a parameter, or made of some (weight norm): see `computed`."""
+    return any(isinstance(weight, fx.Node) and weight in made for _, weight in _pairs(node))
 
 
 def packet(node: Any) -> Any:

@@ -210,6 +210,7 @@ class Schedule:
         record = self.record
         record.chosen = self._choice()
         self.progress(Event("collapse", record.chosen, record))
+        captured = self.pruner.capture
         try:
             self.model.train()
             checkpoint.load(self.folder, record.chosen, self.model, self.pruner)
@@ -226,6 +227,7 @@ class Schedule:
                 settle=partial(settled, train=self.train, evaluate=self.evaluate, record=record),
                 box=self.box,
                 mode=self.mode,
+                captured=None if captured.misfit(self.pruner.model, example) else captured,
             )
         except Exception as error:
             _raise_with_the_way_on(error, self.folder)

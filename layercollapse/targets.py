@@ -14,7 +14,7 @@ from torch.nn.utils.prune import BasePruningMethod
 
 from layercollapse.errors import LayerCollapseError
 from layercollapse.graph import Capture
-from layercollapse.nodes import has_weight, module_path, weight_of
+from layercollapse.nodes import computed, has_weight, module_path, weight_of
 
 _SHOWN = 6  # sites of one reason
 
@@ -111,8 +111,9 @@ def _advice(model: nn.Module, capture: Capture) -> Iterator[str]:
     """What can be done about weights that are computed in the forward pass."""
     modules = dict(model.named_modules())
     made: Counter[str] = Counter()
+    known = computed(capture.graph, capture.tensors)
     for node in capture.graph.nodes:
-        if has_weight(node, capture.tensors) and weight_of(node, capture.tensors) is None:
+        if has_weight(node, known) and weight_of(node, capture.tensors) is None:
             made[_maker(modules.get(module_path(node), model))] += 1
     for advice, count in made.items():
         layers = "1 layer computes its weight" if count == 1 else f"{count} layers compute theirs"

@@ -316,3 +316,75 @@ def test_a_scripted_part_is_named() -> None:
     model = nn.Sequential(nn.Linear(4, 4), torch.jit.script(nn.Sequential(nn.Linear(4, 4), nn.ReLU())))
     with pytest.raises(lc.LayerCollapseError, match="got a scripted one at 1; torch"):
         lc.capture(model, torch.zeros(2, 4))
+
+
+class _Counted:
+    """Counts the calls of a function."""
+
+    def __init__(self, function):
+        self.function, self.calls = function, 0
+
+    def __call__(self, *args, **kwargs):
+        self.calls += 1
+        return self.function(*args, **kwargs)
+
+
+def _pruned():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    x = torch.randn(16, 6)
+    pruner = lc.Pruner(model, x)
+    with lc.EntropyProbe(model) as probe:
+        model(x)
+    pruner.step(probe.report(), amount=0.5, rule="uniform")
+    return model, x, pruner
+
+
+def test_a_model_is_exported_once_to_prune_and_collapse_it(monkeypatch) -> None:
+    export = _Counted(torch.export.export)
+    monkeypatch.setattr(torch.export, "export", export)
+    model, x, pruner = _pruned()
+    with torch.no_grad():
+        model[0].weight.mul_(2)  # other values are no other model
+    result = lc.collapse(model, x, captured=pruner.capture, cost="macs")
+    assert export.calls == 1
+    torch.testing.assert_close(result.model(x), model(x))
+    assert lc.collapse(model, x, cost="macs").explain() == result.explain()
+    assert export.calls == 2
+
+
+def test_a_run_exports_its_model_once(monkeypatch, tmp_path) -> None:
+    export = _Counted(torch.export.export)
+    monkeypatch.setattr(torch.export, "export", export)
+    model, x, _ = _pruned()
+    exported = export.calls
+    lc.run(model, train=lambda m: m, evaluate=lambda m: 90.0, data=[x], steps=1, out=tmp_path / "run")
+    assert export.calls == exported + 2  # the model, and the collapsed one to save it
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda model, x: (model, x[:3]), r"captured: .* \(16, 6\) float32 on cpu.* \(3, 6\)"),
+        (lambda model, x: (model, {"input": x}), "captured"),
+        (lambda model, x: (model.double(), x), "'0.weight' is .* float32 on cpu, and now it is .* float64"),
+        (lambda model, x: (nn.Sequential(*model, nn.ReLU()), x), "captured: .* one of other modules"),
+        (lambda model, x: (nn.Sequential(*model[:1], nn.GELU(), *model[2:]), x), "captured: .* one of other modules"),
+        (lambda model, x: (nn.Sequential(nn.Linear(6, 8, bias=False), *model[1:]), x), "'0.bias' is .* it is missing"),
+        (lambda model, x: (nn.Sequential(*model[:4], nn.Linear(8, 4)), x), r"'4.weight' is \(3, 8\)"),
+    ],
+)
+def test_a_capture_of_another_model_is_refused(change, message) -> None:
+    model, x, pruner = _pruned()
+    model, x = change(model, x)
+    with pytest.raises(lc.LayerCollapseError, match=message):
+        lc.collapse(model, x, captured=pruner.capture, cost="macs")
+
+
+def test_a_capture_from_before_a_setting_changed_is_found_out() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 8), nn.LeakyReLU(0.1), nn.Linear(8, 2)), torch.randn(8, 4)
+    captured = lc.capture(model, x)
+    model[1].negative_slope = 0.5
+    with pytest.raises(lc.LayerCollapseError, match="tolerance"):
+        lc.collapse(model, x, captured=captured, cost="macs")

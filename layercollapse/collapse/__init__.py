@@ -43,7 +43,7 @@ from layercollapse.collapse.verify import Agreement, compare
 from layercollapse.counts import EntropyReport
 from layercollapse.errors import LayerCollapseError
 from layercollapse.export import call_arguments
-from layercollapse.graph import capture
+from layercollapse.graph import Capture, capture
 from layercollapse.modes import evaluating
 from layercollapse.targets import prunable
 from layercollapse.watch import unwrapped
@@ -62,6 +62,7 @@ def collapse(
     tolerance: float = 1e-4,
     cost: str = "latency",
     partial: bool = False,
+    captured: Capture | None = None,
 ) -> CollapseResult:
     """Remove the rectifiers that never bend, and merge what is left between the others.
 
@@ -105,6 +106,8 @@ def collapse(
             others that are mixed, and those that were on carried by a layer beside the rectifier where that pays. Those
             that algebra, or the box, proves to be are in any case: 161 of 163 in a pruned MobileNetV2, so that the data
             gain little for the risk.
+        captured: the model's capture with these example inputs, if there is one (`Pruner.capture`): `torch.export`
+            may take as long as all the rest. Weights may have changed since, and nothing else: no module, no setting.
 
     Returns:
         The collapsed model and what is known of it.
@@ -119,26 +122,39 @@ def collapse(
     model = unwrapped(model)
     # In evaluation mode throughout: the weights are those of the graph, also of layers that merge adapters then.
     with torch.inference_mode(False), evaluating(model):
+        check_parameters(model)
+        if captured is None:
+            captured = capture(model, example_inputs)
+        elif why := captured.misfit(model, example_inputs):
+            raise LayerCollapseError(f"captured: expected a capture of this model with these example inputs, got {why}")
         return _collapsed(
-            model, example_inputs, report, data, box, mode=mode, tolerance=tolerance, cost=cost, partial=partial
+            model,
+            captured,
+            example_inputs,
+            report,
+            data,
+            box=box,
+            mode=mode,
+            tolerance=tolerance,
+            cost=cost,
+            partial=partial,
         )
 
 
 def _collapsed(
     model: nn.Module,
+    captured: Capture,
     example_inputs: Any,
     report: EntropyReport | None,
     data: Iterable[Any] | None,
-    box: tuple[Any, Any] | Box | None,
     *,
+    box: tuple[Any, Any] | Box | None,
     mode: str,
     tolerance: float,
     cost: str,
     partial: bool,
 ) -> CollapseResult:
     """What `collapse` does with a model in evaluation mode."""
-    check_parameters(model)
-    captured = capture(model, example_inputs)
     check_statistics(captured, model)
     check_buffers(captured)
     args, kwargs = call_arguments(example_inputs)

@@ -15,7 +15,7 @@ from layercollapse.collapse.ir import Affine, Field, Net, Window
 from layercollapse.export import call_arguments, copied
 from layercollapse.graph import Capture
 from layercollapse.modes import evaluating
-from layercollapse.nodes import SHAPE_ONLY, has_weight, packet
+from layercollapse.nodes import SHAPE_ONLY, computed, has_weight, packet
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,10 @@ def summarize(model: nn.Module, example_inputs: Any, depth: int) -> Summary:
 
 def captured_depth(capture: Capture) -> int:
     """Depth of a model as captured."""
+    made = computed(capture.graph, capture.tensors)
     return _longest(
         capture.graph,
-        weighs=lambda node: has_weight(node, capture.tensors),
+        weighs=lambda node: has_weight(node, made),
         starts=lambda node: node.name in capture.inputs,
         carries=lambda node: packet(node) not in SHAPE_ONLY,
     )
@@ -82,10 +83,10 @@ def captured_depth(capture: Capture) -> int:
 
 def net_depth(net: Net) -> int:
     """Depth of a net."""
-    attributes = {node.name for node in net.graph.nodes if node.op == "get_attr"}
+    made = computed(net.graph, {node.name for node in net.graph.nodes if node.op == "get_attr"})
     return _longest(
         net.graph,
-        weighs=lambda node: net.affine(node) is not None or has_weight(node, attributes),
+        weighs=lambda node: net.affine(node) is not None or has_weight(node, made),
         starts=lambda node: node.op == "placeholder",
         carries=lambda node: not isinstance(net.op(node), Field) and packet(node) not in SHAPE_ONLY,
     )

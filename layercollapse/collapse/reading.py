@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ class Model:
     sites: Mapping[str, Site]
     dims: Mapping[fx.Node, int]
     origins: Mapping[str, Origin]
+    _known: dict[fx.Graph, set[fx.Node]] = field(default_factory=dict)
 
     def tensor(self, argument: Any) -> Tensor | None:
         """The model's tensor that an argument is, or that is made of tensors which nothing else reads; or None.
@@ -40,10 +41,10 @@ class Model:
         """
         if not isinstance(argument, fx.Node):
             return None
-        if argument.name not in self.values and computed(argument, self.values):
+        if argument.name not in self.values and argument in self._computed(argument.graph):
             made = _made_of(argument)
             if all(user in made for node in made - {argument} for user in node.users):
-                self.values[argument.name] = self._value(argument)
+                self.values[argument.name] = self._value(argument, made)
         return self.values.get(argument.name)
 
     def origin(self, *arguments: Any) -> Origin:
@@ -64,17 +65,32 @@ class Model:
         """
         return self.names.get(node.name, f"{default} of {node.name}")
 
-    def _value(self, node: fx.Node) -> Any:
-        if node.name in self.values:
-            return self.values[node.name]
-        args, kwargs = fx.map_arg((node.args, node.kwargs), self._value)
+    def _computed(self, graph: fx.Graph) -> set[fx.Node]:
+        if graph not in self._known:
+            self._known[graph] = computed(graph, self.values)
+        return self._known[graph]
+
+    def _value(self, node: fx.Node, made: set[fx.Node]) -> Any:
+        """The value of a node, given all that it is made of."""
+        values: dict[fx.Node, Any] = {}
         with torch.no_grad():
-            return node.target(*args, **kwargs)  # type: ignore[operator]
+            for part in sorted(made):
+                if part.name in self.values:
+                    values[part] = self.values[part.name]
+                else:
+                    args, kwargs = fx.map_arg((part.args, part.kwargs), values.__getitem__)
+                    values[part] = part.target(*args, **kwargs)  # type: ignore[operator]
+        return values[node]
 
 
 def _made_of(node: fx.Node) -> set[fx.Node]:
     """A node and all that it is computed from."""
-    return {node}.union(*map(_made_of, node.all_input_nodes))
+    made, waiting = {node}, [node]
+    while waiting:
+        new = set(waiting.pop().all_input_nodes) - made
+        made |= new
+        waiting += new
+    return made
 
 
 def argument(node: fx.Node, position: int, default: Any = None) -> Any:
