@@ -111,7 +111,7 @@ class LayerEntropy:
         the upper bend; mixed: anything else, where the rectifier is not linear on the data seen.
         """
         pieces = self._pieces("ignore") > 0
-        states = torch.full((self.neurons,), OFF, dtype=torch.int8)
+        states = self.counts.new_full((self.neurons,), OFF, dtype=torch.int8)
         states[pieces[:, 1]] = ON
         states[pieces[:, 2]] = SATURATED
         states[pieces.sum(1) > 1] = MIXED

@@ -16,6 +16,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
+from layercollapse.constants import ReadBuffers
 from layercollapse.errors import LayerCollapseError
 from layercollapse.nodes import ANY_SIZE, functional, mutates, packet, shares_memory
 from layercollapse.watch import unwrapped
@@ -78,10 +79,13 @@ def describe(*values: Any) -> str:
 @contextmanager
 def unwarned() -> Iterator[None]:
     """The block without what torch.export says that asks nothing of whoever collapses a model."""
-    # It prints the traceback of every shape that does not fit, and `export` tries shapes.
-    log = logging.getLogger("torch._subclasses.fake_tensor")
-    level = log.level
-    log.setLevel(logging.CRITICAL)
+    # They print the traceback of every shape that does not fit, which `export` tries, or the graph so far where it
+    # depends on data; the error says it in a line.
+    logs = [logging.getLogger(f"torch.{name}") for name in ("_subclasses.fake_tensor", "fx.experimental", "export")]
+    logs.append(logging.getLogger("torch.fx.experimental.symbolic_shapes"))
+    levels = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.CRITICAL)
     with warnings.catch_warnings():
         # torch.nn.utils.prune and weight_norm assign a weight in every forward pass, and the next one does so again.
         warnings.filterwarnings("ignore", r"The tensor attributes? .* assigned during export", UserWarning)
@@ -90,7 +94,8 @@ def unwarned() -> Iterator[None]:
         try:
             yield
         finally:
-            log.setLevel(level)
+            for log, level in zip(logs, levels, strict=True):
+                log.setLevel(level)
 
 
 def export(
@@ -136,6 +141,22 @@ def export(
             except Exception:
                 pass  # sizes that the model fixes; the last line says what is wrong if it is something else
     return torch.export.export(model, args, kwargs, strict=False)
+
+
+def export_reading(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> torch.export.ExportedProgram:
+    """Export, also where the model's Python reads values from buffers that never change, which are numbers then."""
+    try:
+        return export(model, args, kwargs)
+    except Exception:
+        with ReadBuffers(model) as buffers:
+            try:
+                exported = export(model, args, kwargs)
+            except Exception:
+                exported = None
+        # What forward reads and changes is another number at the next call.
+        if exported is None or not buffers.read or exported.graph_signature.buffers_to_mutate:
+            raise
+        return exported
 
 
 def _takes_any_size(model: nn.Module) -> bool:

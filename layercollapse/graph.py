@@ -26,7 +26,7 @@ from layercollapse.export import (
     call_arguments,
     describe,
     drop_idle,
-    export,
+    export_reading,
     functionalize,
     reason,
     scripted,
@@ -50,6 +50,7 @@ from layercollapse.nodes import (
     rectifier_of,
     weight_of,
 )
+from layercollapse.tensors import check_values, undense
 from layercollapse.watch import RectifierCall, numbered, unwrapped
 
 aten = torch.ops.aten
@@ -186,6 +187,7 @@ def capture(model: nn.Module, example_inputs: Any) -> Capture:
     """
     args, kwargs = call_arguments(example_inputs)
     model = unwrapped(model)
+    check_values(model, args, kwargs)
     with evaluating(model), unwarned(), torch.no_grad():
         try:
             made = calls.run(model, args, kwargs)
@@ -196,18 +198,24 @@ def capture(model: nn.Module, example_inputs: Any) -> Capture:
             ) from error
         memory = output_memory(model, args, kwargs)
         try:
-            exported = export(model, args, kwargs)
+            exported = export_reading(model, args, kwargs)
         except Exception as error:
             if (path := scripted(model)) is not None:
                 raise LayerCollapseError(
                     f"model: expected modules in Python, got a scripted one at {path}; torch.export cannot capture it"
+                ) from error
+            if (what := undense(model)) is not None:
+                raise LayerCollapseError(
+                    f"model: expected dense tensors that torch.export can capture, got {what}"
                 ) from error
             raise LayerCollapseError(
                 f"model: torch.export must be able to capture {type(model).__name__}; it stopped at {reason(error)}"
             ) from error
         drop_idle(exported.graph)
         # A block under autocast is a graph within the graph, which decomposition writes out with its casts.
-        if any(node.op == "get_attr" for node in exported.graph.nodes) or not functionalize(exported.graph):
+        # So does it a function under vmap, which is calls in other dimensions between two marks.
+        written = any(node.op == "get_attr" or _marks(node) for node in exported.graph.nodes)
+        if written or not functionalize(exported.graph):
             exported.graph_module.recompile()
             exported = exported.run_decompositions({})
     inner = next((n for n in exported.graph.nodes if n.op == "get_attr"), None)
@@ -252,6 +260,11 @@ def capture(model: nn.Module, example_inputs: Any) -> Capture:
         modules=_modules(model),
         arguments=_arguments(args, kwargs),
     )
+
+
+def _marks(node: fx.Node) -> bool:
+    """Whether a node is one of the marks that `torch.export` puts around a transform of torch.func."""
+    return getattr(node.target, "__module__", "") == "torch._functorch.predispatch"
 
 
 def _modules(model: nn.Module) -> tuple[tuple[str, type], ...]:

@@ -8,29 +8,38 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
+
+from layercollapse.devices import default_device
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode for the block; the model is afterwards what it was, also after an error.
 
-    A model without a module in training mode is not told to evaluate: it does.
+    A model without a module in training mode is not told to evaluate: it does. Nor are modules of exported programs,
+    which refuse to be told: their mode is in their graph. Decoders (``config.use_cache`` of transformers) give no
+    cache, which is no output of a graph.
     """
     modes = {module: module.training for module in model.modules()}
     switched = any(modes.values())
     attributes = [_Attributes.of(module) for module in modes]
     values = _values(model, every=switched and any(map(_works, modes)))
+    caching = [c for m in modes if getattr(c := vars(m).get("config"), "use_cache", None) is True]
     try:
+        for config in caching:
+            config.use_cache = False
+        for module in filter(_refuses, modes):
+            vars(module).update(train=_same, eval=_same)  # as any other attribute, these are put back
         if switched:
             model.eval()
-        yield
+        with default_device():
+            yield
     finally:
         try:
             if switched:
@@ -38,6 +47,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         finally:
             for module, training in modes.items():
                 module.training = training
+            for config in caching:
+                config.use_cache = True
             for own in attributes:
                 own.restore()
             with torch.no_grad():
@@ -56,6 +67,15 @@ def _works(module: nn.Module) -> bool:
         name in vars(module) or getattr(type(module), name) is not getattr(nn.Module, name)
         for name in ("train", "eval")
     )
+
+
+def _refuses(module: nn.Module) -> bool:
+    """Whether a module comes from an exported program, whose `train` and `eval` raise."""
+    return isinstance(module, fx.GraphModule) and "train" in vars(module)
+
+
+def _same(*arguments: Any) -> None:
+    """In place of `train` and `eval` of a module that has no modes."""
 
 
 def _switch_back(modes: dict[nn.Module, bool]) -> None:
@@ -82,7 +102,7 @@ class _Attributes:
     def of(cls, module: nn.Module) -> _Attributes:
         """The attributes of a module now."""
         own = {} if isinstance(module, torch.jit.ScriptModule) else dict(vars(module))
-        inside = [(value, copy(value)) for value in own.values() if isinstance(value, dict | list | set)]
+        inside = [(value, value.copy()) for value in own.values() if isinstance(value, dict | list | set)]
         return cls(module, type(module), own, inside)
 
     def restore(self) -> None:

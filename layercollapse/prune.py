@@ -24,6 +24,7 @@ from torch.utils.hooks import RemovableHandle
 from layercollapse.budget import GLOBAL, LayerState, Rule, allocate, budget
 from layercollapse.collapse.facts import depends
 from layercollapse.collapse.lower import lower
+from layercollapse.devices import on_cpu
 from layercollapse.entropy import EntropyReport
 from layercollapse.errors import LayerCollapseError
 from layercollapse.graph import capture
@@ -373,7 +374,7 @@ class Pruner:
 
     def _carries(self) -> bool:
         """Whether the weights, as they are in evaluation mode, leave a path from the input to the output."""
-        with evaluating(self.model):
+        with evaluating(self.model), on_cpu():
             return depends(lower(self.capture, self.model))
 
     def _depends(self, dead: set[str]) -> bool:

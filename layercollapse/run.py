@@ -60,6 +60,7 @@ class RunResult:
         return self.record.metrics()
 
 
+@torch.inference_mode(False)
 def run(
     model: nn.Module,
     *,

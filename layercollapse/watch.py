@@ -203,6 +203,11 @@ class ForwardWatch(TorchFunctionMode):
     def _counts(self, x: Tensor, lower: float, upper: float | None, dim: int | None = None) -> Tensor:
         """Counts relative to the bends, int64 (C, 4), or (C, 5) with an upper one; `dim` where channels must lie."""
         dim = self._dims.get(x, -1 if x.ndim == 3 else 1) if dim is None else dim
+        if torch._C._functorch.is_functorch_wrapped_tensor(x):
+            raise LayerCollapseError(
+                "expected a call outside the transforms of torch.func, got one inside torch.vmap or another of these, "
+                "whose values cannot be counted"
+            )
         x = x.detach()
         if x.ndim < 2:
             x, dim = x.reshape(-1, 1), 1
@@ -248,7 +253,8 @@ class MaskArgument:
 def unwrapped(model: nn.Module) -> nn.Module:
     """The user's module inside DataParallel, DistributedDataParallel and `torch.compile`, in any order."""
     if not isinstance(model, nn.Module):
-        raise LayerCollapseError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+        hint = "; pass what its module() gives" if isinstance(model, torch.export.ExportedProgram) else ""
+        raise LayerCollapseError(f"model: expected a torch.nn.Module, got {type(model).__name__}{hint}")
     while True:
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
             model = model.module

@@ -41,11 +41,13 @@ from layercollapse.collapse.store import load, save
 from layercollapse.collapse.verdicts import Verdicts
 from layercollapse.collapse.verify import Agreement, compare
 from layercollapse.counts import EntropyReport
+from layercollapse.devices import on_cpu
 from layercollapse.errors import LayerCollapseError
 from layercollapse.export import call_arguments
 from layercollapse.graph import Capture, capture
 from layercollapse.modes import evaluating
 from layercollapse.targets import prunable
+from layercollapse.tensors import check_values
 from layercollapse.watch import unwrapped
 
 __all__ = ["Agreement", "CollapseResult", "SiteResult", "Summary", "collapse", "compare", "load", "save"]
@@ -120,6 +122,7 @@ def collapse(
     check_options(mode, tolerance, cost, partial)
     check_example(example_inputs)
     model = unwrapped(model)
+    check_values(model, example_inputs)
     # In evaluation mode throughout: the weights are those of the graph, also of layers that merge adapters then.
     with torch.inference_mode(False), evaluating(model):
         check_parameters(model)
@@ -127,18 +130,19 @@ def collapse(
             captured = capture(model, example_inputs)
         elif why := captured.misfit(model, example_inputs):
             raise LayerCollapseError(f"captured: expected a capture of this model with these example inputs, got {why}")
-        return _collapsed(
-            model,
-            captured,
-            example_inputs,
-            report,
-            data,
-            box=box,
-            mode=mode,
-            tolerance=tolerance,
-            cost=cost,
-            partial=partial,
-        )
+        with on_cpu():
+            return _collapsed(
+                model,
+                captured,
+                example_inputs,
+                report,
+                data,
+                box=box,
+                mode=mode,
+                tolerance=tolerance,
+                cost=cost,
+                partial=partial,
+            )
 
 
 def _collapsed(

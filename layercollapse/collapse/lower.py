@@ -206,7 +206,9 @@ def _path(node: fx.Node, op: Op, model: nn.Module) -> str:
     if isinstance(op, Affine) and op.source is not None:
         return op.source[0].rpartition(".")[0] or node.name
     path = module_path(node)
-    if path and next(model.get_submodule(path).children(), None) is None:
+    # A module from an exported program has its calls in its own graph, and none of the modules that made them.
+    module = dict(model.named_modules(remove_duplicate=False)).get(path)
+    if path and (module is None or next(module.children(), None) is None):
         return path
     kind = op.kind if isinstance(op, Rectify) else node.name
     return f"{path}.{kind}" if path else kind

@@ -17,7 +17,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
 from layercollapse.collapse.modules import FixedSizes, FixedValue
-from layercollapse.collapse.verify import tensors_of
+from layercollapse.collapse.verify import tensors_of, written_out
 from layercollapse.export import call_arguments, copied
 from layercollapse.modes import evaluating, same_values
 from layercollapse.nodes import packet, spread
@@ -245,7 +245,7 @@ def _indexes(model: fx.GraphModule) -> bool:
 def _outputs(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> list[Tensor] | None:
     """What a model gives, or None where it refuses; the random state stays as it was."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices), warnings.catch_warnings():
+    with evaluating(model), written_out(), torch.no_grad(), torch.random.fork_rng(devices), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             return tensors_of(model(*copied(args), **copied(kwargs)))

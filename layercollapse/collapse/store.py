@@ -240,6 +240,7 @@ def _with_keys_of_json(model: fx.GraphModule) -> fx.GraphModule:
     return fx.GraphModule(model, graph, class_name="Collapsed").eval()
 
 
+@torch.inference_mode(False)
 def load(path: str | os.PathLike[str]) -> fx.GraphModule:
     """Load a model that `save` wrote, from its ``model.json`` and ``model.safetensors``.
 

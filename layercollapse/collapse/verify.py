@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,6 +91,20 @@ class Agreement:
         return bool(self.outputs) and all(one.hardly_varies for one in self.outputs)
 
 
+@contextmanager
+def written_out() -> Iterator[None]:
+    """The block without torch's fused transformer layers, which it takes where nothing has a gradient.
+
+    At padded positions they give zeros, where the same layers give something else while they train.
+    """
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
+
+
 def compare(reference: nn.Module, model: nn.Module, data: Iterable[Any]) -> Agreement:
     """Run both models in evaluation mode on the same batches.
 
@@ -104,7 +119,7 @@ def compare(reference: nn.Module, model: nn.Module, data: Iterable[Any]) -> Agre
     """
     errors, spreads = list[float](), list[Spread]()
     same, samples = 0, 0
-    with evaluating(reference), evaluating(model), torch.no_grad():
+    with evaluating(reference), evaluating(model), written_out(), torch.no_grad():
         for args, kwargs in batches(data, reference, model):
             try:
                 # A model may work in place on what it is given.
