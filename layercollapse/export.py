@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import io
 import logging
 import os
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
 import torch
@@ -137,26 +138,38 @@ def export(
         for dynamic in (every, first) if sizes else (first,):
             shapes = _by_name(model, *pytree.tree_map(dynamic, (args, kwargs)))
             try:
-                return torch.export.export(model, two[0], two[1], dynamic_shapes=shapes, strict=False)
+                return _traced(model, two[0], two[1], shapes)
             except Exception:
                 pass  # sizes that the model fixes; the last line says what is wrong if it is something else
-    return torch.export.export(model, args, kwargs, strict=False)
+    return _traced(model, args, kwargs, None)
+
+
+def _traced(model: nn.Module, args: tuple, kwargs: dict[str, Any], shapes: Any) -> torch.export.ExportedProgram:
+    """What torch.export makes of a model, without the graph so far that it prints where it stops."""
+    with redirect_stderr(io.StringIO()):
+        return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
 
 
 def export_reading(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> torch.export.ExportedProgram:
     """Export, also where the model's Python reads values from buffers that never change, which are numbers then."""
     try:
-        return export(model, args, kwargs)
+        exported = export(model, args, kwargs)
     except Exception:
-        with ReadBuffers(model) as buffers:
-            try:
-                exported = export(model, args, kwargs)
-            except Exception:
-                exported = None
-        # What forward reads and changes is another number at the next call.
-        if exported is None or not buffers.read or exported.graph_signature.buffers_to_mutate:
+        if (again := _reading(model, args, kwargs)) is None:
             raise
-        return exported
+        return again
+    reads = any(packet(node) in (aten.item, aten._local_scalar_dense) for node in exported.graph.nodes)
+    return (_reading(model, args, kwargs) if reads else None) or exported
+
+
+def _reading(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> torch.export.ExportedProgram | None:
+    with ReadBuffers(model) as buffers:
+        try:
+            exported = export(model, args, kwargs)
+        except Exception:
+            return None
+    # What forward reads and changes is another number at the next call.
+    return exported if buffers.read and not exported.graph_signature.buffers_to_mutate else None
 
 
 def _takes_any_size(model: nn.Module) -> bool:

@@ -214,8 +214,8 @@ def capture(model: nn.Module, example_inputs: Any) -> Capture:
         drop_idle(exported.graph)
         # A block under autocast is a graph within the graph, which decomposition writes out with its casts.
         # So does it a function under vmap, which is calls in other dimensions between two marks.
-        written = any(node.op == "get_attr" or _marks(node) for node in exported.graph.nodes)
-        if written or not functionalize(exported.graph):
+        nested = any(node.op == "get_attr" or _marks(node) for node in exported.graph.nodes)
+        if nested or not functionalize(exported.graph):
             exported.graph_module.recompile()
             exported = exported.run_decompositions({})
     inner = next((n for n in exported.graph.nodes if n.op == "get_attr"), None)

@@ -59,7 +59,7 @@ def rehearse(
         raise LayerCollapseError(f"settings: expected what JSON can hold, got: {error}") from error
     with tempfile.TemporaryDirectory(prefix=".try-", dir=folder) as temporary, evaluating(model):
         checkpoint.check(Path(temporary), model, pruner)
-        result = collapse(model, example, box=box, cost="macs")
+        result = collapse(model, example, box=box, cost="macs", captured=pruner.capture)
         result.model.eval()
         result.save(Path(temporary) / "collapsed")
         compare(model, result.model, islice(test_inputs, 1))

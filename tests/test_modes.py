@@ -218,7 +218,8 @@ def test_a_run_saves_and_prunes_weights_without_their_adapters(tmp_path):
         return 50.0
 
     result = lc.run(model, train=train, evaluate=evaluate, data=batches, steps=1, rule="uniform", out=tmp_path / "run")
-    assert merged[:4] == [False, True, True, False]  # train; evaluate and test, dense; train again
+    # A trial on the collapsed model; train; evaluate and test, dense; train again.
+    assert merged[:5] == [None, False, True, True, False]
     from safetensors.torch import load_file
 
     saved = load_file(tmp_path / "run/checkpoints/step-01.safetensors")

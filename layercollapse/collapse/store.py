@@ -37,6 +37,7 @@ from layercollapse.collapse.modules import (
 from layercollapse.collapse.onnx import save_onnx
 from layercollapse.collapse.sizes import Case, other_cases, takes
 from layercollapse.collapse.verify import tensors_of
+from layercollapse.devices import on_cpu
 from layercollapse.errors import LayerCollapseError
 from layercollapse.export import call_arguments, copied, export, unwarned
 from layercollapse.files import atomic
@@ -114,6 +115,7 @@ _ENUMS: dict[str, dict[str, Any]] = {
 }
 
 
+@on_cpu()
 def save(model: nn.Module, folder: str | os.PathLike[str], example_inputs: Any, onnx: bool = False) -> None:
     """Write a collapsed model into a folder, which is made if it is missing; all of it, or nothing.
 
