@@ -30,7 +30,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     switched = any(modes.values())
     attributes = [_Attributes.of(module) for module in modes]
     values = _values(model, every=switched and any(map(_works, modes)))
-    caching = [c for m in modes if getattr(c := vars(m).get("config"), "use_cache", None) is True]
+    caching: list[Any] = [c for m in modes if getattr(c := vars(m).get("config"), "use_cache", None) is True]
     try:
         for config in caching:
             config.use_cache = False
