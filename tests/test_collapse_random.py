@@ -7,6 +7,7 @@ A network is a `Spec`: steps that hypothesis draws freely and shrinks to few. A 
 from __future__ import annotations
 
 import copy
+import math
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -222,6 +223,13 @@ def norm(step: Step, x: Tensor, last: bool, generator: torch.Generator, before: 
         layer: Any = kind(x.shape[-1], eps=1e-5 if x.dtype == torch.float64 else 1e-2)
     elif last:
         return None
+    elif step.kind in ("group", "instance"):
+        if math.prod(x.shape[2:]) < 2:
+            return None
+        groups = 2 if step.kind == "group" and x.shape[1] % 2 == 0 else x.shape[1]
+        eps = 1e-5 if x.dtype == torch.float64 else 1e-2
+        kind = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)[x.ndim - 3]
+        layer = nn.GroupNorm(groups, x.shape[1], eps) if step.kind == "group" else kind(x.shape[1], eps, affine=True)
     else:
         layer = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[x.ndim - 2](x.shape[1])
         layer.running_mean.uniform_(-0.5, 0.5, generator=generator)
@@ -261,6 +269,20 @@ def attention(step: Step, x: Tensor, last: bool, generator: torch.Generator, bef
     return Part(attend, True, **used)
 
 
+# What changes a tensor with its channels in a dimension, which stays theirs.
+CHANGES: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "reshape_as": lambda x, channel: x.flatten(0, 1).reshape_as(x),
+    "view_as": lambda x, channel: x.contiguous().flatten(1).view_as(x),
+    "unflatten": lambda x, channel: x.unflatten(channel, (-1, 1)).flatten(channel, channel + 1),
+    "chunk": lambda x, channel: x.chunk(2, channel)[0],
+    "split": lambda x, channel: x.split([1, x.shape[channel] - 1], channel)[x.shape[channel] > 1],
+    "slice": lambda x, channel: x.narrow(channel, 0, x.shape[channel] // 2 + 1),
+    "select": lambda x, channel: x.unsqueeze(1).expand_as(torch.stack([x, x], 1)).select(1, 1),
+    "repeat": lambda x, channel: x.repeat_interleave(2, 1 if channel > 1 else 2),
+    "stack": lambda x, channel: torch.stack([x, 2 * x], 1).sum(1),
+}
+
+
 def move(step: Step, x: Tensor, last: bool, generator: torch.Generator, before: Part | None) -> Part | None:
     """What moves positions or channels, or adds some."""
     if x.ndim < 3:
@@ -273,6 +295,9 @@ def move(step: Step, x: Tensor, last: bool, generator: torch.Generator, before: 
         channel = -1 if last else 1
         sizes = [x.shape[channel] // 2, x.shape[channel] - x.shape[channel] // 2]
         return Part(lambda part, x: torch.cat(x.split(sizes, channel)[::-1], channel), last)
+    if step.kind in CHANGES:
+        change, channel = CHANGES[step.kind], x.ndim - 1 if last else 1
+        return Part(lambda part, x: change(x, channel), last)
     if step.kind == "fill":
         return Part(lambda part, x: x.masked_fill(x > 0.5, -0.25), last)
     if not last:
@@ -566,12 +591,12 @@ def step(draw: Any, same: bool, inner: bool) -> Step:
     if op == "block":
         return draw(block())
     if op == "norm":
-        return Step(op, kind=draw(st.sampled_from(("batch", "batch", "layer", "rms"))))
+        return Step(op, kind=draw(st.sampled_from(("batch", "batch", "layer", "rms", "group", "instance"))))
     if op == "attention":
         kind = draw(st.sampled_from(("plain", "written", "masked", "joined", "split")))
         return Step(op, kind=kind, channels=draw(st.integers(1, 4)), bias=draw(st.booleans()), pruned=draw(PRUNED))
     if op == "move":
-        return Step(op, kind=draw(st.sampled_from(("roll", "turn", "halves", "fill", "positions", "token"))))
+        return Step(op, kind=draw(st.sampled_from(("roll", "turn", "halves", "fill", "positions", "token", *CHANGES))))
     if op == "rectify":
         return Step(op, kind=draw(st.sampled_from(tuple(RECTIFIERS))), states=draw(STATES))
     if op == "number":
