@@ -630,6 +630,36 @@ def step(draw: Any, same: bool, inner: bool) -> Step:
 
 
 @st.composite
+def parallel(draw: Any) -> Step:
+    """A block of networks that are re-parameterized: layers over one tensor, each with a norm, and the norm alone."""
+    norm = Step("norm", kind="batch")
+    kernels = draw(st.lists(st.sampled_from((1, 3, 3)), min_size=2, max_size=4))
+    groups = draw(st.sampled_from(("dense", "depthwise")))
+    ways = [
+        (Step("conv", channels=3, kernel=k, padding=k // 2, groups=groups, bias=draw(st.booleans())), norm)
+        for k in kernels
+    ]
+    return Step("branches", kind="add", branches=(*ways, *([(norm,)] if draw(st.booleans()) else [])))
+
+
+@st.composite
+def reparameterized(draw: Any) -> Spec:
+    """Such blocks in sequence, and large depthwise kernels before pointwise ones, some with rectifiers between."""
+    steps = list[Step]()
+    for _ in range(draw(st.integers(1, 4))):
+        if draw(st.booleans()):
+            steps.append(draw(parallel()))
+        else:
+            kernel = draw(st.sampled_from((5, 7)))
+            pads = draw(st.booleans())
+            steps.append(Step("conv", kernel=kernel, padding=kernel // 2 if pads else 0, groups="depthwise"))
+            steps.append(Step("conv", channels=3))
+        if draw(st.integers(0, 3)) == 0:
+            steps.append(Step("rectify", states=draw(STATES)))
+    return Spec(draw(st.sampled_from(("1d", "2d", "3d"))), tuple(steps), draw(st.integers(0, 999)))
+
+
+@st.composite
 def specs(draw: Any) -> Spec:
     layout = draw(st.sampled_from(("2d", "2d", "1d", "tokens", "flat", "3d")))
     body = draw(st.lists(step(False, False), min_size=2, max_size=10))
@@ -833,3 +863,18 @@ def test_random_networks(
 
     run()
     assert carried > 0 or examples < 100  # one network of 20
+
+
+@pytest.mark.parametrize("examples", [12, pytest.param(300, marks=pytest.mark.nightly)])
+def test_random_networks_of_branches_and_large_kernels(examples: int) -> None:
+    merged = 0
+
+    @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+    @given(reparameterized())
+    def run(spec: Spec) -> None:
+        nonlocal merged
+        result = check_counted(spec, torch.float64)
+        merged += result.after.macs < result.before.macs
+
+    run()
+    assert merged > examples // 4
