@@ -56,6 +56,9 @@ def test_spread_by_hand(batches, spread, scale):
         (1.1e-5, 1e-3, 1.0, 1e-6, False),
         (1.1e-5, 1e-3, 1.0, 2e-5, True),
         (1e-4, None, 1.0, 1e-6, True),  # one sample
+        (2e-15, 0.0, 1e-2, 1e-16, True),  # a constant: what made it was larger, and so was its rounding
+        (9e-7, 0.0, 1e-2, 1e-16, True),  # a hundredth of the tolerance for a hundredth of the size
+        (1.1e-6, 1e-16, 1e-2, 1e-16, False),
         (1e-9, 0.0, 0.0, 0.0, False),
         (0.0, 0.0, 0.0, 0.0, True),
     ],
@@ -83,7 +86,11 @@ def test_a_wrong_constant_where_outputs_hardly_vary(twice, batched):
     assert wrong.hardly_varies is not twice
 
 
-def test_the_miss_says_which_of_the_two_it_is():
+def test_the_miss_says_which_of_the_three_it_is():
+    constant = Agreement(2e-6, 1, 2, (Output(2e-6, 0.0, 1e-2, 1e-9),))
+    assert constant.miss(1e-4) == "2e-06, and are constants of no more than 0.01"
+    varying = Agreement(2e-6, 1, 2, (Output(2e-6, 1e-6, 1e-2, 1e-9),))
+    assert varying.miss(1e-4) == "2e-06, and vary by no more than 1e-06 over the data"
     assert Agreement(2e-4, 1, 2, (Output(2e-4, 1e-6, 1.0, 0.0),)).miss(1e-4) == "0.0002, more than the tolerance"
 
 

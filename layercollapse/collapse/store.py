@@ -417,7 +417,9 @@ def _decode_key(value: Any) -> Any:
 def _rebuild(described: dict[str, Any], tensors: dict[str, Tensor]) -> fx.GraphModule:
     tied: dict[str, str] = described["tied"]
     # Files written before complex parameters could be saved do not say that they have none.
-    tensors = {**tensors, **{name: torch.view_as_complex(tensors[name]) for name in described.get("complex", ())}}
+    # Cloned: a file's tensors lie where they fit, and torch reads complex numbers from whole multiples of their size.
+    complex_ = {name: torch.view_as_complex(tensors[name].clone()) for name in described.get("complex", ())}
+    tensors = {**tensors, **complex_}
     tensors = {**tensors, **{name: tensors[other] for name, other in tied.items()}}
     parameters = set(described["parameters"])
     modules: dict[str, Any] = {}

@@ -45,7 +45,9 @@ class Output:
         """The largest error that is accepted; see `layercollapse.collapse`."""
         if self.spread is None or tolerance == math.inf:
             return tolerance
-        return min(tolerance, max(tolerance * _WEIGHT * self.spread, self.rounding))
+        # A constant has no spread to be judged by, and its rounding errors are those of larger numbers that made it.
+        part = _WEIGHT * self.spread if self.spread > self.rounding else self.scale
+        return min(tolerance, max(tolerance * part, self.rounding))
 
     @property
     def hardly_varies(self) -> bool:
@@ -78,7 +80,9 @@ class Agreement:
         if self.max_abs_error > tolerance or self.within(tolerance):
             return f"{self.max_abs_error:.3g}, more than the tolerance"
         worst = max(self.outputs, key=lambda one: one.error - one.limit(tolerance))
-        return f"{worst.error:.3g}, and vary by no more than {worst.spread:.3g} over the data"
+        if worst.spread is not None and worst.spread > worst.rounding:
+            return f"{worst.error:.3g}, and vary by no more than {worst.spread:.3g} over the data"
+        return f"{worst.error:.3g}, and are constants of no more than {worst.scale:.3g}"
 
     @property
     def spread(self) -> float | None:
