@@ -97,8 +97,8 @@ def collapse(
             With outputs that vary little it is less, by output tensor: ``min(1, 100 * spread) * tolerance``, where
             ``spread`` is the largest difference of any entry between two samples of the data; or ``64 * eps * scale``
             where that is more (still at most the tolerance), ``eps`` that of the dtype, ``scale`` the largest magnitude
-            of the output, which is rounding. A spread below that is of a constant: ``min(1, scale) * tolerance``. Of one
-            sample alone no spread is known: then the tolerance is all.
+            of the output, which is rounding. A spread below that is of a constant: ``min(1, scale) * tolerance``. One
+            sample alone has no spread: then the tolerance is all.
         cost: what decides how the collapsed model is written. ``"latency"``: time, measured on the model's device
             with the example inputs, which should have the batch size of later use: of layers where merging needs
             more multiply-accumulates, of every region that there is more than one way to write, and of the whole, the
