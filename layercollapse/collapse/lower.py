@@ -54,7 +54,8 @@ def written_anew(net: Net) -> dict[str, str]:
 class _Lowering:
     def __init__(self, capture: Capture, model: nn.Module, untouched: Collection[str]) -> None:
         parameters = dict(model.named_parameters(remove_duplicate=False))
-        state = {**dict(model.named_buffers(remove_duplicate=False)), **parameters, **capture.constants}
+        buffers = dict(model.named_buffers(remove_duplicate=False))
+        state = {**buffers, **parameters, **capture.constants}
         self.capture, self.model, self.untouched = capture, model, untouched
         self.parameters = set(parameters)
         self.context = Model(
@@ -62,12 +63,12 @@ class _Lowering:
             names=capture.tensors,
             sites={site.node: site for site in capture.sites},
             dims=channel_dims(capture.graph),
-            origins={name: _origin(parameters.get(target)) for name, target in capture.tensors.items()},
+            origins={n: _origin(parameters.get(t), t in buffers) for n, t in capture.tensors.items()},
         )
         self.net = Net(fx.Graph(), capture.out_spec)
         self.net.memory = capture.memory
         self.net.frozen = {name for name, parameter in parameters.items() if not parameter.requires_grad}
-        self.net.buffers = set(state) - set(parameters)
+        self.net.buffers = set(buffers)
         self.net.trains = len(self.net.frozen) < len(parameters)
         self.new: dict[fx.Node, fx.Node] = {}
 
@@ -159,10 +160,11 @@ class _Lowering:
         return self.new[node]
 
 
-def _origin(parameter: nn.Parameter | None) -> Origin:
-    if parameter is None:
+def _origin(parameter: nn.Parameter | None, buffer: bool) -> Origin:
+    if buffer:
         return Origin.BUFFER
-    return Origin.TRAINED if parameter.requires_grad else Origin.FROZEN
+    # A constant that is neither may be the cached value of a parametrized weight.
+    return Origin.TRAINED if parameter is None or parameter.requires_grad else Origin.FROZEN
 
 
 def _nothing(node: fx.Node) -> bool:
