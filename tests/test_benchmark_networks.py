@@ -46,6 +46,7 @@ def test_mail_is_subject_and_body_and_every_message_once(script: ModuleType, tmp
     assert bool((ids[:, 0] == 0).all())
 
 
+@pytest.mark.long
 def test_a_network_from_training_to_the_table(script: ModuleType, tmp_path: Path, capsys) -> None:
     row = script.Row("a network", lambda: script.built_in(model="mlp", data="digits", width=1, epochs=1), {"steps": 2})
     out = tmp_path / "made"

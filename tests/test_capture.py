@@ -114,6 +114,7 @@ def test_decoders_are_captured_without_their_cache():
     assert model.config.use_cache is True
 
 
+@pytest.mark.long
 def test_an_error_of_capture_is_all_that_is_said():
     program = """
         import torch, layercollapse as lc

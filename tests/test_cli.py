@@ -173,6 +173,7 @@ def test_bench_prints_and_writes_the_rows(tmp_path):
         assert row["op"] in result.output
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
 def test_ctrl_c_ends_cleanly(tmp_path):
     command = [sys.executable, "-m", "layercollapse", "run", *SMALL, "--steps", "500", "--max-drop", "100"]

@@ -834,8 +834,8 @@ CASES = {
     (check_counted, torch.float32): (15, 60, 1000),
     (check_proven, torch.float64): (10, 40, 500),
     (check_half, torch.bfloat16): (8, 30, 500),
-    (check_tolerance, torch.float32): (5, 20, 500),
-    (check_tolerance, torch.bfloat16): (2, 8, 200),
+    (check_tolerance, torch.float32): (2, 20, 500),
+    (check_tolerance, torch.bfloat16): (1, 8, 200),
 }
 MARKS = ((), pytest.mark.long, pytest.mark.nightly)
 

@@ -310,8 +310,9 @@ def test_the_two_oracles_and_the_reference_agree(problem):
 # --- limits -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="the peak is Linux's")
-@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.long), 2, pytest.param(7, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", [1, 2, 7])
 @pytest.mark.parametrize("values", ["randn(SIZE)", "randint(1, 3, (SIZE,)).float()", "randn(SIZE).bfloat16()"])
 def test_extra_memory_is_small(values, count):
     # A process of its own: the peak of this one was set by other tests.

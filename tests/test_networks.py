@@ -114,7 +114,11 @@ def call(model: nn.Module, inputs: Any) -> torch.Tensor:
         return (model(**inputs) if isinstance(inputs, dict) else model(inputs))["logits"]
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+def quick(name: str) -> object:
+    return pytest.param(name, marks=pytest.mark.long if name in ("gpt2", "opt", "swin", "resnet_bottleneck") else ())
+
+
+@pytest.mark.parametrize("name", [*map(quick, NETWORKS)])
 def test_a_dead_layer_goes(name: str, tmp_path: Path) -> None:
     config, kind, inputs, dead, sites, gone = NETWORKS[name]
     torch.manual_seed(0)

@@ -100,7 +100,7 @@ def test_a_proven_site_that_the_data_contradict_is_kept() -> None:
     )
 
 
-@pytest.mark.parametrize("cost", ["macs", "latency"])
+@pytest.mark.parametrize("cost", ["macs", pytest.param("latency", marks=pytest.mark.long)])
 def test_where_everything_is_fragile_nothing_is_done(cost: str, tmp_path) -> None:
     """Outputs of 1e6: the last bit of a float32 is above the tolerance. The norms stay as they came, too."""
     torch.manual_seed(0)

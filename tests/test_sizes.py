@@ -215,6 +215,7 @@ def test_onnx_refuses_what_the_model_refuses(tmp_path: Path) -> None:
         session.run(None, {name: torch.randn(3, 3, 9, 9).numpy()})
 
 
+@pytest.mark.long
 def test_a_residual_network_takes_every_size(tmp_path: Path) -> None:
     """Its last maps have one pixel in the example."""
     torch.manual_seed(0)

@@ -148,6 +148,7 @@ def test_what_fails_leaves_nothing(fails: str, tmp_path: Path, monkeypatch: pyte
     assert [path.name for path in tmp_path.rglob("*")] == ["there"]
 
 
+@pytest.mark.long
 def test_exports_take_every_size_that_the_network_takes(tmp_path: Path) -> None:
     """The sequence length of a token model, height and width of a convolutional one."""
     onnxruntime = pytest.importorskip("onnxruntime")
@@ -181,6 +182,7 @@ def test_no_data_goes_into_the_files(tmp_path: Path) -> None:
     assert sum(file.stat().st_size for file in tmp_path.iterdir()) < 100_000
 
 
+@pytest.mark.long
 def test_pt2_loads_without_the_package(saved: tuple[Path, nn.Module, torch.Tensor], tmp_path: Path) -> None:
     folder, model, x = saved
     torch.save({"x": x, "y": model(x).detach()}, tmp_path / "data.pt")

@@ -447,7 +447,7 @@ def marked(name: str) -> object:
     return pytest.param(name, marks=marks)
 
 
-@pytest.mark.parametrize("name", map(marked, [*QUICK, *NIGHTLY]))
+@pytest.mark.parametrize("name", [*map(marked, [*QUICK, *NIGHTLY])])
 @pytest.mark.usefixtures("one_thread")
 def test_an_architecture(name: str, tmp_path: Path) -> None:
     build, inputs, others = {**QUICK, **NIGHTLY}[name]
