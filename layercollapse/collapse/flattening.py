@@ -59,10 +59,15 @@ def _reshaped(node: fx.Node) -> tuple[fx.Node, bool] | None:
 
 def _read_by_layers(node: fx.Node) -> bool:
     """Whether all that reads a tensor, behind what works on each value alone, are layers with a number of features."""
-    return bool(node.users) and all(
-        packet(user) in DIMS or ((packet(user) in _ALONG or rectifier_of(user) is not None) and _read_by_layers(user))
-        for user in node.users
-    )
+    waiting, seen = [node], {node}
+    while waiting:
+        users = waiting.pop().users
+        through = [user for user in users if packet(user) not in DIMS]
+        if not users or any(packet(user) not in _ALONG and rectifier_of(user) is None for user in through):
+            return False
+        waiting += [user for user in through if user not in seen]
+        seen.update(through)
+    return True
 
 
 def _shape(node: fx.Node) -> Any:

@@ -122,18 +122,18 @@ def affine_readers(net: Net, node: fx.Node, dim: int) -> dict[fx.Node, list[int]
     None if anything else reads it.
     """
     found: dict[fx.Node, list[int]] = {}
-    for user in node.users:
-        op, joined = net.affine(user), parts(user)
-        if op is not None and op.channel_dim == dim:
-            found.setdefault(user, []).append(0)
-        elif joined is not None and joined[0] == dim and (below := affine_readers(net, user, dim)) is not None:
-            starts = list(itertools.accumulate((shape(x)[dim] for x in joined[1]), initial=0))
-            for reader, places in below.items():
-                found.setdefault(reader, []).extend(
-                    a + b for a in places for b, x in zip(starts, joined[1], strict=False) if x is node
-                )
-        else:
-            return None
+    waiting = [(node, 0)]
+    while waiting:
+        whole, place = waiting.pop()
+        for user in whole.users:
+            op, joined = net.affine(user), parts(user)
+            if op is not None and op.channel_dim == dim:
+                found.setdefault(user, []).append(place)
+            elif joined is not None and joined[0] == dim:
+                starts = itertools.accumulate((shape(x)[dim] for x in joined[1]), initial=place)
+                waiting += [(user, start) for start, x in zip(starts, joined[1], strict=False) if x is whole]
+            else:
+                return None
     return found
 
 

@@ -7,7 +7,7 @@ its aten operation.
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, fx, nn
@@ -56,7 +56,8 @@ class _Lowering:
         parameters = dict(model.named_parameters(remove_duplicate=False))
         buffers = dict(model.named_buffers(remove_duplicate=False))
         state = {**buffers, **parameters, **capture.constants}
-        self.capture, self.model, self.untouched = capture, model, untouched
+        self.capture, self.untouched = capture, untouched
+        self.modules = dict(model.named_modules(remove_duplicate=False))
         self.parameters = set(parameters)
         self.context = Model(
             values={name: state[target].detach() for name, target in capture.tensors.items()},
@@ -127,7 +128,7 @@ class _Lowering:
             self._put(node, self.net.graph.call_function(called, arguments, keywords))  # type: ignore[arg-type]
             return
         op, source = reading
-        self._put(node, self._record(identifier(_path(node, op, self.model)), op, source))
+        self._put(node, self._record(identifier(_path(node, op, self.modules)), op, source))
         self.new[node].meta["origin"] = node.name
         if packet(node) is aten._native_batch_norm_legit_no_training:
             self.new[node].meta["shape"] = self.new[source].meta["shape"]
@@ -203,13 +204,13 @@ def _pieces(node: fx.Node) -> tuple[int, list[tuple[int, int]]] | None:
     return dim, [(0, start)] + ([] if end == _END else [(end, _END)])
 
 
-def _path(node: fx.Node, op: Op, model: nn.Module) -> str:
+def _path(node: fx.Node, op: Op, modules: Mapping[str, nn.Module]) -> str:
     """Where the emitted module stands: where its weight stood, or its rectifier module, or beside a functional call."""
     if isinstance(op, Affine) and op.source is not None:
         return op.source[0].rpartition(".")[0] or node.name
     path = module_path(node)
     # A module from an exported program has its calls in its own graph, and none of the modules that made them.
-    module = dict(model.named_modules(remove_duplicate=False)).get(path)
+    module = modules.get(path)
     if path and (module is None or next(module.children(), None) is None):
         return path
     kind = op.kind if isinstance(op, Rectify) else node.name

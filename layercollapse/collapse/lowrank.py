@@ -72,7 +72,7 @@ def needs_more(sample: Tensor) -> bool:
     if sample.shape[0] < sample.shape[1]:
         sample = sample.T
     sample = (sample / _norms(sample, 1).unsqueeze(1)).float()  # twice as fast, and precise enough
-    new = torch.linalg.qr(sample, mode="r").R.diagonal().abs()
+    new = torch.geqrf(sample).a.diagonal().abs()
     return bool((new > _NEW * _norms(sample, 0)).all())
 
 
