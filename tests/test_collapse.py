@@ -409,6 +409,23 @@ def test_a_rectifier_that_becomes_a_scale_keeps_the_dtype(dtype: torch.dtype) ->
     assert {p.dtype for p in result.model.parameters()} == {dtype}
 
 
+class MaskOfConstants(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 3)
+        nn.init.zeros_(self.a.weight)
+
+    def forward(self, x):
+        x = self.a(x)
+        return self.b(x * (x != 0))
+
+
+def test_a_constant_times_a_mask_keeps_the_dtype() -> None:
+    torch.manual_seed(0)
+    model, x = MaskOfConstants().double().eval(), torch.randn(5, 4).double()
+    torch.testing.assert_close(lc.collapse(model, x, cost="macs").model(2 * x), model(2 * x))
+
+
 def test_several_inputs_without_data() -> None:
     model = Model(lambda m, x, y: m.b(torch.relu(m.a(x) + y)), a=nn.Linear(4, 3), b=nn.Linear(3, 2))
     assert agrees(model, torch.randn(5, 4), torch.randn(5, 3)).samples == 5

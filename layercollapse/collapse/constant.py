@@ -44,6 +44,8 @@ def _as_scale(net: Net, node: fx.Node, kept: fx.Node, other: fx.Node, known: Con
     fact = known.complete(other)
     if fact is None or known.complete(kept) is not None:
         return False
+    if len({x.meta["dtype"] for x in (kept, node) if "dtype" in x.meta}) > 1:
+        return False  # a mask, which the constant makes numbers of: a scale may go into the layer that reads it
     dim, value = fact
     if len(value) != kept.meta["shape"][dim]:
         return False  # one for all channels: the gate of a position

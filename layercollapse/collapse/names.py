@@ -18,9 +18,12 @@ def identifier(path: str) -> str:
 
     Most names stay as they are. A character that no attribute has becomes its code point (``up-1`` is
     ``up_x2d_1``), and a name that Python or a GraphModule has itself gets an underscore more: the ``in`` of a
-    ModuleDict is ``in_``, and so ``in_`` is ``in__``.
+    ModuleDict is ``in_``, and so ``in_`` is ``in__``. So does the first part where it is ``self``: the node that calls
+    it would hide the module that the forward of a GraphModule is of.
     """
-    return ".".join(map(_attribute, path.split(".")))
+    first, *rest = path.split(".")
+    first = f"{first}_" if first.rstrip("_") == "self" else _attribute(first)
+    return ".".join([first, *map(_attribute, rest)])
 
 
 def _attribute(part: str) -> str:
