@@ -426,6 +426,25 @@ def test_a_constant_times_a_mask_keeps_the_dtype() -> None:
     torch.testing.assert_close(lc.collapse(model, x, cost="macs").model(2 * x), model(2 * x))
 
 
+class SumWithMask(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+        nn.init.zeros_(self.a.weight)
+
+    def forward(self, x):
+        x = self.a(x)
+        return self.c(torch.relu(self.b((x != 0) + x)))
+
+
+def test_a_linear_layer_behind_a_sum_with_a_mask_does_not_read_the_mask() -> None:
+    torch.manual_seed(0)
+    model, x = SumWithMask().double().eval(), torch.randn(16, 4).double()
+    with lc.EntropyProbe(model) as probe:
+        model(x)
+    torch.testing.assert_close(lc.collapse(model, x, probe.report(), cost="macs").model(2 * x), model(2 * x))
+
+
 def test_several_inputs_without_data() -> None:
     model = Model(lambda m, x, y: m.b(torch.relu(m.a(x) + y)), a=nn.Linear(4, 3), b=nn.Linear(3, 2))
     assert agrees(model, torch.randn(5, 4), torch.randn(5, 3)).samples == 5

@@ -411,7 +411,7 @@ def sole_user(node: fx.Node) -> fx.Node | None:
 
 
 def operands(node: Any) -> tuple[fx.Node, fx.Node] | None:
-    """The two tensors of an elementwise sum ``a + b`` of one shape, or None."""
+    """The two tensors of an elementwise sum ``a + b`` of one shape and dtype, or None."""
     if packet(node) is not aten.add or node.kwargs.get("alpha", 1) != 1:
         return None
     a, b = node.args[:2]
@@ -419,7 +419,8 @@ def operands(node: Any) -> tuple[fx.Node, fx.Node] | None:
         return None
     if not b.meta.get("shape") == a.meta["shape"] == node.meta.get("shape"):
         return None
-    return (a, b) if alike(a, b) else None
+    one_dtype = len({x.meta["dtype"] for x in (a, b, node) if "dtype" in x.meta}) < 2
+    return (a, b) if one_dtype and alike(a, b) else None
 
 
 def alike(a: fx.Node, b: fx.Node) -> bool:
