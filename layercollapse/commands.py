@@ -100,7 +100,11 @@ def layercollapse() -> None:
     "--max-drop", type=float, default=0.5, show_default=True, help="Accuracy budget in points, on validation."
 )
 @click.option(
-    "--max-layer-share", type=float, default=1.0, show_default=True, help="Most of its weights that a layer may lose."
+    "--max-layer-share",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Share of its kept weights that a layer may lose in a step, at most.",
 )
 @click.option(
     "--weights",
