@@ -93,7 +93,11 @@ class RunDisplay:
         )
         happened = [
             *([f"{step.emptied} sites lost the last of their weights"] if step.emptied > 1 else []),
-            *([f"the guard kept weights at {len(step.guarded)} sites"] if step.guarded else []),
+            *(
+                [f"the guard kept weights at {len(step.guarded)} site{'s' * (len(step.guarded) > 1)}"]
+                if step.guarded
+                else []
+            ),
         ]
         if happened:
             self.console.print(f"        {', '.join(happened)}", highlight=False)
