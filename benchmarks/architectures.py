@@ -53,7 +53,8 @@ HEADING = """# Public architectures, pruned and collapsed
 
 Made by `python benchmarks/architectures.py`, whose docstring says what is done with each network and how to install the
 libraries. Random weights, float64. *With feeding weights*: rectifier sites that a `Pruner` finds weights for. *Max
-error*: the largest difference between the collapsed network's outputs and the sparse one's, relative to max(1, |y|).
+error*: the largest difference between the collapsed network's outputs and the sparse one's, relative to max(1, |y|);
+it is rounding, but where a smooth activation (GELU, SiLU) was replaced within the tolerance, which is approximate.
 *CPU*: from the first capture to the loaded file. *Memory*: the peak above what the built network and its libraries
 take, in sizes of the network; of small ones most of it is torch.export. *Refused*: with a
 `LayerCollapseError`.
