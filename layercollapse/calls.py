@@ -7,7 +7,7 @@ Of several calls in one module, which are missing decides which of the others is
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -19,18 +19,33 @@ from layercollapse.watch import RectifierCall
 Calls = dict[str, list[RectifierCall]]  # path of a module -> its rectifier calls, in order
 
 
-def run(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Calls | None:
-    """Call a model, and see which rectifiers it calls; None where they cannot be seen (scripted modules)."""
+class Called(NamedTuple):
+    """One call of a model.
+
+    Attributes:
+        calls: the rectifier calls it made; None where they cannot be seen (scripted modules).
+        given: copies of the positional and keyword arguments, which the model was called with.
+        outputs: what it returned.
+    """
+
+    calls: Calls | None
+    given: tuple[tuple, dict[str, Any]]
+    outputs: Any
+
+
+def run(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Called:
+    """Call a model, and see which rectifiers it calls."""
+    given = copied((args, kwargs))
     try:
         with EntropyProbe(model) as probe:
-            model(*copied(args), **copied(kwargs))
+            outputs = model(*given[0], **given[1])
     except LayerCollapseError:
-        model(*copied(args), **copied(kwargs))
-        return None
+        given = copied((args, kwargs))  # it may have worked in place on the others
+        return Called(None, given, model(*given[0], **given[1]))
     made: Calls = {}
     for name, call in probe.calls().items():
         made.setdefault(name.partition("#")[0], []).append(call)
-    return made
+    return Called(made, given, outputs)
 
 
 def places(made: Sequence[RectifierCall], read: Sequence[RectifierCall]) -> tuple[list[int], bool]:

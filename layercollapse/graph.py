@@ -190,13 +190,14 @@ def capture(model: nn.Module, example_inputs: Any) -> Capture:
     check_values(model, args, kwargs)
     with evaluating(model), unwarned(), torch.no_grad():
         try:
-            made = calls.run(model, args, kwargs)
+            made, given, outputs = calls.run(model, args, kwargs)
         except Exception as error:
             raise LayerCollapseError(
                 f"example_inputs: the model must run on them; {describe(args, kwargs)} came, and it stopped with "
                 f"{reason(error)}"
             ) from error
-        memory = output_memory(model, args, kwargs)
+        memory = output_memory(model, given, outputs)
+        del given, outputs  # they may be large, and export takes long
         try:
             exported = export_reading(model, args, kwargs)
         except Exception as error:

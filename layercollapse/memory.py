@@ -10,8 +10,6 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from layercollapse.export import copied
-
 
 @dataclass(frozen=True)
 class Memory:
@@ -30,11 +28,15 @@ class Memory:
     others: frozenset[int] = frozenset()
 
 
-def output_memory(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[Memory, ...]:
-    """Call a model and see whose memory each of its outputs is, in the order in which torch takes outputs apart."""
-    args, kwargs = copied((args, kwargs))
-    given = _storages(pytree.tree_leaves((args, kwargs)))
-    outputs = pytree.tree_leaves(model(*args, **kwargs))
+def output_memory(model: nn.Module, arguments: Any, outputs: Any) -> tuple[Memory, ...]:
+    """Whose memory each output of a model's call is, in the order in which torch takes outputs apart.
+
+    Args:
+        model: the model, as the call has left it.
+        arguments: what it was called with, the very tensors.
+        outputs: what it returned.
+    """
+    given, outputs = _storages(pytree.tree_leaves(arguments)), pytree.tree_leaves(outputs)
     owned = _storages(value for module in model.modules() for value in _tensors(module))
     places = [_storage(leaf) for leaf in outputs]
     return tuple(
