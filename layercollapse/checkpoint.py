@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from layercollapse.errors import LayerCollapseError
 from layercollapse.files import atomic, writable_folder
 from layercollapse.prune import Pruner
+from layercollapse.tensors import raw_bytes
 
 FOLDER = "checkpoints"
 
@@ -76,7 +77,7 @@ def check(folder: Path, model: nn.Module, pruner: Pruner) -> None:
     state, extra = _read(path(folder, 0))
     for name, value in model.state_dict().items():
         if isinstance(value, Tensor):
-            same = torch.equal(_bytes(state[name]), _bytes(value))
+            same = torch.equal(raw_bytes(state[name]), raw_bytes(value.cpu()))
         else:
             same = _alike(extra[name], value)
         if not same:
@@ -194,12 +195,6 @@ def _alike(read: Any, value: Any) -> bool:
     if isinstance(value, list) and isinstance(read, list):
         return len(read) == len(value) and all(map(_alike, read, value))
     return type(read) is type(value) and bool(read == value)
-
-
-def _bytes(value: Tensor) -> Tensor:
-    """The bytes of a tensor: NaN is the same as NaN."""
-    plain = value.detach().cpu().resolve_conj().resolve_neg().contiguous()
-    return plain.flatten().view(torch.uint8)
 
 
 def _load_tensors(file: Path) -> dict[str, Tensor]:

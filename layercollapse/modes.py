@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 
 from layercollapse.devices import default_device
+from layercollapse.tensors import raw_bytes
 
 
 @contextmanager
@@ -183,5 +184,4 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
         return False
     if a.is_quantized:
         a, b = a.int_repr(), b.int_repr()
-    one, other = (x.resolve_conj().resolve_neg().reshape(-1).contiguous().view(torch.uint8) for x in (a, b))
-    return bool(one.eq(other).all())
+    return torch.equal(raw_bytes(a), raw_bytes(b))

@@ -152,7 +152,7 @@ class Pruner:
                 layer has not, or the output would become constant. Nothing has changed.
         """
         states = self._states(report)
-        share = _checked_share(max_layer_share)
+        share = checked_share(max_layer_share)
         wanted = sum(self._allocated(states, amount, rule).values()) if isinstance(rule, str) else 0
         states = [replace(x, floor=max(x.floor, x.kept - math.floor(share * x.kept))) for x in states]
         own, guard = {state.name: state.floor for state in states}, _GUARD_DENSITY
@@ -398,7 +398,8 @@ def _checked_floor(floor: int | Mapping[str, int] | None, layers: Mapping[str, A
     return floors
 
 
-def _checked_share(max_layer_share: float) -> float:
+def checked_share(max_layer_share: float) -> float:
+    """The share as a float; LayerCollapseError unless it is one, in (0, 1]."""
     if isinstance(max_layer_share, bool) or not isinstance(max_layer_share, Real) or not 0 < max_layer_share <= 1:
         raise LayerCollapseError(f"max_layer_share: expected a fraction in (0, 1], got {max_layer_share!r}")
     return float(max_layer_share)

@@ -27,7 +27,7 @@ from layercollapse.files import free_folder, writable_folder
 from layercollapse.inputs import Inputs
 from layercollapse.measure import environment
 from layercollapse.metric import Metric, check_unit, number
-from layercollapse.prune import Pruner
+from layercollapse.prune import Pruner, checked_share
 from layercollapse.record import FILE, Record
 from layercollapse.rehearsal import rehearse
 from layercollapse.schedule import PATIENCE, Event, Schedule, how_to_go_on
@@ -142,7 +142,8 @@ def run(
     report.check_installed()
     amount = _plain(amount, "amount")
     steps, seed = _whole(steps, "steps"), _whole(seed, "seed")
-    max_drop, max_layer_share = number(max_drop, "max_drop", "percentage points, at least 0"), _share(max_layer_share)
+    max_drop = number(max_drop, "max_drop", "percentage points, at least 0")
+    max_layer_share = checked_share(number(max_layer_share, "max_layer_share", "a fraction in (0, 1]"))
     _check(amount=amount, steps=steps, max_drop=max_drop, rule=rule, train_first=train_first)
     check_unit(unit)
     check_mode(mode)
@@ -224,13 +225,6 @@ def _whole(value: Any, argument: str) -> int:
     if plain != int(plain):
         raise LayerCollapseError(f"{argument}: expected a whole number, got {value!r}")
     return int(value)
-
-
-def _share(value: Any) -> float:
-    share = number(value, "max_layer_share", "a fraction in (0, 1]")
-    if not 0 < share <= 1:
-        raise LayerCollapseError(f"max_layer_share: expected a fraction in (0, 1], got {value!r}")
-    return share
 
 
 def _check(*, amount: float, steps: int, max_drop: float, rule: Any, train_first: bool) -> None:

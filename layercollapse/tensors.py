@@ -49,3 +49,8 @@ def _undense(value: Tensor) -> bool:
 def _named(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_parameters()
     yield from model.named_buffers()
+
+
+def raw_bytes(tensor: Tensor) -> Tensor:
+    """The values of a dense tensor as uint8 (bytes,): -0 is not 0 in them, and NaN is the same as NaN."""
+    return tensor.detach().resolve_conj().resolve_neg().contiguous().flatten().view(torch.uint8)
