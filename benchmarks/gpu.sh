@@ -39,7 +39,7 @@ build() {
 export -f build
 export python work site
 if [ "$dry" = "--dry" ]; then
-    step build 240 bash -c 'build 0 && g++ -std=c++20 -O2 -shared -fPIC -U_FORTIFY_SOURCE -x c++ csrc/cuda/*.cu -o "$work/emulated.so"'
+    step build 240 bash -c 'build 0 && g++ -std=c++20 -O2 -shared -fPIC -U_FORTIFY_SOURCE -I tests/cuda -x c++ csrc/cuda/*.cu -o "$work/emulated.so"'
     export TRITON_INTERPRET=1 LAYERCOLLAPSE_CUDA_EMULATED="$work/emulated.so"
 else
     nvidia-smi >"$out/nvidia-smi.log" 2>&1

@@ -26,7 +26,7 @@ from layercollapse.kernels.sign_layout import (
 from layercollapse.kernels.topk_call import Scratch, masked_topk_with
 from layercollapse.kernels.topk_plan import WIDE, Plan
 
-# A library that runs the same kernels on the CPU, made by tests/test_cuda.py.
+# A library that runs the same kernels on the CPU, made by tests/test_gpu_on_cpu.py.
 EMULATED = "LAYERCOLLAPSE_CUDA_EMULATED"
 
 

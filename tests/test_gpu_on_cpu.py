@@ -37,7 +37,8 @@ def library(tmp_path_factory):
     target = tmp_path_factory.mktemp("cuda") / "emulated.so"
     flags = ["-std=c++20", "-O2", "-shared", "-fPIC", "-U_FORTIFY_SOURCE"]  # whose longjmp knows of no fibers
     warnings = ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
-    run(compiler, *flags, *warnings, "-x", "c++", *map(str, sorted(SOURCES.glob("*.cu"))), "-o", str(target))
+    include = f"-I{ROOT / 'tests' / 'cuda'}"
+    run(compiler, *flags, *warnings, include, "-x", "c++", *map(str, sorted(SOURCES.glob("*.cu"))), "-o", str(target))
     return target
 
 

@@ -1,4 +1,4 @@
-// Signs and magnitudes on raw bits: for the device, and for tests/test_cuda_bits.py on the host. A word holds one float32
+// Signs and magnitudes on raw bits: for the device, and for tests/cuda/emulate.h on the host. A word holds one float32
 // or two 16-bit values; no sum below carries from one value into the next.
 #pragma once
 

@@ -1,4 +1,4 @@
-// CUDA's runtime, or tests/emulate.h in its place, which runs the same kernels on the CPU.
+// CUDA's runtime, or tests/cuda/emulate.h in its place, which runs the same kernels on the CPU (with -I tests/cuda).
 #pragma once
 
 #if defined(__CUDACC__)
