@@ -719,8 +719,7 @@ def check_counted(spec: Spec, dtype: torch.dtype) -> lc.CollapseResult:
     assert_same(result.model, network, x)
     assert_same(result.model, network, x[:1])
     assert {layer.name for layer in report or [] if layer.collapsible} <= set(result.collapsed)
-    # A layer becomes two of less work, or one for each axis and one more.
-    assert result.after.depth <= result.before.depth + 3 * len(result.split)
+    assert result.after.depth <= result.before.depth
     assert result.after.macs <= result.before.macs
     return result
 
@@ -851,18 +850,16 @@ MARKS = ((), pytest.mark.long, pytest.mark.nightly)
 def test_random_networks(
     check: Callable[[Spec, torch.dtype], lc.CollapseResult], dtype: torch.dtype, examples: int
 ) -> None:
-    carried = 0
+    partial = 0
 
     @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
     @given(specs())
     def run(spec: Spec) -> None:
-        nonlocal carried
-        carried += any(
-            "carried by a linear bypass" in site.reason for site in check(spec, dtype).sites if site.status == "partial"
-        )
+        nonlocal partial
+        partial += any(site.status == "partial" for site in check(spec, dtype).sites)
 
     run()
-    assert carried > 0 or examples < 100  # one network of 20
+    assert partial > 0 or examples < 100
 
 
 @pytest.mark.parametrize("examples", [12, pytest.param(300, marks=pytest.mark.nightly)])

@@ -102,13 +102,10 @@ def collapse(
         cost: what decides how the collapsed model is written. ``"latency"``: time, measured on the model's device
             with the example inputs, which should have the batch size of later use: of layers where merging needs
             more multiply-accumulates, of every region that there is more than one way to write, and of the whole, the
-            model that came among them, in turns. ``"macs"``: multiply-accumulates, and nothing is timed. Either may
-            make two layers of one whose weight is, but for rounding, the product of smaller ones: less work, and more
-            depth.
+            model that came among them, in turns. ``"macs"``: multiply-accumulates, and nothing is timed.
         partial: whether neurons that were off (or saturated) on the data of the report are removed from sites with
-            others that are mixed, and those that were on carried by a layer beside the rectifier where that pays. Those
-            that algebra, or the box, proves to be are in any case: 161 of 163 in a pruned MobileNetV2, so that the data
-            gain little for the risk.
+            others that are mixed. Those that algebra, or the box, proves to be are in any case: 161 of 163 in a pruned
+            MobileNetV2, so that the data gain little for the risk.
         captured: the model's capture with these example inputs, if there is one (`Pruner.capture`): `torch.export`
             may take as long as all the rest. Weights may have changed since, and nothing else: no module, no setting.
 
@@ -201,7 +198,6 @@ def _collapsed(
         latency=outcome.times,
         regions=outcome.choices,
         repadded=best.repadded,
-        split=dict(best.split),
         unshared=tuple(w.rpartition(".")[0] or w for w, n in net.calls().items() if n > max(1, best.calls.get(w, 0))),
         fixed_sizes=fixed,
         unfed=prunable(model, captured).unfed,

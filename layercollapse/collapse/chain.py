@@ -138,8 +138,6 @@ def _note(net: Net, chain: list[fx.Node], segments: Segments, cut: Cut) -> None:
     """Say why layers that follow each other stay two."""
     for (first, last), (after, end) in itertools.pairwise(cut):
         pair = (str(chain[last].target), str(chain[after].target))
-        if any(set(pair) <= set(parts) for parts, _ in net.split.values()):
-            continue  # they were one
         merged = segments.get((first, end)) or segments.get((last, after))
         if merged is None:
             net.kept[pair] = (

@@ -182,8 +182,8 @@ def _shrink(net: Net, node: fx.Node, dim: int, keep: Tensor, kept: dict[fx.Node,
     elif isinstance(op, Scale):
         net.set(node, replace(op, scale=op.scale[keep], shift=op.shift[keep]))
     elif isinstance(op, Rectify):
-        slope, fixed, straight = (None if v is None else v[keep] for v in (op.slope, op.fixed, op.straight))
-        net.set(node, replace(op, slope=slope, fixed=fixed, straight=straight))
+        slope, fixed = (None if v is None else v[keep] for v in (op.slope, op.fixed))
+        net.set(node, replace(op, slope=slope, fixed=fixed))
     elif joined is not None:
         node.args = ([part for part in joined[1] if bool(kept[part].any())], *node.args[1:])
     elif packet(node) in VIEWS:

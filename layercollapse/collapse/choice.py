@@ -15,26 +15,23 @@ import torch
 from torch import Tensor, fx
 
 from layercollapse.collapse import race
-from layercollapse.collapse.bypass import carry_straight
 from layercollapse.collapse.chain import merge_in_sequence
 from layercollapse.collapse.channels import drop_unread_channels
 from layercollapse.collapse.concat import merge_neighbours, split_over_concatenations
 from layercollapse.collapse.emit import emit
-from layercollapse.collapse.ir import Net, Omitted, Rectify
+from layercollapse.collapse.ir import Net, Omitted
 from layercollapse.collapse.linearize import linearize
 from layercollapse.collapse.merge import trim_kernels
 from layercollapse.collapse.paths import merge_paths
 from layercollapse.collapse.regions import Recorder, Region, regions, structure
 from layercollapse.collapse.rules import simplify
 from layercollapse.collapse.sink import merge_through_flatten, merge_with_pooling, sink_layers
-from layercollapse.collapse.split import split_layers
 from layercollapse.export import call_arguments, copied
 
 Ways: TypeAlias = dict[str, frozenset[Callable[..., object]]]
 
 ALL = "every rule applied"
 KEPT = "rectifiers kept"
-CARRIED = "neurons that only multiply carried by a layer beside the rectifier"
 # What a way is called, and the rules that it leaves out; `drop_unread_channels` then drops channels in eights, so that
 # nothing else need be left out.
 MERGES: Ways = {
@@ -43,7 +40,6 @@ MERGES: Ways = {
     "concatenations kept": frozenset({split_over_concatenations}),
     "layers kept before pooling and flatten": frozenset({sink_layers, merge_with_pooling, merge_through_flatten}),
     "kernels not trimmed": frozenset({trim_kernels}),
-    "layers not split": frozenset({split_layers}),
 }
 UNMERGED = frozenset[Callable[..., object]]().union(*MERGES.values())
 # The ways of one group are compared with each other. Channels and rectifiers concern the layers on both sides: with
@@ -52,7 +48,6 @@ _GROUPS: tuple[Ways, ...] = (
     {**MERGES, "layers kept as they are": UNMERGED},
     {"channels dropped in eights": frozenset({drop_unread_channels})},
     {KEPT: frozenset({linearize})},
-    {CARRIED: frozenset()},
 )
 _LEFT_OUT = {way: rules for ways in _GROUPS for way, rules in ways.items()}
 # A race of one region may take so long, and all of them together.
@@ -91,16 +86,10 @@ class Start:
     states: Mapping[str, Tensor]
     left_out: Omitted = lambda name: frozenset()
 
-    @property
-    def unused(self) -> frozenset[Callable[..., object]]:
-        """What is left out of every way but its own: a layer more has to take less time, where time is measured."""
-        return frozenset() if self.base.clock is None else frozenset({carry_straight})
-
-    def written(self, omitted: Omitted | None = None) -> Written:
+    def written(self, omitted: Omitted = lambda name: frozenset()) -> Written:
         """The network with the rules applied, but where they are omitted."""
         net = self.base.copy()
-        asked = omitted or (lambda name: self.unused)
-        net.omitted = lambda name: {*self.left_out(name), *asked(name)}
+        net.omitted = lambda name: {*self.left_out(name), *omitted(name)}
         linear = linearize(net, self.states)
         applied: set[Callable[..., object]] = {*simplify(net)}
         return Written(net, applied | {linearize} if linear else applied)
@@ -148,25 +137,20 @@ def choose(
         way, times = known[key]
         choices.append(Choice(region.layers, way, times))
         for name in region.names if way != ALL else ():
-            rules = left_out.get(name, start.unused) | _LEFT_OUT[way]
-            left_out[name] = rules - {carry_straight} if way == CARRIED else rules
+            left_out[name] = left_out.get(name, frozenset()) | _LEFT_OUT[way]
     if not left_out:
         return tuple(choices), None
-    return tuple(choices), start.written(lambda name: left_out.get(name, start.unused)).net
+    return tuple(choices), start.written(lambda name: left_out.get(name, frozenset())).net
 
 
 def _nets(start: Start, every: Written, ways: Ways) -> dict[str, Net]:
     """The network in every way that leaves out something, and something else than the ways before it."""
     nets, tried = {ALL: every.net}, set[frozenset]()
-    # Looking for products is most of the work of writing a ResNet-50: not again where there are none.
-    unused = start.unused | ({split_layers} - every.applied)
     for way, rules in ways.items():
         missing = rules & every.applied
-        if way == CARRIED and any(op.straight is not None for _, op in every.net.records(Rectify)):
-            nets[way] = start.written(lambda name: frozenset()).net
-        elif missing and missing not in tried:
+        if missing and missing not in tried:
             tried.add(missing)
-            nets[way] = start.written(lambda name, rules=rules | unused: rules).net  # type: ignore[misc]
+            nets[way] = start.written(lambda name, rules=rules: rules).net  # type: ignore[misc]
     return nets
 
 

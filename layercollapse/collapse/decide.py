@@ -27,31 +27,19 @@ class Candidate:
     """A site that may collapse, or lose neurons.
 
     Attributes:
-        guarantee: see `layercollapse.collapse.SiteResult`; empty if no neuron has one value.
+        guarantee: see `layercollapse.collapse.SiteResult`.
         reason: one sentence.
         states: int8 (C,), see `layercollapse.counts.STATES`; the rectifier stays for those that are mixed. Or float64
             (C,), the values of an input that is constant.
-        straight: guarantee and reason of the neurons that only multiply, beside others that are mixed.
     """
 
     guarantee: str
     reason: str
     states: Tensor
-    straight: tuple[str, str] = ("", "")
 
     @property
     def proven(self) -> bool:
-        return not {self.guarantee, self.straight[0]} & {"empirical", "approximate"}
-
-    @property
-    def flat(self) -> list[tuple[str, str]]:
-        """Guarantee and reason of the neurons that have one value, or of all of a site that may collapse."""
-        return [(self.guarantee, self.reason)] if self.guarantee else []
-
-    @property
-    def known(self) -> list[tuple[str, str]]:
-        """Guarantees and reasons of all neurons that do not bend."""
-        return [*self.flat, *([self.straight] if self.straight[0] else [])]
+        return self.guarantee not in ("empirical", "approximate")
 
     @property
     def partial(self) -> bool:
@@ -94,7 +82,7 @@ def candidates(
 def _partial(
     captured: Capture, net: Net, known: Sequence[tuple[str, str, Mapping[str, Tensor]]], whole: Collection[str]
 ) -> dict[str, Candidate]:
-    """Sites of which some neurons do not bend: those that are off, on, or saturated; the strongest guarantee first.
+    """Sites of which some neurons have one value: those that are off, or saturated; the strongest guarantee first.
 
     Not beside a layer that is called more than once: each of its calls would need weights of its own.
     """
@@ -107,36 +95,22 @@ def _partial(
         value = already.get(source(node), op.channel_dim)
         left = torch.ones(shape(node)[op.channel_dim], dtype=torch.bool) if value is None else value.isnan()
         states = torch.full((len(left),), MIXED, dtype=torch.int8)
-        flat, straight = _Part(), _Part()
+        reasons, weakest = list[str](), ""
         for guarantee, when, sites in known:
             theirs = sites.get(op.site)
             if theirs is None:
                 continue
-            new = left & (theirs != MIXED)
+            # What is on only multiplies: a linear layer beside the rectifier could do its work, but of six trained and
+            # pruned networks that saved 0.01 % of the multiply-accumulates of one.
+            new = left & ((theirs == SATURATED) | ((theirs == OFF) & (op.slope is None or op.slope == 0)))
             states[new], left = theirs[new], left & ~new
-            one_value = (theirs == SATURATED) | ((theirs == OFF) & (op.slope is None or op.slope == 0))
-            flat.add(theirs[new & one_value], guarantee, when)
-            straight.add(theirs[new & ~one_value], guarantee, when)
-        if flat.reasons or straight.reasons:
-            found[op.site] = Candidate(*flat.told(), states, straight.told())
+            kinds = ", ".join(f"{n} {s}" for s in ("off", "saturated") if (n := _count(theirs[new], s)))
+            if kinds:
+                reasons.append(f"{kinds} {when}")
+                weakest = guarantee
+        if reasons:
+            found[op.site] = Candidate(weakest, "; ".join(reasons), states)
     return found
-
-
-class _Part:
-    """Some of the neurons of a site, by how they are known."""
-
-    def __init__(self) -> None:
-        self.reasons: list[str] = []
-        self.weakest = ""
-
-    def add(self, states: Tensor, guarantee: str, when: str) -> None:
-        kinds = ", ".join(f"{n} {s}" for s in ("on", "off", "saturated") if (n := _count(states, s)))
-        if kinds:
-            self.reasons.append(f"{kinds} {when}")
-            self.weakest = guarantee
-
-    def told(self) -> tuple[str, str]:
-        return self.weakest, "; ".join(self.reasons)
 
 
 def _comma(when: str) -> str:

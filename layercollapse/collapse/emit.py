@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from layercollapse.collapse.elementwise import restore_numbers
-from layercollapse.collapse.ir import Affine, Field, Net, Op, Origin, Rectify, Scale, Window, transposed
+from layercollapse.collapse.ir import (
+    Affine,
+    Field,
+    Net,
+    Op,
+    Origin,
+    Rectify,
+    Scale,
+    Window,
+    shape,
+    source,
+    transposed,
+)
 from layercollapse.collapse.modules import ChannelAffine, ConstantMap, QuickGELU, TanhGELU, to_buffer
 from layercollapse.collapse.names import identifier
 from layercollapse.collapse.outputs import own_memory, pack
-from layercollapse.collapse.split import split_plane
+from layercollapse.collapse.weights import held
 
 aten = torch.ops.aten
 
@@ -54,7 +67,7 @@ def emit(net: Net, device: torch.device | None = None, shared: dict[str, Tensor]
     shared = {} if shared is None else shared
     for node, layer in net.records(Affine):
         if layer.plane is not None:
-            split_plane(net, node, layer)
+            _split_plane(net, node, layer)
     _require_sizes(net)
     restore_numbers(net)
     modules: dict[str, Any] = {}
@@ -64,6 +77,19 @@ def emit(net: Net, device: torch.device | None = None, shared: dict[str, Tensor]
             modules[str(node.target)] = _shared(_of_origin(build(op, device), op), op, shared, net)
             del op
     return _assemble(net, modules, shared)
+
+
+def _split_plane(net: Net, node: fx.Node, op: Affine) -> None:
+    """A layer with a plane becomes the layer without, plus a constant map."""
+    assert op.plane is not None
+    plane = Field(op.plane, torch.zeros_like(op.bias), op.window, (), op.dtype, op.origin)
+    net.set(node, replace(op, weight=held(op), plane=None, source=None))
+    border = net.insert(f"{node.target}_border", plane, source(node), after=node)
+    border.meta["shape"] = shape(node)
+    with net.graph.inserting_after(border):
+        total = net.graph.call_function(aten.add.Tensor, (node, border))
+    total.meta["shape"] = shape(node)
+    net.reroute(node, total)
 
 
 def _of_origin(module: nn.Module, op: Op) -> nn.Module:

@@ -32,7 +32,6 @@ def explain(result: CollapseResult) -> str:
     unfed = {name: result.unfed[name] for name in stay if name in result.unfed}
     lines += [f"nothing to prune before {line}" for line in by_reason(unfed)]
     lines += grouped(result.kept.items())
-    lines += [f"{name}: split into {parts}" for name, parts in result.split.items()]
     lines += [
         f"{pair}: merged with the padding moved to the first: approximate at the border (the outputs differ by "
         f"{result.max_abs_error:.3g}); train the model once more"

@@ -29,10 +29,8 @@ class Form:
         model: the module.
         depth: the largest number of affine layers with weights on any path.
         bending: site that still has its rectifier -> neurons that it has left.
-        carried: site -> neurons of it that a layer beside the rectifier has taken over.
         kept: layers that follow each other and stay two, "first", "second" -> why.
         repadded: layers that merged though that changes the border, "first → last".
-        split: layer that became several -> which, and what that saves.
         calls: weight of the model that a layer still has as it was -> of how many calls.
     """
 
@@ -40,10 +38,8 @@ class Form:
     model: fx.GraphModule
     depth: int
     bending: Mapping[str, int]
-    carried: Mapping[str, int]
     kept: Mapping[tuple[str, str], str]
     repadded: tuple[str, ...]
-    split: Mapping[str, str]
     calls: Mapping[str, int]
 
 
@@ -51,11 +47,9 @@ def form(name: str, net: Net, device: torch.device, shared: dict[str, Tensor]) -
     """The form of a net, which is used up; `shared` as for `emit`."""
     facts: dict[str, Any] = {
         "depth": net_depth(net),
-        "carried": net.carried,
         "bending": {op.site: shape(node)[op.channel_dim] for node, op in net.records(Rectify)},
         "kept": {} if name == UNCHANGED else {**net.kept, **obstacles(net)},
         "repadded": tuple(" → ".join(pair) for pair in net.repadded),
-        "split": {layer: text for layer, (_, text) in net.split.items()},
         "calls": net.calls(),
     }
     return Form(name, emit(net, device, shared), **facts)

@@ -196,8 +196,6 @@ class Rectify:
         dtype: what its parameters are emitted in.
         fixed: float64, (C,), or None: the value of each neuron that has only one, NaN for the others; known from the
             data or from bounds, where `facts` could not say it.
-        straight: float64, (C,), or None: the slope of each neuron that only multiplies by it, never 0, NaN for the
-            others; known from the data or from bounds.
     """
 
     site: str
@@ -209,7 +207,6 @@ class Rectify:
     arguments: dict[str, Any] = field(default_factory=dict)
     dtype: torch.dtype = torch.float32
     fixed: Tensor | None = None
-    straight: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -260,8 +257,6 @@ class Net:
         omitted: which rules do not act at a node of some name; see `permits`.
         repad: whether layers may merge that differ at the border then (see `merge.repadded`).
         repadded: those that did, first and last.
-        split: a layer that became several -> their names, and what that saves.
-        carried: site -> neurons that a layer beside the rectifier has taken over (see `bypass`).
         settled: root of a region with sums -> its records, where `merge_paths` has found no better way to write it.
     """
 
@@ -280,8 +275,6 @@ class Net:
         self.omitted: Omitted = lambda name: ()
         self.repad = False
         self.repadded: list[tuple[str, str]] = []
-        self.split: dict[str, tuple[tuple[str, ...], str]] = {}
-        self.carried: dict[str, int] = {}
         self.settled: dict[str, list[Any]] = {}
 
     def copy(self) -> Net:
@@ -293,8 +286,7 @@ class Net:
         new.frozen, new.buffers, new.trains = set(self.frozen), set(self.buffers), self.trains
         new.memory = self.memory
         new.clock, new.kept, new.omitted = self.clock, dict(self.kept), self.omitted
-        new.repad, new.repadded, new.split = self.repad, list(self.repadded), dict(self.split)
-        new.carried = dict(self.carried)
+        new.repad, new.repadded = self.repad, list(self.repadded)
         return new
 
     def op(self, node: Any) -> Op | None:

@@ -32,14 +32,14 @@ def constant_sites(net: Net) -> dict[str, Tensor]:
 
 
 def linearize(net: Net, states: Mapping[str, Tensor]) -> bool:
-    """Turn rectifiers into scales, in place; on those that stay, note the neurons that do not bend.
+    """Turn rectifiers into scales, in place; on those that stay, note the neurons that have one value.
 
     Args:
         net: the net to change.
         states: site -> int8 (C,) states (see `layercollapse.counts.STATES`), counted or proven: on has slope 1, off
             the rectifier's slope below its lower bend, saturated is the constant at its upper bend. Where one is
-            mixed the rectifier stays, and of the others those that are flat have one value, and those that are not a
-            slope. Or float64 (C,), a value of `constant_sites`, for any kind: the rectifier is evaluated there.
+            mixed the rectifier stays, and each of the others is one that has a single value. Or float64 (C,), a value
+            of `constant_sites`, for any kind: the rectifier is evaluated there.
 
     Returns:
         Whether any rectifier has gone, or any neuron has one value.
@@ -50,11 +50,8 @@ def linearize(net: Net, states: Mapping[str, Tensor]) -> bool:
             continue
         state = states[op.site]
         if mixed(state):
-            line = _scale(op, state)
-            steady, flat = state != MIXED, line.scale == 0
-            fixed = _where(steady & flat, line.shift)
-            net.set(node, replace(op, fixed=fixed, straight=_where(steady & ~flat, line.scale)))
-            changed |= fixed is not None
+            net.set(node, replace(op, fixed=_scale(op, state).shift.masked_fill(state == MIXED, torch.nan)))
+            changed = True
             continue
         if not net.permits(linearize, node):
             continue
@@ -75,11 +72,11 @@ def replace_neurons(net: Net, states: Mapping[str, Tensor]) -> None:
     """
     linearize(net, states)
     for node, op in net.records(Rectify):
-        if op.fixed is None and op.straight is None:
+        if op.fixed is None:
             continue
         state = states[op.site]
         line = net.insert(f"{node.target}_line", _scale(op, state), source(node), after=node)
-        net.set(node, replace(op, fixed=None, straight=None))
+        net.set(node, replace(op, fixed=None))
         name = f"{line.target}_steady"
         net.tensors[name] = (state != MIXED).reshape(-1, *[1] * (len(shape(node)) - 2 if op.channel_dim == 1 else 0))
         with net.graph.inserting_after(line):
@@ -88,11 +85,6 @@ def replace_neurons(net: Net, states: Mapping[str, Tensor]) -> None:
             both = net.graph.call_function(aten.where.self, (steady, line, node))
         both.meta["shape"] = shape(node)
         net.reroute(node, both)
-
-
-def _where(mask: Tensor, values: Tensor) -> Tensor | None:
-    """The values where a mask is set, NaN elsewhere; None for an empty mask."""
-    return values.masked_fill(~mask, torch.nan) if bool(mask.any()) else None
 
 
 def _scale(op: Rectify, states: Tensor) -> Scale:

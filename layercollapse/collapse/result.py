@@ -23,16 +23,15 @@ class SiteResult:
     Attributes:
         name: the site.
         kind: the rectifier.
-        status: ``"collapsed"`` (the rectifier is gone), ``"partial"`` (neurons that have one value were taken for it,
-            or those that only multiply were, by a layer beside the rectifier) or ``"kept"``.
+        status: ``"collapsed"`` (the rectifier is gone), ``"partial"`` (neurons that have one value were taken for it)
+            or ``"kept"``.
         guarantee: ``"exact"``: algebra shows that the rectifier, or every such neuron, is linear whatever the input;
             ``"certified"``: interval bounds show it for every input in the box; ``"empirical"``: no sign changed on
             the data that the report counted; ``"approximate"``: the same, for a rectifier that is not piecewise
             linear (GELU and kin), within the tolerance on the data compared. Empty for a kept site.
         reason: one sentence: why it collapsed, or why it could not.
         neurons: neurons that it had.
-        removed: neurons that are gone: all of a collapsed site, and of others those that nothing reads, or that a layer
-            beside the rectifier carries.
+        removed: neurons that are gone: all of a collapsed site, and of others those that nothing reads.
     """
 
     name: str
@@ -66,8 +65,6 @@ class CollapseResult:
             measured in turns; empty where nothing was timed (``cost="macs"``, or nothing to change).
         repadded: layers that merged though one padding cannot do what their two did, ``"first → last"``, only with
             ``mode="repad"``: approximate at the border. Where there are any, train the model once more.
-        split: layer whose weight was the product of smaller ones, and which became these -> their names, the channels
-            between them, and their multiply-accumulates as a part of its own.
         fixed_sizes: input -> the shape that it must have, with None for the batch; where the model computes with its
             inputs' sizes in Python, so that the collapsed one is right for those of the example alone, and refuses
             others. Empty: it takes all that the model takes.
@@ -94,7 +91,6 @@ class CollapseResult:
     form: str
     latency: dict[str, float]
     repadded: tuple[str, ...] = ()
-    split: Mapping[str, str] = field(default_factory=dict)
     fixed_sizes: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)
     unfed: Mapping[str, str] = field(default_factory=dict)
     regions: tuple[Choice, ...] = ()
@@ -120,7 +116,7 @@ class CollapseResult:
 
     def explain(self) -> str:
         """What was done and why, in lines: sizes and times; a line for every site; layers that could merge or fold and
-        did not, or split; sizes that are fixed; the parts that were timed.
+        did not; sizes that are fixed; the parts that were timed.
         """
         return explain(self)
 

@@ -45,7 +45,7 @@ class Plan:
 
 
 def unmerged(name: str) -> frozenset[Callable[..., object]]:
-    """No rule anywhere that merges layers, trims or splits them."""
+    """No rule anywhere that merges layers or trims them."""
     return UNMERGED
 
 
@@ -56,7 +56,7 @@ def unmerged_at(nodes: Iterable[str]) -> Omitted:
 
 
 def merging(every: Net, plain: Net) -> list[str]:
-    """The nodes of the layers that merge, trim or split: those in the parts that two ways to write a net differ in."""
+    """The nodes of the layers that merge or trim: those in the parts that two ways to write a net differ in."""
     names = frozenset[str]().union(*(region.names for region in regions({ALL: every, "": plain})))
     return [node.name for node, _ in plain.records(Affine) if node.name in names]
 
@@ -137,7 +137,7 @@ def not_merged(blocks: Iterable[tuple[list[str], str]], plain: Net, units: Colle
             pairs = [(str(a.target), str(b.target)) for a, b in around if a.name in nodes and b.name in nodes]
             yield from (RolledBack(pair, f"merging them changes the outputs by {miss}") for pair in pairs)
             if not pairs:
-                reason = f"not merged, trimmed or split, which changes the outputs by {miss}"
+                reason = f"not merged or trimmed, which changes the outputs by {miss}"
                 yield RolledBack((str(node.target),), reason)
 
 

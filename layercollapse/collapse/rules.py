@@ -2,14 +2,13 @@
 
 A rule is a function that takes a net, rewrites what it can without changing what the net computes, and tells whether
 it did. Each removes something (a scale, a channel, a layer, a tap) or moves a scale towards a layer that takes it, so
-the loop ends; the one that makes two layers of one says itself why it does not go on for ever.
+the loop ends.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from layercollapse.collapse.bypass import carry_straight, straighten
 from layercollapse.collapse.chain import merge_in_sequence
 from layercollapse.collapse.channels import drop_unread_channels
 from layercollapse.collapse.concat import (
@@ -34,7 +33,6 @@ from layercollapse.collapse.merge import trim_kernels
 from layercollapse.collapse.norms import strip_norms
 from layercollapse.collapse.paths import merge_paths
 from layercollapse.collapse.sink import merge_through_flatten, merge_with_pooling, sink_layers
-from layercollapse.collapse.split import split_layers
 
 Rule = Callable[[Net], bool]
 
@@ -46,7 +44,6 @@ RULES: tuple[Rule, ...] = (
     constants_in_sums,
     constants_in_products,
     drop_unread_channels,
-    straighten,
     fold_scales_down,
     lift_through_sums,
     flatten_concatenations,
@@ -62,8 +59,6 @@ RULES: tuple[Rule, ...] = (
     merge_through_flatten,
     merge_neighbours,
     split_over_concatenations,
-    split_layers,
-    carry_straight,  # a layer more: when the others are what they will be
 )
 
 
