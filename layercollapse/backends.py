@@ -1,15 +1,20 @@
 """Which implementation runs an op: the one place where backends are registered, chosen and forced.
 
-A new backend is one `Backend` and one call of `register`. Order matters: of those that can run on the given
-tensors, the one registered last is taken; on a GPU, the one that was faster there (`layercollapse.kernels.race`).
+A new backend is one `Backend` and one call of `register`, or an entry point of the group ``layercollapse.backends``,
+whose object is a `Backend` or a function that returns one; it is loaded at the first call of an op, and one that
+cannot be loaded is in ``backends()`` with the reason. Order matters: of those that can run on the given tensors, the
+one registered last is taken; on a GPU, the one that was faster there (`layercollapse.kernels.race`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import NamedTuple
+from importlib import metadata
+from threading import RLock
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +25,8 @@ from layercollapse.kernels import cuda, triton_backend
 from layercollapse.kernels.bits import FLOAT_TYPES
 from layercollapse.kernels.race import faster
 
+ENTRY_POINTS = "layercollapse.backends"
+
 
 class BackendStatus(NamedTuple):
     """Whether a backend can run here, and how it runs or why it cannot."""
@@ -28,29 +35,39 @@ class BackendStatus(NamedTuple):
     detail: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Backend:
-    """One implementation of every op, with the signatures of `layercollapse.reference`.
+    """One implementation of the ops, with the signatures of `layercollapse.reference`.
+
+    Arguments arrive checked (shapes, types, one device, no overlap), and never empty but for single tensors of a list.
+    Ops that default to None may be left out: the reference runs them, and ``ops.last_backend()`` says so.
 
     Attributes:
         name: what ``use_backend`` calls it.
+        status: whether it can run at all; may be slow the first time.
         devices: torch device types that it runs on; empty: all.
         dtypes: float types that it reads; empty: all.
-        status: whether it can run at all; may be slow the first time, must never raise.
         sign_histogram_: see ``reference.sign_histogram_``.
         masked_topk_: see ``reference.masked_topk_``.
     """
 
     name: str
-    devices: frozenset[str]
-    dtypes: frozenset[torch.dtype]
     status: Callable[[], BackendStatus]
+    devices: frozenset[str] = frozenset()
+    dtypes: frozenset[torch.dtype] = frozenset()
     sign_histogram_: Callable[[Tensor, int, float | None, Tensor], None]
     masked_topk_: Callable[[Sequence[Tensor], Sequence[Tensor], Sequence[int], str], Tensor]
 
+    def state(self) -> BackendStatus:
+        """Return the status; an error in finding it out is a reason why the backend is not available."""
+        try:
+            return BackendStatus(*self.status())
+        except Exception as error:  # a third party's
+            return BackendStatus(False, f"its status failed: {_said(error)}")
+
     def obstacle(self, tensors: Sequence[Tensor]) -> str | None:
         """Return why this backend cannot run on these tensors, or None if it can."""
-        status = self.status()
+        status = self.state()
         if not status.available:
             return status.detail
         # All tensors are on one device: an op's checks come first.
@@ -64,11 +81,24 @@ class Backend:
 
 
 _registry: dict[str, Backend] = {}
-_forced: str | None = None
+_own: frozenset[str] = frozenset()  # names that nobody else may take
+_forced: ContextVar[str | None] = ContextVar("layercollapse_forced_backend", default=None)
+_last: ContextVar[str | None] = ContextVar("layercollapse_last_backend", default=None)
+_reading = RLock()
+_unread: list[metadata.EntryPoint] | None = None  # None before the first look
 
 
 def register(backend: Backend) -> None:
-    """Make a backend known; it is preferred to those registered before it."""
+    """Make a backend known; it is preferred to those registered before it.
+
+    Args:
+        backend: of a name that is not one of this package's own. One registered under it before is replaced.
+    """
+    if not isinstance(backend, Backend):
+        raise LayerCollapseError(f"backend: expected a Backend, got {backend!r}")
+    if not isinstance(backend.name, str) or backend.name in _own:
+        raise LayerCollapseError(f"backend: expected a name other than {_names(_own)}, got {backend.name!r}")
+    _registry.pop(backend.name, None)
     _registry[backend.name] = backend
 
 
@@ -78,25 +108,96 @@ def backends() -> dict[str, BackendStatus]:
     >>> backends()["reference"]
     BackendStatus(available=True, detail='plain torch, any device')
     """
-    return {name: backend.status() for name, backend in _registry.items()}
+    return {name: backend.state() for name, backend in _known().items()}
 
 
 def choose(tensors: Sequence[Tensor], op: str, channel_dim: int = 1) -> Backend:
     """Return the backend of an op for these tensors: the forced one, or the preferred one of those that can run."""
-    if _forced is not None:
-        backend = _registry[_forced]
+    known = _known()
+    name = _forced.get()
+    if name is not None:
+        backend = known[name]
         obstacle = backend.obstacle(tensors)
         if obstacle is not None:
-            raise LayerCollapseError(f"use_backend: {_forced!r} was forced and cannot run: {obstacle}")
-        return backend
-    able = (backend for backend in reversed(_registry.values()) if backend.obstacle(tensors) is None)
+            raise LayerCollapseError(f"use_backend: {name!r} was forced and cannot run: {obstacle}")
+        return backend if _has(backend, op) else known["reference"]
+    able = (backend for backend in reversed(known.values()) if _has(backend, op) and not backend.obstacle(tensors))
     if not tensors[0].is_cuda:
         return next(able)
-    return faster([*able][:-1] or [_registry["reference"]], op, tensors, channel_dim)
+    return faster([*able][:-1] or [known["reference"]], op, tensors, channel_dim)
+
+
+def run(op: str, tensors: Sequence[Tensor], *arguments: object, channel_dim: int = 1) -> Any:
+    """Run an op on the backend chosen for these tensors, and remember which that was."""
+    backend = choose(tensors, op, channel_dim)
+    result = getattr(backend, op)(*arguments)
+    _last.set(backend.name)
+    return result
+
+
+def last_backend() -> str | None:
+    """Return which backend ran the last op of this thread (or asynchronous task); None before the first.
+
+    A replay of a CUDA graph runs no op: it repeats what ran when the graph was captured.
+
+    >>> from layercollapse import ops
+    >>> with use_backend("reference"):
+    ...     _ = ops.sign_histogram(torch.ones(2, 3))
+    >>> last_backend()
+    'reference'
+    """
+    return _last.get()
+
+
+def _known() -> dict[str, Backend]:
+    """Return the registry, after the entry points of other packages are in it."""
+    global _unread  # noqa: PLW0603 - once per process
+    if _unread != []:
+        with _reading:  # not at import: these packages import this one
+            if _unread is None:
+                _unread = [*metadata.entry_points(group=ENTRY_POINTS)]
+            while _unread:  # also of a package that runs an op while it is loaded
+                _register_entry(_unread.pop(0))
+    return _registry.copy()
+
+
+def _register_entry(entry: metadata.EntryPoint) -> None:
+    try:
+        made = entry.load()
+        backend = made if isinstance(made, Backend) else made()
+        if isinstance(backend, Backend) and backend.name in _registry:
+            raise LayerCollapseError(f"backend: expected a new name, got {backend.name!r}")
+        register(backend)
+    except Exception as error:  # a third party's: ops go on without it, and backends() says why
+        detail = f"the entry point {entry.name} = {entry.value} failed: {_said(error)}"
+        name = entry.name if entry.name not in _registry and entry.name not in _own else entry.value
+        register(
+            Backend(
+                name=name,
+                status=lambda: BackendStatus(False, detail),
+                sign_histogram_=reference.sign_histogram_,
+                masked_topk_=reference.masked_topk_,
+            )
+        )
+
+
+def _has(backend: Backend, op: str) -> bool:
+    return getattr(backend, op) is not None
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _names(names: Sequence[str] | frozenset[str]) -> str:
+    return ", ".join(map(repr, names))
 
 
 class use_backend(AbstractContextManager[None]):  # noqa: N801 - reads as the function that it is to its users
-    """Force one backend for the whole process, by a plain call or for a ``with`` block.
+    """Force one backend, by a plain call or for a ``with`` block, in this thread or asynchronous task.
+
+    Other threads that run ops choose for themselves: those of a data loader, of ``DataParallel``, and those in which
+    autograd runs the backward pass of tensors on a GPU. ``contextvars.copy_context().run(...)`` takes a choice along.
 
     >>> with use_backend("reference"):
     ...     pass
@@ -107,26 +208,24 @@ class use_backend(AbstractContextManager[None]):  # noqa: N801 - reads as the fu
         name: a key of ``backends()``, or ``"auto"``.
 
     Raises:
-        LayerCollapseError: there is no such backend, or it cannot run here. It is never replaced by another:
-            an op on tensors that a forced backend cannot read raises too.
+        LayerCollapseError: there is no such backend, or it cannot run here. It is never replaced by another where it
+            has the op: an op on tensors that a forced backend cannot read raises too.
     """
 
     def __init__(self, name: str) -> None:
-        global _forced  # noqa: PLW0603 - a process-wide choice is the contract: other threads run the ops too
         if name != "auto":
-            if name not in _registry:
-                known = ", ".join(map(repr, ["auto", *_registry]))
-                raise LayerCollapseError(f"use_backend: expected one of {known}, got {name!r}")
-            status = _registry[name].status()
+            known = _known()
+            if name not in known:
+                raise LayerCollapseError(f"use_backend: expected one of {_names(['auto', *known])}, got {name!r}")
+            status = known[name].state()
             if not status.available:
                 raise LayerCollapseError(f"use_backend: {name!r} cannot run here: {status.detail}")
         self._name = name
-        self._previous = _forced
-        _forced = None if name == "auto" else name
+        self._previous = _forced.get()
+        _forced.set(None if name == "auto" else name)
 
     def __exit__(self, *_: object) -> None:
-        global _forced  # noqa: PLW0603
-        _forced = self._previous
+        _forced.set(self._previous)
 
     def __repr__(self) -> str:
         return f"use_backend({self._name!r})"
@@ -172,3 +271,4 @@ register(
         masked_topk_=cpu.masked_topk_,
     )
 )
+_own = frozenset({"auto", *_registry})

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from layercollapse import _checks, reference
-from layercollapse.backends import BackendStatus, backends, choose, use_backend
+from layercollapse.backends import BackendStatus, backends, last_backend, run, use_backend
 from layercollapse.errors import LayerCollapseError
 
 __all__ = [
     "BackendStatus",
     "backends",
+    "last_backend",
     "masked_topk_",
     "pack_mask",
     "sign_histogram",
@@ -174,13 +175,13 @@ _library.define("masked_topk_(Tensor(a!)[] weights, Tensor(b!)[] masks, SymInt[]
 def _run_sign_histogram(x: Tensor, channel_dim: int, upper: float | None, out: Tensor) -> None:
     _checks.check_sign_histogram(x, channel_dim, upper, out)
     if x.numel():
-        choose([x], "sign_histogram_", channel_dim).sign_histogram_(x, channel_dim, upper, out)
+        run("sign_histogram_", [x], x, channel_dim, upper, out, channel_dim=channel_dim)
         torch.autograd.graph.increment_version(out)
 
 
 def _run_masked_topk(weights: list[Tensor], masks: list[Tensor], k: list[int], scope: str) -> Tensor:
     _checks.check_masked_topk(weights, masks, k, scope)
-    thresholds = choose(weights, "masked_topk_").masked_topk_(weights, masks, k, scope)
+    thresholds: Tensor = run("masked_topk_", weights, weights, masks, k, scope)
     # So that autograd notices if a backward pass still needs the old values.
     torch.autograd.graph.increment_version((*weights, *masks))
     return thresholds
