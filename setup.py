@@ -106,7 +106,15 @@ if wanted == "auto" and not with_cuda:
 setup(
     packages=[
         "layercollapse",
-        "layercollapse.collapse",
+        "layercollapse.compiler",
+        "layercollapse.compiler.analysis",
+        "layercollapse.compiler.analysis.bounds",
+        "layercollapse.compiler.backend",
+        "layercollapse.compiler.driver",
+        "layercollapse.compiler.frontend",
+        "layercollapse.compiler.ir",
+        "layercollapse.compiler.passes",
+        "layercollapse.compiler.tuning",
         "layercollapse.data",
         "layercollapse.models",
         "layercollapse.kernels",

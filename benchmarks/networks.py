@@ -24,10 +24,10 @@ from torch.nn import functional as F
 
 import layercollapse as lc
 from layercollapse import data
-from layercollapse.collapse.bounds import neuron_states
-from layercollapse.collapse.decide import GUARANTEES
-from layercollapse.collapse.lower import lower
 from layercollapse.compare import ENTROPY_FILE
+from layercollapse.compiler.analysis.bounds.propagate import neuron_states
+from layercollapse.compiler.driver.candidates import GUARANTEES
+from layercollapse.compiler.frontend.lower import lower
 from layercollapse.counts import MIXED
 from layercollapse.files import read_json, write_json, write_text
 from layercollapse.job import Job

@@ -18,8 +18,8 @@ import zoo
 from torch import Tensor, nn
 
 import layercollapse as lc
+from layercollapse.agreement import tensors_of
 from layercollapse.budget import LayerState
-from layercollapse.collapse.verify import tensors_of
 from layercollapse.export import call_arguments, copied
 from layercollapse.modes import same_values
 

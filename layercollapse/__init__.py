@@ -6,7 +6,9 @@ a shallower dense model (`collapse`); `run` does all three. `ops` holds the two 
 
 from layercollapse import ops
 from layercollapse._version import __version__
-from layercollapse.collapse import CollapseResult, collapse, load
+from layercollapse.compiler.backend.serialize import load
+from layercollapse.compiler.driver.api import collapse
+from layercollapse.compiler.driver.result import CollapseResult
 from layercollapse.entropy import EntropyProbe, EntropyReport
 from layercollapse.errors import LayerCollapseError
 from layercollapse.graph import capture

@@ -15,8 +15,8 @@ from layercollapse import bench as timings
 from layercollapse import checkpoint, report
 from layercollapse._version import __version__
 from layercollapse.budget import GLOBAL, RULES
-from layercollapse.collapse.check import MODES
 from layercollapse.compare import collapse_and_compare
+from layercollapse.compiler.driver.check import MODES
 from layercollapse.data import DATA_SETS
 from layercollapse.display import RunDisplay
 from layercollapse.errors import LayerCollapseError, require

@@ -11,7 +11,9 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from layercollapse import checkpoint
-from layercollapse.collapse import CollapseResult, collapse, compare
+from layercollapse.agreement import compare
+from layercollapse.compiler.driver.api import collapse
+from layercollapse.compiler.driver.result import CollapseResult
 from layercollapse.entropy import EntropyReport
 from layercollapse.errors import LayerCollapseError
 from layercollapse.export import reason

@@ -13,7 +13,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from layercollapse.collapse.verify import tensors_of
+from layercollapse.agreement import tensors_of
 from layercollapse.errors import LayerCollapseError
 from layercollapse.export import call_arguments, copied, describe, reason
 from layercollapse.modes import evaluating

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from layercollapse.budget import GLOBAL, LayerState, Rule, allocate, budget
-from layercollapse.collapse.facts import depends
-from layercollapse.collapse.lower import lower
+from layercollapse.compiler.analysis.constants import depends
+from layercollapse.compiler.frontend.lower import lower
 from layercollapse.devices import on_cpu
 from layercollapse.entropy import EntropyReport
 from layercollapse.errors import LayerCollapseError

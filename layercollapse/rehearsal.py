@@ -13,7 +13,8 @@ from typing import Any
 from torch import nn
 
 from layercollapse import checkpoint
-from layercollapse.collapse import collapse, compare
+from layercollapse.agreement import compare
+from layercollapse.compiler.driver.api import collapse
 from layercollapse.errors import LayerCollapseError
 from layercollapse.export import reason
 from layercollapse.inputs import Inputs

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from layercollapse import plots
 from layercollapse._version import __version__
-from layercollapse.collapse.choice import ALL
-from layercollapse.collapse.forms import CHOSEN
+from layercollapse.compiler.tuning.autotune import ALL
+from layercollapse.compiler.tuning.variants import CHOSEN
 from layercollapse.errors import require
 from layercollapse.files import write_text
 from layercollapse.record import Record

@@ -20,8 +20,8 @@ from torch import nn
 
 from layercollapse import report
 from layercollapse.budget import GLOBAL, RULES
-from layercollapse.collapse import CollapseResult
-from layercollapse.collapse.check import check_mode
+from layercollapse.compiler.driver.check import check_mode
+from layercollapse.compiler.driver.result import CollapseResult
 from layercollapse.errors import LayerCollapseError
 from layercollapse.files import free_folder, writable_folder
 from layercollapse.inputs import Inputs

@@ -16,8 +16,8 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from layercollapse import checkpoint
-from layercollapse.collapse import CollapseResult
 from layercollapse.compare import collapse_and_compare
+from layercollapse.compiler.driver.result import CollapseResult
 from layercollapse.entropy import EntropyReport
 from layercollapse.errors import LayerCollapseError
 from layercollapse.export import reason

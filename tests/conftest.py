@@ -6,8 +6,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from layercollapse.collapse import race, search
-from layercollapse.collapse.cost import macs
+from layercollapse.compiler.analysis.cost import macs
+from layercollapse.compiler.driver import search
+from layercollapse.compiler.tuning import timer as race
 
 # Properties of the ops: slow on a busy machine, and large. LAYERCOLLAPSE_NIGHTLY_CASES: of each op, with -m nightly.
 slow_data = [HealthCheck.too_slow, HealthCheck.data_too_large]

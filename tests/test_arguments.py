@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import layercollapse as lc
-from layercollapse.collapse import compare
+from layercollapse.agreement import compare
 from layercollapse.export import arguments_in
 from layercollapse.inputs import Inputs, measure_entropy
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import layercollapse as lc
-from layercollapse.collapse.bounds import neuron_states
-from layercollapse.collapse.lower import lower
+from layercollapse.compiler.analysis.bounds.propagate import neuron_states
+from layercollapse.compiler.frontend.lower import lower
 from layercollapse.counts import MIXED, OFF, ON, SATURATED
 
 LOW, HIGH = -0.4, 2.8  # the range of MNIST's normalized pixels, roughly

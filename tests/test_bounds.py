@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 import layercollapse as lc
-from layercollapse.collapse.bounds import bounds, proven_states
-from layercollapse.collapse.ir import Net
-from layercollapse.collapse.lower import lower
+from layercollapse.compiler.analysis.bounds.propagate import bounds, proven_states
+from layercollapse.compiler.frontend.lower import lower
+from layercollapse.compiler.ir.graph import Net
 
 
 def lowered(model: nn.Module, x: torch.Tensor) -> Net:

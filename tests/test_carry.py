@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from layercollapse.collapse.carry import carry
+from layercollapse.compiler.ir.channel_map import carry
 
 CASES = [
     ((2, 3, 4, 6), 1, lambda x: F.max_pool2d(x, 2, 1, 1), (1, 1)),

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import layercollapse as lc
-from layercollapse.collapse.chain import merge_in_sequence
-from layercollapse.collapse.lower import lower
+from layercollapse.compiler.frontend.lower import lower
+from layercollapse.compiler.passes.contract_chain import merge_in_sequence
 
 
 def brute_force(sizes: list[int]) -> int:

@@ -15,10 +15,11 @@ from torch import nn
 from torch.nn.utils import prune
 
 import layercollapse as lc
-from layercollapse.collapse import search, verify
-from layercollapse.collapse.ir import Affine, Window
-from layercollapse.collapse.merge import add, compose, mergeable
-from layercollapse.collapse.modules import ChannelAffine, ConstantMap
+from layercollapse import agreement as verify
+from layercollapse.compiler.backend.modules import ChannelAffine, ConstantMap
+from layercollapse.compiler.driver import search
+from layercollapse.compiler.ir.algebra import add, compose, mergeable
+from layercollapse.compiler.ir.records import Affine, Window
 from layercollapse.models import build
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])

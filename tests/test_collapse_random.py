@@ -23,9 +23,12 @@ from hypothesis import HealthCheck, assume, given, settings
 from torch import Tensor, nn
 
 import layercollapse as lc
-from layercollapse.collapse import choice, race, search, verify
-from layercollapse.collapse.emit import emit
-from layercollapse.collapse.lower import lower, written_anew
+from layercollapse import agreement as verify
+from layercollapse.compiler.backend.emit import emit
+from layercollapse.compiler.driver import search
+from layercollapse.compiler.frontend.lower import lower, written_anew
+from layercollapse.compiler.tuning import autotune as choice
+from layercollapse.compiler.tuning import timer as race
 
 TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-10}
 SIZES = {"flat": (), "tokens": (5,), "1d": (7,), "2d": (7, 6), "3d": (5, 4, 4)}

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, fx, nn
 
 import layercollapse as lc
-from layercollapse.collapse.flattening import flattened
-from layercollapse.collapse.fold import affine_readers
-from layercollapse.collapse.ir import Affine
-from layercollapse.collapse.lower import lower
+from layercollapse.compiler.frontend.flattening import flattened
+from layercollapse.compiler.frontend.lower import lower
+from layercollapse.compiler.ir.channel_map import affine_readers
+from layercollapse.compiler.ir.records import Affine
 
 aten = torch.ops.aten
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 import layercollapse as lc
 from layercollapse import models
-from layercollapse.collapse.modules import ConstantMap
+from layercollapse.compiler.backend.modules import ConstantMap
 
 IMAGES = torch.linspace(-1, 1, 4 * 3 * 16 * 16).reshape(4, 3, 16, 16).sin()
 

@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 import layercollapse as lc
-from layercollapse.collapse import choice, forms, race
+from layercollapse.compiler.tuning import autotune as choice
+from layercollapse.compiler.tuning import timer as race
+from layercollapse.compiler.tuning import variants as forms
 
 SEQUENCE = "layers kept in sequence"
 

@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import layercollapse as lc
-from layercollapse.collapse.cost import macs
-from layercollapse.collapse.ir import Affine, Scale, Window
-from layercollapse.collapse.merge import add, compose, diagonal, mergeable, stack
-from layercollapse.collapse.weights import Deferred, computed, held
+from layercollapse.compiler.analysis.cost import macs
+from layercollapse.compiler.ir.algebra import add, compose, diagonal, mergeable, stack
+from layercollapse.compiler.ir.records import Affine, Scale, Window
+from layercollapse.compiler.ir.weights import Deferred, computed, held
 
-merge = importlib.import_module("layercollapse.collapse.merge")
+merge = importlib.import_module("layercollapse.compiler.ir.algebra")
 
 
 def apply(op: Affine, x: Tensor) -> Tensor:

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import layercollapse as lc
-from layercollapse.collapse.bounds import bounds
-from layercollapse.collapse.interval import Interval
-from layercollapse.collapse.lower import lower
+from layercollapse.compiler.analysis.bounds.interval import Interval
+from layercollapse.compiler.analysis.bounds.propagate import bounds
+from layercollapse.compiler.frontend.lower import lower
 
 
 def last(model: nn.Module, x: Tensor, box: Any = None) -> Interval | None:

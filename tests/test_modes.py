@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import layercollapse as lc
-from layercollapse.collapse import compare
+from layercollapse.agreement import compare
 from layercollapse.modes import evaluating
 
 

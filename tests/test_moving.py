@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import layercollapse as lc
-from layercollapse.collapse.bounds import bounds
-from layercollapse.collapse.interval import Interval
-from layercollapse.collapse.lower import lower
+from layercollapse.compiler.analysis.bounds.interval import Interval
+from layercollapse.compiler.analysis.bounds.propagate import bounds
+from layercollapse.compiler.frontend.lower import lower
 
 # Of every channel: it lies from its number to its number and a half.
 LOW = torch.arange(6.0)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import layercollapse as lc
-from layercollapse.collapse.names import identifier
+from layercollapse.compiler.ir.names import identifier
 
 
 class Branches(nn.Module):

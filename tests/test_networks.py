@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import layercollapse as lc
-from layercollapse.collapse.bounds import neuron_states
-from layercollapse.collapse.lower import lower
+from layercollapse.compiler.analysis.bounds.propagate import neuron_states
+from layercollapse.compiler.frontend.lower import lower
 from layercollapse.counts import MIXED
 
 transformers = pytest.importorskip("transformers")

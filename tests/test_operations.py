@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import layercollapse as lc
-from layercollapse.collapse.modules import ChannelAffine
+from layercollapse.compiler.backend.modules import ChannelAffine
 
 
 class Model(nn.Module):

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 import layercollapse as lc
-from layercollapse.collapse.emit import emit
-from layercollapse.collapse.ir import Affine
-from layercollapse.collapse.lower import lower
-from layercollapse.collapse.rules import simplify
+from layercollapse.compiler.backend.emit import emit
+from layercollapse.compiler.frontend.lower import lower
+from layercollapse.compiler.ir.records import Affine
+from layercollapse.compiler.passes.registry import simplify
 
-paths = importlib.import_module("layercollapse.collapse.paths")
+paths = importlib.import_module("layercollapse.compiler.passes.contract_paths")
 
 POSITIONS = 6 * 5
 

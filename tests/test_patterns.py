@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 import layercollapse as lc
-from layercollapse.collapse import store
-from layercollapse.collapse.emit import emit
-from layercollapse.collapse.lower import lower
+from layercollapse.compiler.backend import serialize as store
+from layercollapse.compiler.backend.emit import emit
+from layercollapse.compiler.frontend.lower import lower
 from layercollapse.entropy import EntropyProbe
 from layercollapse.graph import capture
 from layercollapse.patterns import recognise

@@ -7,8 +7,10 @@ import torch
 from torch import nn
 
 import layercollapse as lc
-from layercollapse.collapse import forms, race, search
-from layercollapse.collapse.rollback import Trials
+from layercollapse.compiler.driver import search
+from layercollapse.compiler.driver.bisect import Trials
+from layercollapse.compiler.tuning import timer as race
+from layercollapse.compiler.tuning import variants as forms
 
 MORE = "more than the tolerance"
 

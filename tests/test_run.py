@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from layercollapse import checkpoint
-from layercollapse.collapse import load
+from layercollapse.compiler.backend.serialize import load
 from layercollapse.errors import LayerCollapseError
 from layercollapse.job import Job
 from layercollapse.measure import latency, repeat_to

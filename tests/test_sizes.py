@@ -301,7 +301,7 @@ class Draws(nn.Module):
 
 
 def test_the_comparison_leaves_no_trace() -> None:
-    from layercollapse.collapse import sizes
+    from layercollapse.compiler.backend import shape_guard as sizes
 
     model, x = Draws().eval(), torch.randn(2, 3, 8, 8)
     emitted = lc.collapse(Reads(OPEN["mean"]).eval(), x).model

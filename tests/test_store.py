@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn.utils.prune import l1_unstructured
 
 import layercollapse as lc
-from layercollapse.collapse import save
+from layercollapse.compiler.backend.serialize import save
 
 
 class Small(nn.Module):
@@ -138,7 +138,7 @@ def test_what_fails_leaves_nothing(fails: str, tmp_path: Path, monkeypatch: pyte
     def stop(*_: Any, **__: Any) -> None:
         raise lc.LayerCollapseError("no")
 
-    where = torch.export if fails == "save" else sys.modules["layercollapse.collapse.store"]
+    where = torch.export if fails == "save" else sys.modules["layercollapse.compiler.backend.serialize"]
     monkeypatch.setattr(where, fails, stop)
     result = lc.collapse(nn.Linear(2, 2).eval(), torch.ones(1, 2))
     (tmp_path / "there").mkdir()

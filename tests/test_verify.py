@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import layercollapse as lc
-from layercollapse.collapse.verify import Agreement, Output, compare
+from layercollapse.agreement import Agreement, Output, compare
 from layercollapse.spread import ROUNDING, Spread
 
 EPS = torch.finfo(torch.float32).eps

@@ -1,0 +1,232 @@
+"""Interval bounds of every channel, and the rectifiers that they prove linear.
+
+A forward pass over the net with an interval per channel, valid at every position (interval bound propagation, as in
+Gowal et al., arXiv 1810.12715, per channel instead of per activation). Without an input box the bounds are algebra
+alone: a rectifier gives nothing below its lower bend, a sum of non-negative terms is not negative, a layer norm makes
+rows of one length at most, a table of embeddings has no other rows.
+
+Sound in floating point, with the rounding of `interval` for sums, and that of `mixing` for norms and attention. This
+holds for batch norms as one scale and one shift, which is how the net evaluates them, for layer norms of rows that are
+not constant but for rounding, and not for arithmetic of less precision than the dtype's, such as TF32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from layercollapse.compiler.analysis.bounds import mixing
+from layercollapse.compiler.analysis.bounds.interval import ROW_ENTRIES, Interval, channelwise, rounded, total, unknown
+from layercollapse.compiler.analysis.bounds.movement import moved_bounds
+from layercollapse.compiler.analysis.constants import rectified
+from layercollapse.compiler.ir.graph import Net, dtype, shape, source
+from layercollapse.compiler.ir.records import Affine, Field, Rectify, Scale
+from layercollapse.counts import MIXED, OFF, ON, SATURATED
+from layercollapse.errors import LayerCollapseError
+from layercollapse.nodes import packet
+from layercollapse.rectifiers import QUICK
+
+aten = torch.ops.aten
+
+# Where the smooth rectifiers have their one minimum: they fall before it and rise after it.
+_LOWEST = {
+    "gelu": -0.7517915,
+    "quick_gelu": -1.2784645 / QUICK,
+    "silu": -1.2784645,
+    "mish": -1.1924312,
+    "hardswish": -1.5,
+}
+# What reads tensors of the model that no bounds of their own are needed for.
+_TABLES = {aten.embedding, aten.layer_norm, aten.rms_norm, aten.group_norm}
+_SQUASHED = {aten.softmax: (0.0, 1.0), aten.sigmoid: (0.0, 1.0), aten.tanh: (-1.0, 1.0), aten.relu: (0.0, math.inf)}
+
+Box = Mapping[str, tuple[Any, Any]]
+
+
+def proven_states(net: Net, box: Box | None = None) -> dict[str, Tensor]:
+    """States of the piecewise linear sites whose every neuron stays in one piece for all inputs in a box.
+
+    Args:
+        net: as lowered, before any rule.
+        box: name of an input -> its lowest and highest value: numbers, or tensors (C,) for inputs (N, C, ...). None,
+            and inputs that it leaves out, stand for all numbers.
+
+    Returns:
+        Site -> int8 (C,), see `layercollapse.counts.STATES`; none is mixed.
+
+    Raises:
+        LayerCollapseError: the box names an input that is not there, or its ends do not fit.
+    """
+    return {site: states for site, states in neuron_states(net, box).items() if not bool((states == MIXED).any())}
+
+
+def neuron_states(net: Net, box: Box | None = None) -> dict[str, Tensor]:
+    """As `proven_states`, of every piecewise linear site of which anything is known: neurons not proven are mixed."""
+    intervals = bounds(net, box)
+    found = {}
+    for node, op in net.records(Rectify):
+        read = intervals.get(source(node))
+        if read is None or op.kind in (*_LOWEST, "elu", "celu", "selu"):
+            continue
+        interval = read.along(op.channel_dim, shape(node)[op.channel_dim])
+        states = torch.full((len(interval.low),), MIXED, dtype=torch.int8)
+        on = interval.low >= op.lower
+        if op.upper is not None:
+            on &= interval.high <= op.upper
+            states[interval.low >= op.upper] = SATURATED
+        states[interval.high <= op.lower] = OFF
+        states[on] = ON
+        found[op.site] = states
+    return found
+
+
+def bounds(net: Net, box: Box | None = None) -> dict[fx.Node, Interval]:
+    """Bounds of every tensor of which something is known; see `proven_states` for the arguments."""
+    known: dict[fx.Node, Interval] = {}
+    names = [str(node.target) for node in net.graph.nodes if node.op == "placeholder"]
+    for name in box or {}:
+        if name not in names:
+            raise LayerCollapseError(f"box: expected the inputs {', '.join(names)}, got {name!r}")
+    for node in net.graph.nodes:
+        interval = _input(node, box or {}) if node.op == "placeholder" else _of(net, node, known)
+        if interval is not None and bool((interval.low.isfinite() | interval.high.isfinite()).any()):
+            known[node] = interval.without(dim for dim in interval.dims if dim in node.meta.get("open", ()))
+    return known
+
+
+def _input(node: fx.Node, box: Box) -> Interval | None:
+    size = node.meta.get("shape")
+    if str(node.target) not in box or size is None or len(size) < 2:
+        return None
+    came = box[str(node.target)]
+    try:
+        low, high = (torch.as_tensor(end, dtype=torch.float64, device="cpu").flatten() for end in came)
+    except (TypeError, ValueError, RuntimeError):
+        low, high = torch.ones(1), torch.zeros(1)
+    if any(len(end) not in (1, size[1]) for end in (low, high)) or not bool((low <= high).all()):
+        raise LayerCollapseError(
+            f"box: expected low and high for {node.target!r} as numbers or tensors ({size[1]},), low not above high, "
+            f"got {came!r}"
+        )
+    return channelwise(low, high, 1, len(size))
+
+
+def _of(net: Net, node: fx.Node, known: Mapping[fx.Node, Interval]) -> Interval | None:
+    op = net.op(node)
+    if op is not None:
+        read, rank = known.get(source(node)), len(shape(node))
+        channels = op.inputs if isinstance(op, Affine) else shape(node)[op.channel_dim]
+        along = unknown(channels) if read is None else read.along(op.channel_dim, channels)
+        if isinstance(op, Affine):
+            made = mixing.rows_of(net, source(node)) if op.channel_dim == -1 else None
+            ends = _affine(op, along) if made is None else mixing.read(op, made)
+        elif isinstance(op, Scale):
+            ends = _scale(op, along)
+        else:
+            ends = _field(op) if isinstance(op, Field) else _rectify(op, along)
+        return channelwise(*ends, op.channel_dim, rank)
+    if node.op == "get_attr":
+        return _stored(net.tensors[str(node.target)]) if _is_read(node) else None
+    return _operation(net, node, known) if node.op == "call_function" else None
+
+
+def _is_read(node: fx.Node) -> bool:
+    """Whether a tensor of the model is more than a table, which may be large, or the weight of a norm."""
+    return any(packet(user) not in _TABLES for user in node.users)
+
+
+def _stored(value: Tensor) -> Interval | None:
+    """Of a tensor of the model: the values along the last of its dimensions that has more than one, over all others."""
+    if not value.is_floating_point() or 0 in value.shape:
+        return None
+    every = Interval(value.detach().cpu(), value.detach().cpu())
+    return Interval(*(end.double() for end in every.without(every.dims[:-1])))
+
+
+def _operation(net: Net, node: fx.Node, known: Mapping[fx.Node, Interval]) -> Interval | None:
+    """Sums, products, norms, attention, embeddings, functions of a bounded range; what moves or selects elements."""
+    called, arguments = packet(node), list(node.args)
+    if node.meta.get("shape") is None or not dtype(node).is_floating_point:
+        return None
+    rank = len(shape(node))
+    if called is aten.add and node.kwargs.get("alpha", 1) == 1:
+        a, b = (known.get(x) if isinstance(x, fx.Node) else None for x in arguments[:2])
+        return None if a is None or b is None else total(a, b, dtype(node))
+    if called is aten.mul and all(isinstance(x, fx.Node) for x in arguments):
+        return _multiplied(node, known)
+    if called is aten.embedding and isinstance(arguments[0], fx.Node) and arguments[0].op == "get_attr":
+        table = net.tensors[str(arguments[0].target)].detach().cpu()
+        return channelwise(table.amin(0).double(), table.amax(0).double(), -1, rank)
+    if called in _SQUASHED:
+        return Interval(*(torch.full((1,) * rank, end, dtype=torch.float64) for end in _SQUASHED[called]))
+    made = mixing.norm(net, node)
+    if made is not None:
+        return mixing.normalized(made, rank)
+    mean = mixing.attended(node)
+    if mean is not None:
+        values = known.get(mean[0])
+        return None if values is None else mixing.mean_of(node, mean[0], values, mean[1])
+    return moved_bounds(node, known)
+
+
+def _affine(op: Affine, interval: Interval) -> Interval:
+    weight = op.weight.flatten(2) if op.window.kernel else op.weight.unsqueeze(2)  # (O, I / groups, taps)
+    low, high = interval.including(0.0) if op.window.uneven else interval  # the padding is zero
+    low, high = op.spread(low), op.spread(high)  # (O, I / groups) or (1, I)
+    count = weight.shape[1] * weight.shape[2] + 2
+    plane = torch.zeros(op.outputs, 0, dtype=torch.float64) if op.plane is None else op.plane.flatten(1)
+    ends: list[Interval] = []
+    rows = max(1, ROW_ENTRIES // max(1, weight.shape[1] * weight.shape[2]))
+    for start in range(0, op.outputs, rows):
+        some = slice(start, start + rows)
+        part, bias, taps = weight[some], op.bias[some, None], plane[some]
+        least, most = (end[some] if op.groups > 1 else end for end in (low, high))
+        up, down = part.clamp(min=0).sum(2), part.clamp(max=0).sum(2)  # (O, I / groups)
+        terms = [_product(up, least) + _product(down, most), bias, taps.clamp(max=0)]
+        tops = [_product(up, most) + _product(down, least), bias, taps.clamp(min=0)]
+        ends.append(rounded(torch.cat(terms, 1).T, torch.cat(tops, 1).T, op.dtype, count))
+    return Interval(*(torch.cat(end) for end in zip(*ends, strict=True)))
+
+
+def _scale(op: Scale, interval: Interval) -> Interval:
+    ends = torch.stack([_product(op.scale, end) for end in interval])
+    return rounded(torch.stack([ends.amin(0), op.shift]), torch.stack([ends.amax(0), op.shift]), op.dtype, 4)
+
+
+def _field(op: Field) -> Interval:
+    taps = torch.zeros(len(op.bias), 1, dtype=torch.float64) if op.plane is None else op.plane.flatten(1)
+    low = torch.cat([taps.clamp(max=0), op.bias[:, None]], 1)
+    high = torch.cat([taps.clamp(min=0), op.bias[:, None]], 1)
+    return rounded(low.T, high.T, op.dtype, taps.shape[1] + 2)
+
+
+def _rectify(op: Rectify, interval: Interval) -> Interval:
+    ends = torch.stack([rectified(op, end) for end in interval]).nan_to_num(nan=0.0, posinf=math.inf, neginf=-math.inf)
+    low, high = ends.amin(0), ends.amax(0)
+    turn = _LOWEST.get(op.kind, op.lower)
+    inside = (interval.low < turn) & (interval.high > turn)
+    bottom = rectified(op, torch.full_like(low, turn))
+    # The value at the turn, a little lower for the smooth ones: the turn is known to seven digits.
+    low = torch.where(inside, torch.minimum(low, bottom - (1e-6 if op.kind in _LOWEST else 0.0)), low)
+    smooth = op.kind in _LOWEST or op.kind in ("elu", "celu", "selu")
+    return Interval(low, high).widened(16, op.dtype) if smooth else Interval(low, high)
+
+
+def _multiplied(node: fx.Node, known: Mapping[fx.Node, Interval]) -> Interval | None:
+    """Of a product of two tensors: a gate from 0 to 1 keeps the sign of what it multiplies."""
+    found = [known.get(x) for x in node.all_input_nodes]
+    if len(found) != 2 or found == [None, None]:
+        return None  # or a square
+    every = torch.full((1,) * len(shape(node)), math.inf, dtype=torch.float64)
+    a, b = (interval or Interval(-every, every) for interval in found)
+    ends = torch.stack(torch.broadcast_tensors(*(_product(x, y) for x in a for y in b)))
+    return rounded(ends.amin(0)[None], ends.amax(0)[None], dtype(node))
+
+
+def _product(weight: Tensor, value: Tensor) -> Tensor:
+    """``weight * value`` with 0 · ∞ = 0: a channel that nothing reads bounds nothing."""
+    return torch.where((weight == 0) | (value == 0), 0.0, weight * value)

@@ -1,0 +1,79 @@
+"""Which operations stand between layers that have no rectifier between them, and so keep them two."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import fx
+
+from layercollapse.compiler.ir.graph import Net, source
+from layercollapse.compiler.ir.records import Affine, Field, Rectify, Scale
+from layercollapse.nodes import SHAPE_ONLY, packet
+
+_SUMS = {torch.ops.aten.add, torch.ops.aten.sub}
+_SHOWN = 3
+
+
+def obstacles(net: Net) -> dict[tuple[str, str], str]:
+    """Pairs of affine layers, the second of which reads the first through other operations -> what stands between.
+
+    Across one sum at most: behind two, every layer of a residual network reads every other. Pairs that `chain` has
+    weighed are not among them, nor those with a rectifier between: of these the site says why it stays.
+    """
+    found: dict[tuple[str, str], str] = {}
+    for node, _ in net.records(Affine):
+        seen: set[fx.Node] = set()
+        paths: list[tuple[fx.Node, tuple[str, ...], int]] = [(user, (), 0) for user in node.users]
+        while paths:
+            user, between, sums = paths.pop(0)
+            if user in seen or user.op == "output" or packet(user) in SHAPE_ONLY:
+                continue
+            seen.add(user)
+            op = net.op(user)
+            pair = (str(node.target), str(user.target))
+            if isinstance(op, Affine):
+                if set(between) == {"add"}:
+                    shared = len(node.users) > 1 or len(source(user).users) > 1
+                    why = "it, or the first layer, is read by others too" if shared else "one layer would be more work"
+                    found[pair] = f"between them: a sum; {why}{'' if shared else ', or differ at the border'}"
+                elif between:
+                    found[pair] = f"between them: {', '.join(dict.fromkeys(between))}"
+                elif others := sorted({_reader(net, other) for other in node.users if other is not user}):
+                    found[pair] = f"the first is also read by {', '.join(others)}"
+            elif not isinstance(op, Rectify | Field):
+                sums += packet(user) in _SUMS and len(user.all_input_nodes) > 1
+                if sums < 2:
+                    paths += [(reader, (*between, _name(net, user)), sums) for reader in user.users]
+    return {pair: reason for pair, reason in found.items() if pair not in net.kept}
+
+
+def _reader(net: Net, node: fx.Node) -> str:
+    name = _name(net, node)
+    return "a sum" if name == "add" else name
+
+
+def _name(net: Net, node: fx.Node) -> str:
+    """What an operation is called: the site of a rectifier, the name of a layer, or of the aten operation."""
+    op = net.op(node)
+    if isinstance(op, Rectify):
+        return op.site
+    if isinstance(op, Scale):
+        return f"the scale {node.target}"
+    if op is not None or node.op != "call_function":
+        return str(node.target)
+    return str(getattr(packet(node), "__name__", packet(node))).lstrip("_")
+
+
+def grouped(kept: Iterable[tuple[str, str]]) -> list[str]:
+    """One line for every reason: a pair of layers, or a layer, and for a reason of many the first few."""
+    places: dict[str, list[str]] = {}
+    for place, reason in kept:
+        places.setdefault(reason, []).append(place)
+    lines = []
+    for reason, names in places.items():
+        pairs = " → " in names[0]
+        kind = ("pair" if pairs else "layer") + "s" * (len(names) > _SHOWN + 1)
+        more = f" and {len(names) - _SHOWN} more {kind}" if len(names) > _SHOWN else ""
+        lines.append(f"{', '.join(names[:_SHOWN])}{more}: {'kept in sequence: ' if pairs else ''}{reason}")
+    return lines

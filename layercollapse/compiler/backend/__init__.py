@@ -1,0 +1,1 @@
+"""From records to a plain module, and from a module to files."""

@@ -1,0 +1,204 @@
+"""From a pruned network to a shallower dense one.
+
+    result = layercollapse.collapse(model, example_inputs, report, data=batches)
+    result.model            # a plain nn.Module
+    print(result.explain())
+
+The steps, one module each: `lower` (graph to records), `decide` (which sites, by counts and by `bounds`), `search`
+(which of them together), `rollback` (which layers stay as they came), `linearize` (rectifiers that never bend), `rules`
+(fold, drop, merge), `emit` (records to modules), `verify` (compare on data), `regions` (where the ways to write it
+differ), `choice` (the fastest of each), `forms` (the fastest as a whole), `sizes` (of inputs: any, or fixed), `explain`
+(what was done and why), `store` (save and load).
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from layercollapse.agreement import Agreement, compare
+from layercollapse.compiler.analysis.bounds.propagate import Box
+from layercollapse.compiler.analysis.cost import Summary, captured_depth, summarize
+from layercollapse.compiler.backend.emit import emit
+from layercollapse.compiler.backend.serialize import load, save
+from layercollapse.compiler.backend.shape_guard import settle, with_values
+from layercollapse.compiler.driver.bisect import told
+from layercollapse.compiler.driver.candidates import candidates, entropies
+from layercollapse.compiler.driver.check import (
+    check_buffers,
+    check_example,
+    check_options,
+    check_parameters,
+    check_statistics,
+)
+from layercollapse.compiler.driver.result import CollapseResult, SiteResult
+from layercollapse.compiler.driver.search import Search
+from layercollapse.compiler.driver.verdicts import Verdicts
+from layercollapse.compiler.frontend.lower import lower
+from layercollapse.compiler.passes.linearize import bending_sites
+from layercollapse.counts import EntropyReport
+from layercollapse.devices import on_cpu
+from layercollapse.errors import LayerCollapseError
+from layercollapse.export import call_arguments
+from layercollapse.graph import Capture, capture
+from layercollapse.modes import evaluating
+from layercollapse.targets import prunable
+from layercollapse.tensors import check_values
+from layercollapse.watch import unwrapped
+
+__all__ = ["Agreement", "CollapseResult", "SiteResult", "Summary", "collapse", "compare", "load", "save"]
+
+
+def collapse(
+    model: nn.Module,
+    example_inputs: Any,
+    report: EntropyReport | None = None,
+    *,
+    data: Iterable[Any] | None = None,
+    box: tuple[Any, Any] | Box | None = None,
+    mode: str = "exact",
+    tolerance: float = 1e-4,
+    cost: str = "latency",
+    partial: bool = False,
+    captured: Capture | None = None,
+) -> CollapseResult:
+    """Remove the rectifiers that never bend, and merge what is left between the others.
+
+    Sites that algebra proves linear collapse whatever the report says (all their weights are pruned, say), and so do
+    those that interval bounds prove linear over the box; the others where the report has no mixed neuron. Where these
+    miss the tolerance on the data they are tried one by one, and those that miss it are kept. Where layers miss it that
+    algebra merges or folds exactly (float rounding: large outputs, constants that nearly overflow, half precision),
+    those are found that do, and stay as they came. The model is not changed.
+
+    The collapsed model takes inputs of the sizes that the model takes, in any batch. Where the model computes with
+    sizes in Python (the kernel of a pooling from ``x.shape``, say), the graph has those of the example; that is found
+    by one sample of other sizes, twice, and inputs of other sizes are an error then (`CollapseResult.fixed_sizes`).
+    What its Python decides by the size of the batch is decided as for the example.
+    So are inputs that are no tensors (numbers, texts, None) where they are not those of the example.
+
+    Args:
+        model: the trained, pruned model; it must be what `torch.export` can capture.
+        example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments.
+        report: of an `EntropyProbe` on this model, with these weights; None uses algebra alone.
+        data: batches on which the collapsed model must agree with the model (a tensor, ``(x, ...)`` tuples, or
+            dicts); without them it is compared on the example inputs.
+        box: lowest and highest value of the input, numbers or tensors (C,) for an input (N, C, ...): the range of
+            normalized pixels, for instance; a dict of these by input name for a model with several. Sites that are
+            linear for every input in the box are certified. None: nothing is assumed of the input.
+        mode: ``"exact"``: two convolutions that no single one can replace at the border stay in sequence, without
+            the rectifier between them. ``"repad"``: they may merge, where that pays, by moving the padding of the
+            second to the first; the outputs then differ, as the result says, until the model is trained once more.
+            The tolerance judges the same sites with the border as it was.
+        tolerance: largest absolute difference of any output that is accepted: what comes out keeps it on the data.
+            With outputs that vary little it is less, by output tensor: ``min(1, 100 * spread) * tolerance``, where
+            ``spread`` is the largest difference of any entry between two samples of the data; or ``64 * eps * scale``
+            where that is more (still at most the tolerance), ``eps`` that of the dtype, ``scale`` the largest magnitude
+            of the output, which is rounding. A spread below that is of a constant: ``min(1, scale) * tolerance``. One
+            sample alone has no spread: then the tolerance is all.
+        cost: what decides how the collapsed model is written. ``"latency"``: time, measured on the model's device
+            with the example inputs, which should have the batch size of later use: of layers where merging needs
+            more multiply-accumulates, of every region that there is more than one way to write, and of the whole, the
+            model that came among them, in turns. ``"macs"``: multiply-accumulates, and nothing is timed.
+        partial: whether neurons that were off (or saturated) on the data of the report are removed from sites with
+            others that are mixed. Those that algebra, or the box, proves to be are in any case: 161 of 163 in a pruned
+            MobileNetV2, so that the data gain little for the risk.
+        captured: the model's capture with these example inputs, if there is one (`Pruner.capture`): `torch.export`
+            may take as long as all the rest. Weights may have changed since, and nothing else: no module, no setting.
+
+    Returns:
+        The collapsed model and what is known of it.
+
+    Raises:
+        LayerCollapseError: an argument is not as described; the report is of another model; a forward pass changes a
+            buffer that the outputs depend on; or the outputs differ by more than the tolerance with nothing removed or
+            merged.
+    """
+    check_options(mode, tolerance, cost, partial)
+    check_example(example_inputs)
+    model = unwrapped(model)
+    check_values(model, example_inputs)
+    # In evaluation mode throughout: the weights are those of the graph, also of layers that merge adapters then.
+    with torch.inference_mode(False), evaluating(model):
+        check_parameters(model)
+        if captured is None:
+            captured = capture(model, example_inputs)
+        elif why := captured.misfit(model, example_inputs):
+            raise LayerCollapseError(f"captured: expected a capture of this model with these example inputs, got {why}")
+        with on_cpu():
+            return _collapsed(
+                model,
+                captured,
+                example_inputs,
+                report,
+                data,
+                box=box,
+                mode=mode,
+                tolerance=tolerance,
+                cost=cost,
+                partial=partial,
+            )
+
+
+def _collapsed(
+    model: nn.Module,
+    captured: Capture,
+    example_inputs: Any,
+    report: EntropyReport | None,
+    data: Iterable[Any] | None,
+    *,
+    box: tuple[Any, Any] | Box | None,
+    mode: str,
+    tolerance: float,
+    cost: str,
+    partial: bool,
+) -> CollapseResult:
+    """What `collapse` does with a model in evaluation mode."""
+    check_statistics(captured, model)
+    check_buffers(captured)
+    args, kwargs = call_arguments(example_inputs)
+    if len(captured.inputs) != len(args) + len(kwargs):
+        raise LayerCollapseError(
+            f"example_inputs: expected every input of the model as an argument of its own, got {len(captured.inputs)} "
+            f"values nested in {len(args) + len(kwargs)} arguments; wrap the model in one that takes them apart"
+        )
+    layers = entropies(captured, report)
+    batches = [(example_inputs,)] if data is None else data
+    if isinstance(batches, Iterator):
+        batches = list(batches)  # an iterator would be empty at the second comparison
+    net = lower(captured, model)
+    read = bending_sites(net)
+    found = candidates(captured, net, report, box, partial)
+
+    search = Search(model, captured, net, found, batches, example_inputs, tolerance, cost == "latency", mode == "repad")
+    outcome = search.run()
+    if outcome.missed or outcome.rolled_back:
+        gc.collect()  # graphs refer to themselves: what was tried last would wait to be freed
+    best = outcome.form
+    verdicts = Verdicts(captured, found, outcome, read, layers)
+    sites = tuple(verdicts.of(site) for site in captured.sites)
+    exact = not best.repadded and {site.guarantee for site in sites} <= {"", "exact"}
+    collapsed, fixed = settle(model, best.model, example_inputs, exact, lambda: emit(net.copy(), search.device))
+    return CollapseResult(
+        model=with_values(collapsed, example_inputs),
+        sites=sites,
+        kept={**{" → ".join(pair): reason for pair, reason in best.kept.items()}, **told(outcome.rolled_back)},
+        before=summarize(model, example_inputs, captured_depth(captured)),
+        after=summarize(collapsed, example_inputs, best.depth),
+        max_abs_error=outcome.agreement.max_abs_error,
+        spread=outcome.agreement.spread,
+        hardly_varies=outcome.agreement.hardly_varies,
+        same_predictions=outcome.agreement.same,
+        samples=outcome.agreement.samples,
+        example_inputs=example_inputs,
+        form=best.name,
+        latency=outcome.times,
+        regions=outcome.choices,
+        repadded=best.repadded,
+        unshared=tuple(w.rpartition(".")[0] or w for w, n in net.calls().items() if n > max(1, best.calls.get(w, 0))),
+        fixed_sizes=fixed,
+        unfed=prunable(model, captured).unfed,
+    )

@@ -1,0 +1,298 @@
+"""Which of the candidate sites collapse, and which layers merge: all, or those with which the outputs keep the
+tolerance.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from layercollapse.agreement import Agreement, compare
+from layercollapse.compiler.backend.emit import emit
+from layercollapse.compiler.driver.bisect import (
+    Plan,
+    RolledBack,
+    Trials,
+    as_they_came,
+    merging,
+    not_merged,
+    unmerged,
+    unmerged_at,
+)
+from layercollapse.compiler.driver.candidates import Candidate
+from layercollapse.compiler.frontend.lower import lower, written_anew
+from layercollapse.compiler.ir.graph import Net
+from layercollapse.compiler.passes.linearize import replace_neurons
+from layercollapse.compiler.tuning.autotune import ALL, Choice, Start, Written, choose
+from layercollapse.compiler.tuning.layer_timer import Clock
+from layercollapse.compiler.tuning.variants import CHOSEN, UNCHANGED, Form, between, form, once
+from layercollapse.errors import LayerCollapseError
+from layercollapse.graph import Capture
+
+# Networks that are tried at most where layers are rolled back.
+_TRIALS = 24
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The best form, and what led to it.
+
+    Attributes:
+        form: the form that was chosen.
+        agreement: how it compares with the model on the data.
+        missed: site that was tried and kept -> by how much the outputs missed the tolerance without it.
+        rolled_back: layers that the tolerance keeps as they came, or as two.
+        times: form, or the input, -> time in ms; empty where nothing was timed.
+        choices: how the regions are written that there was more than one way to write.
+    """
+
+    form: Form
+    agreement: Agreement
+    missed: dict[str, str]
+    rolled_back: tuple[RolledBack, ...] = ()
+    times: dict[str, float] = field(default_factory=dict)
+    choices: tuple[Choice, ...] = ()
+
+
+class _Attempt(NamedTuple):
+    """A collapse with every rule applied, and how it compares with the model."""
+
+    start: Start
+    every: Written
+    form: Form
+    agreement: Agreement
+
+
+@dataclass(frozen=True)
+class Search:
+    """Attempts to collapse one model.
+
+    Attributes:
+        model: what came.
+        captured: the same as a graph.
+        base: that as lowered.
+        found: the candidate sites.
+        data: batches to compare on; gone through more than once.
+        example_inputs: what to time with.
+        tolerance: largest difference of any output that is accepted.
+        timed: whether time decides, or multiply-accumulates.
+        repad: whether layers may merge that differ at the border then.
+    """
+
+    model: nn.Module
+    captured: Capture
+    base: Net
+    found: Mapping[str, Candidate]
+    data: Iterable[Any]
+    example_inputs: Any
+    tolerance: float
+    timed: bool
+    repad: bool
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        parameter = next(self.model.parameters(), None)
+        return torch.device("cpu") if parameter is None else parameter.device
+
+    @cached_property
+    def _clock(self) -> Clock | None:
+        return Clock(self.device) if self.timed else None
+
+    @cached_property
+    def _layers(self) -> dict[str, str]:
+        """The captured nodes that rules may touch, and the names of what they are."""
+        return written_anew(self.base)
+
+    @cached_property
+    def _shared(self) -> dict[str, Tensor]:
+        """Parameters of layers that did not change: one tensor in all that is built."""
+        return {}
+
+    def run(self) -> Outcome:
+        """Collapse all candidates; where that misses the tolerance, only the sites and the layers that keep it.
+
+        Raises:
+            LayerCollapseError: the tolerance is missed even with nothing removed or merged.
+        """
+        names, plan, missed = list(self.found), Plan(), dict[str, str]()
+        attempt = self._attempt(names, plan)
+        back: tuple[RolledBack, ...] = ()
+        if not self._keeps(attempt.agreement):
+            agreement = attempt.agreement
+            del attempt  # one model less in memory while others are tried
+            self._refuse_random()
+            missed = self._missed()
+            names = [name for name in self.found if name not in missed]
+            if missed:
+                agreement = self._tried(names, plan)
+            if not self._keeps(agreement):
+                plan, back, more = self._rolled_back(names, agreement)
+                missed |= more
+                names = [name for name in names if name not in more]
+            gc.collect()
+            attempt = self._attempt(names, plan)
+            if not self._keeps(attempt.agreement):
+                miss = attempt.agreement.miss(self.tolerance)
+                missed |= dict.fromkeys(names, miss)
+                back = tuple(as_they_came([([*self._layers], miss)], self._layers))
+                names, plan = [], Plan(frozenset(self._layers), unmerged)
+                del attempt
+                attempt = self._attempt(names, plan)
+        # By the tolerance alone: where outputs vary by little, what is left is the rounding of the same operations.
+        if attempt.agreement.max_abs_error > self.tolerance:
+            raise LayerCollapseError(
+                f"tolerance: expected outputs within {self.tolerance:g} of the model's, got "
+                f"{attempt.agreement.max_abs_error:.3g} with nothing removed or merged: the same operations gave other "
+                "outputs"
+            )
+        if self.repad:
+            del attempt
+            # The tolerance has been kept by the same sites with the border as it was; now it is measured alone.
+            attempt = self._attempt(names, plan, repad=True)
+        if self.timed:
+            return self._fastest(attempt, missed, back)
+        return Outcome(attempt.form, attempt.agreement, missed, back)
+
+    def _refuse_random(self) -> None:
+        """Raise if the model does not even agree with itself."""
+        error = compare(self.model, self.model, self.data).max_abs_error
+        if error > self.tolerance:
+            raise LayerCollapseError(
+                f"model: expected the same outputs for the same inputs, got a difference of {error:.3g} from one call "
+                "in evaluation mode to the next; what is random in it must be an argument"
+            )
+
+    def _attempt(self, names: Collection[str], plan: Plan, repad: bool = False) -> _Attempt:
+        """Collapse some sites, with every rule applied that is not left out."""
+        base = self._lowered(plan.untouched)
+        base.clock, base.repad = self._clock, repad
+        start = Start(base, self._states(names), plan.left_out)
+        every = start.written()
+        made = form(ALL, every.net.copy(), self.device, self._shared)
+        return _Attempt(start, every, made, compare(self.model, made.model, self.data))
+
+    def _fastest(self, attempt: _Attempt, missed: dict[str, str], back: tuple[RolledBack, ...]) -> Outcome:
+        """The form that takes the least time, of those that keep within the tolerance."""
+        start, every, best, agreement = attempt
+        choices, net = choose(start, every, best.model, self.example_inputs, device=self.device, shared=self._shared)
+        if net is None and not every.applied:
+            return Outcome(best, agreement, missed, back, choices=choices)
+        made = [best] if net is None else [form(CHOSEN, net, self.device, self._shared), best]
+        race = between(self.model, made, self.example_inputs, self.device)
+        times = race.times
+        if race.order[0] == CHOSEN:
+            other = compare(self.model, made[0].model, self.data)
+            if self._keeps(other) or made[0].repadded:
+                best, agreement = made[0], other
+        if race.slower_than_input(best.name):
+            same = form(UNCHANGED, self.base.copy(), self.device, self._shared)
+            last = once(self.model, [best, same], self.example_inputs, self.device, seconds=3.0)
+            times = times | last.times
+            other = compare(self.model, same.model, self.data)
+            faster = last.slower_than_input(best.name) and times[same.name] < times[best.name]
+            if faster and self._keeps(other):
+                best, agreement = same, other
+        choices = tuple(replace(c, taken=best.name in (CHOSEN, c.way)) for c in choices)
+        return Outcome(best, agreement, missed, back, times, choices)
+
+    def _missed(self) -> dict[str, str]:
+        """The sites without which the outputs miss the tolerance, tried one after the other, and by how much.
+
+        Those that are proven are one for all, where they keep it. In the network as it came, operation by operation,
+        so that nothing but the sites makes a difference: a ResNet-50 of which five sites in ten miss takes 35 s instead
+        of 125 s with rules.
+        """
+        same = self._lowered(self._layers)
+        kept, missed = [name for name in self.found if self.found[name].proven], {}
+
+        def tried(names: Collection[str]) -> Agreement:
+            gc.collect()  # graphs refer to themselves: ten models of 97 MiB waited to be freed, 1,002 MiB in all
+            net = same.copy()
+            replace_neurons(net, self._states(names))
+            return compare(self.model, emit(net, self.device, self._shared), self.data)
+
+        if not self._keeps(tried(kept)):
+            kept = []
+        for name in self.found:
+            if name in kept:
+                continue
+            agreement = tried([*kept, name])
+            if self._keeps(agreement):
+                kept.append(name)
+            else:
+                missed[name] = agreement.miss(self.tolerance)
+        self._shared.clear()  # weights of the layers as they came, which folding replaces
+        return missed
+
+    def _rolled_back(
+        self, names: list[str], agreement: Agreement
+    ) -> tuple[Plan, tuple[RolledBack, ...], dict[str, str]]:
+        """What is left out so that the outputs keep the tolerance, what that leaves as it came, and more sites to keep.
+
+        First the layers that fold, with no merges, then the merges, by regions. Sites that are not proven go before
+        layers do: what they change adds to rounding.
+
+        Args:
+            names: the sites that are removed; by themselves they keep the tolerance.
+            agreement: how the network compares with the model with every rule.
+        """
+        trials, layers = Trials(_TRIALS), list(self._layers)
+        untouched, back = frozenset[str](), list[RolledBack]()
+        folded = self._tried(names, Plan(untouched, unmerged))
+        if not self._keeps(folded):
+            proven = [name for name in names if self.found[name].proven]
+            others = [name for name in names if name not in proven]
+            if others and self._keeps(self._tried(proven, Plan())):
+                _, blocks = trials.harmless(
+                    others, agreement, lambda some: self._tried([*proven, *some], Plan()), self._keeps
+                )
+                return Plan(), (), {name: miss for block, miss in self._misses(blocks) for name in block}
+            taken, blocks = trials.harmless(
+                layers,
+                folded,
+                lambda some: self._tried(names, Plan(frozenset(layers) - {*some}, unmerged)),
+                self._keeps,
+            )
+            untouched = frozenset(layers) - {*taken}
+            back += as_they_came(self._misses(blocks), self._layers)
+            agreement = self._tried(names, Plan(untouched))
+        if self._keeps(agreement):
+            return Plan(untouched), tuple(back), {}
+        start = Start(self._lowered(untouched), self._states(names))
+        start.base.clock = self._clock
+        plain = start.written(unmerged).net
+        units = merging(start.written().net, plain)
+        keeping, blocks = trials.harmless(
+            units,
+            agreement,
+            lambda some: self._tried(names, Plan(untouched, unmerged_at({*units} - {*some}))),
+            self._keeps,
+        )
+        back += not_merged(self._misses(blocks), plain, units)
+        return Plan(untouched, unmerged_at({*units} - {*keeping}) if keeping else unmerged), tuple(back), {}
+
+    def _keeps(self, agreement: Agreement) -> bool:
+        return agreement.within(self.tolerance)
+
+    def _misses(self, blocks: Iterable[tuple[list[str], Agreement]]) -> list[tuple[list[str], str]]:
+        return [(block, agreement.miss(self.tolerance)) for block, agreement in blocks]
+
+    def _tried(self, names: Collection[str], plan: Plan) -> Agreement:
+        """How an attempt compares with the model; nothing of it stays."""
+        gc.collect()
+        agreement = self._attempt(names, plan).agreement
+        self._shared.clear()
+        return agreement
+
+    def _states(self, names: Collection[str]) -> dict[str, Tensor]:
+        return {name: self.found[name].states for name in names}
+
+    def _lowered(self, untouched: Collection[str]) -> Net:
+        return lower(self.captured, self.model, untouched) if untouched else self.base.copy()

@@ -1,0 +1,335 @@
+"""Make one affine layer of two: the algebra of layers in sequence and side by side, and the rule for outer taps.
+
+In sequence, for sizes k, strides s, paddings p and dilations d:
+
+    k = k₁ + (k₂ − 1)·s₁      s = s₁·s₂      p = p₁ + p₂·s₁          (extents for k where d > 1)
+
+which is exact where p₂ = 0, and where the first reads one position (k₁ = 1, p₁ = 0); its bias then meets the padding
+of the second and becomes a plane. For p₂ > 0 and k₁ > 1 no single convolution is exact at the border: the two stay, or
+the padding moves from the second to the first (`repadded`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from layercollapse.compiler.ir.records import Affine, Field, Origin, Scale, Window, input_channels, ungrouped
+from layercollapse.compiler.ir.weights import Deferred, held, scaled
+
+
+def mergeable(first: Affine, second: Affine) -> bool:
+    """Whether one layer can do what the two do in sequence, at every position."""
+    if len(first.window.kernel) != len(second.window.kernel):
+        return False
+    if first.window.transposed or second.window.transposed:
+        return first.window.pointwise or second.window.pointwise
+    reads_one = all(k == 1 for k in first.window.kernel) and not first.window.uneven
+    return not second.window.uneven or reads_one
+
+
+def movable(first: Affine, second: Affine) -> bool:
+    """Whether the padding of the second layer may move to the first, see `repadded`: neither is transposed."""
+    return not (first.window.transposed or second.window.transposed)
+
+
+def repadded(first: Affine, second: Affine) -> tuple[Affine, Affine]:
+    """The two with the padding moved to the first, p₁ + p₂·s₁ and 0: the same sizes, other values at the border.
+
+    The second then reads what the first makes of zeros, where it read zeros.
+    """
+    padding = tuple(
+        p + q * s for p, q, s in zip(first.window.padding, second.window.padding, first.window.stride, strict=True)
+    )
+    none = replace(second.window, padding=(0,) * len(padding))
+    wide = replace(first, weight=held(first), window=replace(first.window, padding=padding), source=None)
+    bare = replace(second, weight=held(second), window=none, plane=None, source=None)
+    return wide, bare if second.plane is None else add_plane(bare, second.plane)
+
+
+def compose(first: Affine, second: Affine) -> Affine:
+    """The layer ``second(first(x))`` for two layers that are `mergeable`; its weight is computed when it is read.
+
+    What the first layer adds (its bias where the second is padded: the first then reads one position, and the bias is
+    a plane with one tap) is one more of its input channels.
+    """
+    one, two = first.window, second.window
+    groups = math.gcd(first.groups, second.groups)
+    window = _window_of_both(one, two)
+    taps = _Taps.of(one, two, window)
+    size = (second.outputs, first.inputs // groups, *window.kernel)
+    parts = (second.groups, first.groups, taps)
+    weight: Any = Deferred(size, (held(second), held(first)), lambda outer, inner: _multiplied(outer, inner, *parts))
+    added, bias = first.plane, second.bias
+    if two.uneven:
+        added = first.bias.reshape(-1, *[1] * len(one.kernel))
+    elif bool(first.bias.any()):
+        ones = second.weight.flatten(2).sum(2) if two.kernel else second.weight
+        bias = bias + (ones.unflatten(0, (second.groups, -1)) @ first.bias.reshape(second.groups, -1, 1)).flatten()
+    origin = max(first.origin, second.origin)
+    merged = Affine(weight, bias, window, groups, second.dtype, second.plane, origin=origin)
+    if added is None or not bool(added.any()):
+        return merged
+    return add_plane(merged, _multiplied(second.weight, added.unsqueeze(1), second.groups, second.groups, taps)[:, 0])
+
+
+def _window_of_both(one: Window, two: Window) -> Window:
+    """The window of two layers in sequence; one of them reads one position where the other is transposed."""
+    if one.transposed or two.transposed:
+        return one if one.transposed else two
+    kernel, dilation = [], []
+    for k1, d1, s1, k2, d2 in zip(one.kernel, one.dilation, one.stride, two.kernel, two.dilation, strict=True):
+        steps = [step for k, step in ((k1, d1), (k2, s1 * d2)) if k > 1]
+        dilation.append(math.gcd(*steps) or 1)
+        kernel.append((d1 * (k1 - 1) + s1 * d2 * (k2 - 1)) // dilation[-1] + 1)
+    return Window(
+        kernel=tuple(kernel),
+        stride=tuple(a * b for a, b in zip(one.stride, two.stride, strict=True)),
+        padding=tuple(a + b * s for a, b, s in zip(one.padding, two.padding, one.stride, strict=True)),
+        dilation=tuple(dilation),
+    )
+
+
+@dataclass(frozen=True)
+class _Taps:
+    """Where the taps of two layers in sequence lie in the kernel of the one that they become.
+
+    Attributes:
+        outer: from one tap of the second layer to the next, for every axis; inner: of the first.
+    """
+
+    outer: tuple[int, ...]
+    inner: tuple[int, ...]
+
+    @classmethod
+    def of(cls, one: Window, two: Window, both: Window) -> _Taps:
+        if both.transposed:  # the taps of the one that has several, in their order
+            return cls((1,) * len(both.kernel), (1,) * len(both.kernel))
+        # Along an axis of a single tap there is no next one.
+        outer = (max(1, s * d // g) for s, d, g in zip(one.stride, two.dilation, both.dilation, strict=True))
+        return cls(tuple(outer), tuple(max(1, d // g) for d, g in zip(one.dilation, both.dilation, strict=True)))
+
+
+def _multiplied(outer: Tensor, inner: Tensor, outer_groups: int, inner_groups: int, taps: _Taps) -> Tensor:
+    """The weight of two layers in sequence, (O, I / g, *kernel) with g the common divisor of their groups.
+
+    The blocks of the layer with more groups are multiplied one by one, for every tap of the layer with fewer taps: a
+    depthwise convolution of C channels and a 1x1 one take a product with every weight, not C of them.
+
+    Args:
+        outer: float64 (O, M / g2, *k2), of the second layer.
+        inner: float64 (M, I / g1, *k1), of the first.
+        outer_groups: g2.
+        inner_groups: g1.
+        taps: where they lie.
+    """
+    groups = math.gcd(outer_groups, inner_groups)
+    if outer_groups > groups:
+        inner, inner_groups = regroup(inner, inner_groups, groups), groups
+    # (N, A, C, *k2) and (N, C, B, *k1), with N the blocks, C the channels between the two in each of them.
+    left = outer.unflatten(0, (outer_groups, -1))
+    right = inner.unflatten(0, (max(outer_groups, inner_groups), -1))
+    within = len(right) // outer_groups  # blocks of the first layer in each of the second
+    left = left.unflatten(2, (within, -1)).transpose(1, 2).flatten(0, 1)
+    k2, k1 = left.shape[3:], right.shape[3:]
+    steps = tuple(zip(k2, taps.outer, k1, taps.inner, strict=True))
+    kernel = [(a - 1) * s + (b - 1) * t + 1 for a, s, b, t in steps]
+    blocks, rows, columns = len(left), left.shape[1], right.shape[2]
+    by_outer = math.prod(k2) <= math.prod(k1)
+    out: Tensor | None = None
+    places: Any
+    for index in itertools.product(*(range(k) for k in (k2 if by_outer else k1))):
+        tap: Any = (..., *index)
+        if by_outer:
+            product = (left[tap] @ right.flatten(2)).unflatten(2, (columns, *k1))
+            places = [slice(i * s, i * s + (b - 1) * t + 1, t) for i, (_, s, b, t) in zip(index, steps, strict=True)]
+        else:
+            flat = left.movedim(2, -1).flatten(1, -2) @ right[tap]
+            product = flat.unflatten(1, (rows, *k2)).movedim(-1, 2)
+            places = [slice(i * t, i * t + (a - 1) * s + 1, s) for i, (a, s, _, t) in zip(index, steps, strict=True)]
+        if list(product.shape[3:]) == kernel:
+            out = product if out is None else out + product
+            continue
+        if out is None:
+            out = product.new_zeros(blocks, rows, columns, *kernel)
+        out[(slice(None), slice(None), slice(None), *places)] += product
+    assert out is not None
+    # Blocks of the first layer within one of the second are inputs of the same outputs.
+    out = out.unflatten(0, (outer_groups, within)).transpose(1, 2).flatten(2, 3)
+    return out.flatten(0, 1)
+
+
+def diagonal(like: Affine, scale: Scale | None) -> Affine | None:
+    """A per-channel scale, or the identity, as a 1×1 convolution with the groups of another layer, or None."""
+    channels = like.inputs
+    if scale is None:
+        ones = torch.ones(channels, dtype=torch.float64)
+        scale = Scale(ones, torch.zeros_like(ones), like.channel_dim, like.dtype, origin=Origin.BUFFER)
+    if like.outputs != channels or len(scale.scale) != channels or scale.channel_dim != like.channel_dim:
+        return None
+    dims = len(like.window.kernel)
+    window = Window((1,) * dims, (1,) * dims, (0,) * dims, (1,) * dims)
+    size = (channels, channels // like.groups, *window.kernel)
+
+    def spread(values: Tensor) -> Tensor:
+        weight = values.new_zeros(size[:2])
+        weight[torch.arange(channels), torch.arange(channels) % size[1]] = values
+        return weight.reshape(size)
+
+    weight: Any = Deferred(size, (scale.scale,), spread)
+    return Affine(weight, scale.shift, window, like.groups, like.dtype, origin=scale.origin)
+
+
+def add(first: Affine, second: Affine) -> Affine | None:
+    """The layer ``first(x) + second(x)``, or None if no one window gives both; its weight is computed when read."""
+    one, two = first.window, second.window
+    if one.stride != two.stride or first.outputs != second.outputs or first.inputs != second.inputs:
+        return None
+    window = _union(one, two)
+    if window is None:
+        return None
+    groups = math.gcd(first.groups, second.groups)
+    size = (first.outputs, first.inputs // groups, *window.kernel)
+
+    def total(a: Tensor, b: Tensor) -> Tensor:
+        # The one with more taps, or fewer groups, may be as large as the sum.
+        a, b = (regroup(weight, op.groups, groups) for weight, op in ((a, first), (b, second)))
+        return _align(a, one, window).add_(_align(b, two, window))
+
+    weight: Any = Deferred(size, (held(first), held(second)), total)
+    origin = max(first.origin, second.origin)
+    merged = Affine(weight, first.bias + second.bias, window, groups, first.dtype, origin=origin)
+    return _with_planes(merged, (first, second), sum)
+
+
+def covers(first: Affine, second: Affine) -> bool:
+    """Whether the first layer has every tap and every pair of channels that the second has, over one tensor."""
+    one, two = first.window, second.window
+    if one.stride != two.stride or second.groups % first.groups or (first.plane is None and second.plane is not None):
+        return False
+    return one == two or _union(one, two) == one
+
+
+def stack(first: Affine, second: Affine) -> Affine | None:
+    """The layer whose outputs are those of the first and then those of the second, or None if no one window does."""
+    one, two = first.window, second.window
+    if len(one.kernel) != len(two.kernel) or one.stride != two.stride or first.inputs != second.inputs:
+        return None
+    if first.groups > 1 or second.groups > 1 or first.dtype != second.dtype:
+        return None
+    window = _union(one, two)
+    if window is None:
+        return None
+    size = (first.outputs + second.outputs, first.inputs, *window.kernel)
+    weight: Any = Deferred(
+        size,
+        (held(first), held(second)),
+        lambda a, b: torch.cat([_align(a, one, window), _align(b, two, window)]),
+    )
+    origin = max(first.origin, second.origin)
+    merged = Affine(weight, torch.cat([first.bias, second.bias]), window, 1, first.dtype, origin=origin)
+    return _with_planes(merged, (first, second), torch.cat)
+
+
+def _with_planes(merged: Affine, ops: Sequence[Affine], join: Callable[[list[Tensor]], Any]) -> Affine:
+    """A layer made of others with what their planes, each in the merged window, are together."""
+    if all(op.plane is None for op in ops):
+        return merged
+    planes = [op.bias.new_zeros(op.outputs, *op.window.kernel) if op.plane is None else op.plane for op in ops]
+    aligned = [_align(p.unsqueeze(1), op.window, merged.window) for p, op in zip(planes, ops, strict=True)]
+    return add_plane(merged, join(aligned).squeeze(1))
+
+
+def _union(one: Window, two: Window) -> Window | None:
+    """The window over the taps of both, if it gives the same output size for every input size."""
+    if one.transposed or two.transposed:
+        return one if one == two else None
+    kernel, padding, dilation = [], [], []
+    for k1, p1, d1, k2, p2, d2 in zip(
+        one.kernel, one.padding, one.dilation, two.kernel, two.padding, two.dilation, strict=True
+    ):
+        d = d2 if k1 == 1 else d1 if k2 == 1 else math.gcd(d1, d2)
+        r1, r2 = d1 * (k1 - 1) - p1, d2 * (k2 - 1) - p2  # reach to the right of the position
+        if p1 - r1 != p2 - r2 or (p1 - p2) % d:
+            return None
+        kernel.append((max(p1, p2) + max(r1, r2)) // d + 1)
+        padding.append(max(p1, p2))
+        dilation.append(d)
+    return Window(tuple(kernel), one.stride, tuple(padding), tuple(dilation))
+
+
+def _align(weight: Tensor, window: Window, into: Window) -> Tensor:
+    """The taps (O, I, *kernel) of one window at their places in a larger one; zeros elsewhere."""
+    out = weight.new_zeros(*weight.shape[:2], *into.kernel)
+    places = [slice(None), slice(None)]
+    for k, p, d, into_p, into_d in zip(
+        window.kernel, window.padding, window.dilation, into.padding, into.dilation, strict=True
+    ):
+        start, step = (into_p - p) // into_d, max(1, d // into_d)
+        places.append(slice(start, start + (k - 1) * step + 1, step))
+    out[tuple(places)] = weight
+    return out
+
+
+def regroup(weight: Tensor, groups: int, fewer: int) -> Tensor:
+    """A weight (O, I / groups, ...) as that of a layer with fewer groups, a divisor: zero but for its own blocks."""
+    if groups == fewer:
+        return weight
+    return torch.cat([ungrouped(block, groups // fewer) for block in weight.chunk(fewer)])
+
+
+def after(op: object, scale: Scale) -> Affine | Field | Scale | None:
+    """The record of ``scale(op(x))``, or None where they differ on what a channel is (a batch norm of (N, L, C))."""
+    if not isinstance(op, Affine | Field | Scale) or op.channel_dim != scale.channel_dim:
+        return None
+    origin = max(op.origin, scale.origin)
+    if isinstance(op, Affine):
+        s = scale.scale
+        plane = None if op.plane is None else op.plane * _rows(s, op.plane)
+        return replace(
+            op,
+            weight=scaled(op, row=s),
+            bias=op.bias * s + scale.shift,
+            plane=plane,
+            source=None,
+            origin=origin,
+        )
+    if isinstance(op, Field):
+        plane = None if op.plane is None else op.plane * _rows(scale.scale, op.plane)
+        return replace(op, bias=op.bias * scale.scale + scale.shift, plane=plane, origin=origin)
+    uniform = "parameter" if op.uniform and scale.uniform else None
+    uniform = op.uniform if op.uniform == scale.uniform else uniform
+    factor, shift = op.scale * scale.scale, op.shift * scale.scale + scale.shift
+    return replace(op, scale=factor, shift=shift, uniform=uniform, origin=origin)
+
+
+def before(scale: Scale, op: Affine) -> Affine:
+    """The record of ``op(scale(x))``."""
+    index = input_channels(op)
+    shape = (*index.shape, *[1] * len(op.window.kernel))
+    scaled_weight = scaled(op, column=scale.scale) if op.groups == 1 else op.weight * scale.scale[index].reshape(shape)
+    new = replace(op, weight=scaled_weight, source=None, origin=max(op.origin, scale.origin))
+    if not bool(scale.shift.any()):
+        return new
+    return add_plane(new, (op.weight * scale.shift[index].reshape(shape)).sum(1))
+
+
+def add_plane(op: Affine, plane: Tensor) -> Affine:
+    """Add the response to a plane of constants, float64 (O, *kernel): in the bias where no padding can tell."""
+    if not plane.any():
+        return op
+    if not op.window.uneven:
+        total = plane.flatten(1).sum(1) if plane.ndim > 1 else plane
+        return replace(op, weight=held(op), bias=op.bias + total, source=None)
+    return replace(op, weight=held(op), plane=plane if op.plane is None else op.plane + plane, source=None)
+
+
+def _rows(values: Tensor, weight: Tensor) -> Tensor:
+    """(O,) so that it broadcasts over a weight (O, ...)."""
+    return values.reshape(-1, *[1] * (weight.ndim - 1))

@@ -1,0 +1,30 @@
+"""The arguments of a call of an aten operation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+
+def argument(node: fx.Node, position: int, default: Any = None) -> Any:
+    """A positional argument of a call, or the default."""
+    return node.args[position] if len(node.args) > position else default
+
+
+def rank(node: Any) -> int:
+    """Number of dimensions of a node's tensor."""
+    return node.meta["val"].ndim if isinstance(node, fx.Node) else 0
+
+
+def fixed(size: int | torch.SymInt) -> int | None:
+    """A size as a number, or None if it is open."""
+    if isinstance(size, int):
+        return size
+    return int(size) if size.node.expr.is_number else None
+
+
+def float64(value: Tensor) -> Tensor:
+    """The algebra runs on the CPU: it is small, and not every accelerator has float64."""
+    return value.detach().cpu().double()

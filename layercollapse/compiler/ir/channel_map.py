@@ -1,0 +1,148 @@
+"""Operations without weights that work on every channel alone: where each channel of their inputs comes out.
+
+And those that work on every entry alone: functions of it, and gates, the products of two tensors.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+from torch import fx
+
+from layercollapse.compiler.ir.graph import Net, alike, shape
+from layercollapse.moves import Move
+from layercollapse.nodes import packet
+from layercollapse.operations import Does, that
+
+aten = torch.ops.aten
+
+MAXIMA = that(Does.MAXIMUM)
+AVERAGES = that(Does.AVERAGE) | {aten.mean}
+INTERPOLATIONS = that(Does.INTERPOLATE, Does.RESAMPLE)
+VIEWS = {aten.view, aten.reshape, aten._unsafe_view}
+SAME = {aten.contiguous, aten.clone}
+CASTS = that(Does.CAST)
+_PERMUTES = that(Does.PERMUTE)
+_MOVES = that(Does.RESHAPE, Does.PERMUTE, Does.SLICE, Does.REPEAT) | {aten.mean}
+# Those without a jump: of a constant they are the same in every precision, but for rounding.
+_FUNCTIONS = that(Does.FUNCTION, Does.GATE) - {aten.neg}
+
+
+def carry(node: fx.Node, dim: int) -> tuple[int, int] | None:
+    """How an operation moves channels: None unless each output channel is made of one input channel alone, in order.
+
+    Args:
+        node: the operation; its first argument is the tensor.
+        dim: channel dimension of that tensor, 1 or -1.
+
+    Returns:
+        (channel dimension of the output, number of neighbouring output entries that each channel becomes: H·W for a
+        flatten of (N, C, H, W), else 1). A channel that is constant stays so, with the same value.
+    """
+    arguments: Any = node.args
+    source = arguments[0] if arguments else None
+    if not isinstance(source, fx.Node) or source.meta.get("shape") is None or node.meta.get("shape") is None:
+        return None
+    if any(other.meta.get("shape") is not None for other in node.all_input_nodes if other is not source):
+        return None  # it moves by what another tensor says
+    before, after, called = shape(source), shape(node), packet(node)
+    if called in SAME:
+        return dim, 1
+    if called in VIEWS and not isinstance(arguments[1], list | tuple):
+        return None  # a view of the same bits as another dtype
+    if called in _MOVES:
+        return _moved(node, dim, before, after) if len(before) > 1 else None
+    alone = called in MAXIMA | INTERPOLATIONS or (called in AVERAGES and _weighs_alike(arguments))
+    if len(before) > 2 and dim == 1 and alone:
+        return 1, 1
+    return None
+
+
+def parts(node: Any) -> tuple[int, list[fx.Node]] | None:
+    """The channel dimension, 1 or -1, and the tensors of a concatenation along what may be their channels, or None.
+
+    It is the parts' records that say whether the dimension is that of their channels.
+    """
+    if packet(node) is not aten.cat or node.meta.get("shape") is None or not isinstance(node.args[0], list | tuple):
+        return None
+    joined, rank = list(node.args[0]), len(shape(node))
+    if rank < 2 or any(not isinstance(x, fx.Node) or len(x.meta.get("shape") or ()) != rank for x in joined):
+        return None
+    along = (node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)) % rank
+    if along not in (1, rank - 1):
+        return None
+    return -1 if along == rank - 1 else 1, joined
+
+
+def _moved(node: fx.Node, dim: int, before: tuple[int, ...], after: tuple[int, ...]) -> tuple[int, int] | None:
+    move = Move(node.target, node.args[1:], {}, before, after)  # type: ignore[arg-type]
+    called, place = packet(node), move.place(dim)
+    if node.kwargs or (called in _PERMUTES | {aten.mean} and move.place(0) != 0):
+        return None
+    if place is None:
+        whole = called is aten.flatten and dim == 1 and len(after) == 2 and after[0] == before[0]
+        return (-1, max(1, after[1] // max(1, before[1]))) if whole else None
+    if place not in (1, len(after) - 1) or after[place] != before[dim]:
+        return None
+    return -1 if place == len(after) - 1 else 1, 1
+
+
+def _weighs_alike(arguments: Any) -> bool:
+    """Whether an average pooling gives a constant its value also at the border."""
+    padding = arguments[3] if len(arguments) > 3 else 0
+    padded = any(padding) if isinstance(padding, list | tuple) else bool(padding)
+    counts_padding = arguments[5] if len(arguments) > 5 else True
+    divisor = arguments[6] if len(arguments) > 6 else None
+    return divisor is None and not (padded and counts_padding)
+
+
+def function_of(node: fx.Node) -> fx.Node | None:
+    """The tensor of which a node gives a continuous function of each entry, of numbers alone otherwise; or None."""
+    if packet(node) not in _FUNCTIONS or len(node.all_input_nodes) != 1 or node.all_input_nodes[0] is not node.args[0]:
+        return None
+    read = node.all_input_nodes[0]
+    same = read.meta.get("shape") == node.meta.get("shape") is not None
+    return read if same and len(shape(node)) > 1 else None
+
+
+def factors(node: Any) -> tuple[fx.Node, fx.Node] | None:
+    """The two tensors of a product ``a * b``, of which the first has the product's shape, or None.
+
+    The other has the same, or one entry for all positions: the gate of a squeeze and excitation.
+    """
+    if packet(node) is not aten.mul or node.kwargs or any(not isinstance(x, fx.Node) for x in node.args):
+        return None
+    a, b = node.args
+    size = node.meta.get("shape")
+    if a is b or size is None or len(size) < 2 or any(x.meta.get("shape") is None for x in (a, b)):
+        return None
+    if shape(a) != size:
+        a, b = b, a
+    if shape(a) != size or len(shape(b)) != len(size) or shape(b)[:2] != size[:2]:
+        return None
+    if any(own not in (1, other) for own, other in zip(shape(b)[2:], size[2:], strict=True)):
+        return None
+    return (a, b) if alike(a, b) else None
+
+
+def affine_readers(net: Net, node: fx.Node, dim: int) -> dict[fx.Node, list[int]] | None:
+    """The affine layers that read a tensor, also as a part of concatenations, and from which of their inputs on.
+
+    None if anything else reads it.
+    """
+    found: dict[fx.Node, list[int]] = {}
+    waiting = [(node, 0)]
+    while waiting:
+        whole, place = waiting.pop()
+        for user in whole.users:
+            op, joined = net.affine(user), parts(user)
+            if op is not None and op.channel_dim == dim:
+                found.setdefault(user, []).append(place)
+            elif joined is not None and joined[0] == dim:
+                starts = itertools.accumulate((shape(x)[dim] for x in joined[1]), initial=place)
+                waiting += [(user, start) for start, x in zip(starts, joined[1], strict=False) if x is whole]
+            else:
+                return None
+    return found

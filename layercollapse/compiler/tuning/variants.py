@@ -1,0 +1,94 @@
+"""The ways to write one collapsed network as a whole, and the race between them and the model that came."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from layercollapse.compiler.analysis.cost import net_depth
+from layercollapse.compiler.analysis.obstacles import obstacles
+from layercollapse.compiler.backend.emit import emit
+from layercollapse.compiler.ir.graph import Net, shape
+from layercollapse.compiler.ir.records import Rectify
+from layercollapse.compiler.tuning import timer as race
+
+INPUT = "the model as it came"
+CHOSEN = "every region as it is fastest"
+UNCHANGED = "nothing removed or merged"
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way to write the collapsed network.
+
+    Attributes:
+        name: what was done.
+        model: the module.
+        depth: the largest number of affine layers with weights on any path.
+        bending: site that still has its rectifier -> neurons that it has left.
+        kept: layers that follow each other and stay two, "first", "second" -> why.
+        repadded: layers that merged though that changes the border, "first → last".
+        calls: weight of the model that a layer still has as it was -> of how many calls.
+    """
+
+    name: str
+    model: fx.GraphModule
+    depth: int
+    bending: Mapping[str, int]
+    kept: Mapping[tuple[str, str], str]
+    repadded: tuple[str, ...]
+    calls: Mapping[str, int]
+
+
+def form(name: str, net: Net, device: torch.device, shared: dict[str, Tensor]) -> Form:
+    """The form of a net, which is used up; `shared` as for `emit`."""
+    facts: dict[str, Any] = {
+        "depth": net_depth(net),
+        "bending": {op.site: shape(node)[op.channel_dim] for node, op in net.records(Rectify)},
+        "kept": {} if name == UNCHANGED else {**net.kept, **obstacles(net)},
+        "repadded": tuple(" → ".join(pair) for pair in net.repadded),
+        "calls": net.calls(),
+    }
+    return Form(name, emit(net, device, shared), **facts)
+
+
+@dataclass(frozen=True)
+class Race:
+    """What was measured.
+
+    Attributes:
+        times: form, or `INPUT`, -> median time of a forward pass on the example inputs, in ms.
+        order: the forms, best first: those in turn that the next is not faster than by more than the margin.
+    """
+
+    times: dict[str, float]
+    order: tuple[str, ...]
+
+    def slower_than_input(self, name: str) -> bool:
+        """Whether a form takes longer than the input, by more than the margin."""
+        return self.times[name] > (1 + race.MARGIN) * self.times[INPUT]
+
+
+def between(model: nn.Module, made: list[Form], example_inputs: Any, device: torch.device) -> Race:
+    """Time the forms against the model that they came from, in turns.
+
+    The first form wins, unless another is faster by more than the margin, and again in a second, longer race. That is
+    run too where the first form seems slower than the model that came.
+    """
+    found = once(model, made, example_inputs, device, seconds=1.0)
+    if found.order[0] == made[0].name and not found.slower_than_input(made[0].name):
+        return found
+    ahead = found.order[: found.order.index(made[0].name) + 1]
+    second = once(model, [form for form in made if form.name in ahead], example_inputs, device, seconds=3.0)
+    return Race(found.times | second.times, second.order)
+
+
+def once(model: nn.Module, made: list[Form], example_inputs: Any, device: torch.device, seconds: float) -> Race:
+    """One race, of 50 passes in a second at most."""
+    models = {INPUT: model, **{form.name: form.model for form in made}}
+    times = race.timed(models, example_inputs, device, seconds=seconds, passes=round(50 * seconds))
+    return Race(times, race.ordered(times, [form.name for form in made], made[0].name))
