@@ -5,6 +5,7 @@ Triton's interpreter and with the CUDA sources compiled for the CPU.
 """
 
 import importlib.util
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -315,21 +316,43 @@ def test_the_faster_one_is_measured_once(monkeypatch):
 # --- what only a GPU can show -----------------------------------------------------------------------------
 
 
-@on_gpu
-def test_nothing_waits_for_the_device_but_the_check_for_errors(backend):
-    x = mixed((64, 64), torch.bfloat16)
-    signs_agree(x, 1)
+@contextmanager
+def waiting_is_an_error():
     torch.cuda.set_sync_debug_mode("error")
     try:
-        ops.sign_histogram(x)
-        with pytest.raises(RuntimeError, match="synchroniz"):
-            ops.masked_topk_(x.nan_to_num(), random_mask(x, 1.0), 3)
+        yield
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
 
 @on_gpu
-def test_in_a_cuda_graph(backend):
+def test_counting_never_waits_for_the_device(backend):
+    x = mixed((64, 64), torch.bfloat16)
+    out = torch.zeros(64, 4, dtype=torch.int64, device=DEVICE)
+    expected = 2 * by_reference(lambda: ops.sign_histogram(x))
+    with waiting_is_an_error():
+        ops.sign_histogram(x, out=out)
+        out += ops.sign_histogram(x)
+    assert torch.equal(out, expected)
+
+
+@on_gpu
+def test_selecting_waits_once_after_the_last_launch(backend):
+    source = mixed((64, 64), torch.bfloat16).nan_to_num()
+    weight, mask, expected, bits = source.clone(), random_mask(source, 1.0), source.clone(), random_mask(source, 1.0)
+    ops.masked_topk_(weight, mask, 300)  # copies the tables of this call to the device
+    by_reference(lambda: ops.masked_topk_(expected, bits, 300))
+    weight.copy_(source)
+    mask.fill_(255)
+    with waiting_is_an_error(), pytest.raises(RuntimeError, match="synchroniz"):
+        ops.masked_topk_(weight, mask, 300)
+    # All was launched by then: it is the reading of the errors that waits.
+    assert torch.equal(weight, expected)
+    assert torch.equal(mask, bits)
+
+
+@on_gpu
+def test_in_a_graph_that_was_captured(backend):
     source = torch.randn(100_000, device=DEVICE)
     weight, mask, full = source.clone(), random_mask(source, 1.0), random_mask(source, 1.0)
     with (
@@ -337,8 +360,9 @@ def test_in_a_cuda_graph(backend):
         torch.cuda.graph(torch.cuda.CUDAGraph()),
     ):
         ops.masked_topk_(weight, mask, 777)
+    # Both as they will be captured: Triton compiles and loads a kernel for a layout, which a capture does not allow.
     ops.masked_topk_(weight, mask, 5000)
-    ops.sign_histogram(weight, channel_dim=0)
+    ops.sign_histogram(weight.view(100, 1000))
     weight.copy_(source)
     mask.copy_(full)
     graph = torch.cuda.CUDAGraph()

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,16 +11,20 @@ import torch
 from layercollapse import LayerCollapseError, ops
 
 
-def runs_here(name):
-    """Whether a backend can run on the tensors of these tests, which are on the CPU."""
-    try:
-        with ops.use_backend(name):
-            return ops.sign_histogram(torch.ones(1, 1)).sum() == 1
-    except LayerCollapseError:
-        return False
+def device_of(name):
+    """Where a backend runs: on tensors of the CPU (also in a simulation) or of a GPU; None if it cannot run."""
+    for device in ("cpu", "cuda"):
+        try:
+            with ops.use_backend(name):
+                ops.sign_histogram(torch.ones(1, 1, device=device))
+            return device
+        except LayerCollapseError:
+            continue
+    return None
 
 
-AVAILABLE = [name for name in ops.backends() if runs_here(name)]
+DEVICES = {name: device for name in ops.backends() if (device := device_of(name))}
+AVAILABLE = list(DEVICES)
 
 
 @pytest.fixture(autouse=True)
@@ -28,12 +33,12 @@ def _choose_by_device():
     ops.use_backend("auto")
 
 
-def dense(*shape, dtype=torch.float32):
-    return torch.arange(torch.Size(shape).numel(), dtype=dtype).reshape(shape) - 3
+def dense(*shape, dtype=torch.float32, device="cpu"):
+    return torch.arange(torch.Size(shape).numel(), dtype=dtype, device=device).reshape(shape) - 3
 
 
-def full_mask(numel):
-    return ops.pack_mask(torch.ones(numel, dtype=torch.bool))
+def full_mask(numel, device="cpu"):
+    return ops.pack_mask(torch.ones(numel, dtype=torch.bool, device=device))
 
 
 # --- dispatch ---------------------------------------------------------------------------------------------
@@ -71,30 +76,37 @@ def test_forced_backend_raises_rather_than_falls_back():
 
 @pytest.mark.parametrize("backend", AVAILABLE)
 def test_opcheck(backend):
+    make, bits = partial(dense, device=DEVICES[backend]), partial(full_mask, device=DEVICES[backend])
     with ops.use_backend(backend):
-        out = torch.zeros(3, 5, dtype=torch.int64)
-        torch.library.opcheck(torch.ops.layercollapse.sign_histogram_.default, (dense(2, 3, 5), 1, 6.0, out))
-        weights, masks = [dense(3, 3), dense(20)], [full_mask(9), full_mask(20)]
+        out = torch.zeros(3, 5, dtype=torch.int64, device=DEVICES[backend])
+        torch.library.opcheck(torch.ops.layercollapse.sign_histogram_.default, (make(2, 3, 5), 1, 6.0, out))
+        weights, masks = [make(3, 3), make(20)], [bits(9), bits(20)]
         op = torch.ops.layercollapse.masked_topk_.default
         torch.library.opcheck(op, (weights, masks, [2, 0], "layer"))
         torch.library.opcheck(op, (weights, masks, [4], "global"))
+    assert ops.last_backend() == backend
 
 
 @pytest.mark.parametrize("backend", AVAILABLE)
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compiled_function_calls_them(backend, dynamic):
+    make, bits = partial(dense, device=DEVICES[backend]), partial(full_mask, device=DEVICES[backend])
+
     def step(weight, mask, other, other_mask, k):
         thresholds = ops.masked_topk_([weight, other], [mask, other_mask], k)
         counts = ops.sign_histogram(weight * 1, channel_dim=0)
         return thresholds + 1, ops.sign_histogram(other, channel_dim=0, out=counts[:2].clone())
 
     def inputs():
-        return dense(4, 5), full_mask(20), dense(2, 8), full_mask(16)
+        return make(4, 5), bits(20), make(2, 8), bits(16)
 
     eager, traced = inputs(), inputs()
     compiled = torch.compile(step, backend="aot_eager", fullgraph=True, dynamic=dynamic)
+    with ops.use_backend("reference"):
+        expected = step(*eager, 3)
     with ops.use_backend(backend):
-        expected, got = step(*eager, 3), compiled(*traced, 3)
+        got = compiled(*traced, 3)
+    assert ops.last_backend() == backend
     for a, b in zip((*expected, *eager), (*got, *traced), strict=True):
         assert torch.equal(a, b)
 
@@ -220,8 +232,9 @@ def test_scope_is_checked(scope):
     ("fault", "message"), [("nan", r"weights\[1\]: expected numbers, got NaN"), ("many", "k.*expected at most the")]
 )
 def test_an_error_found_in_the_data_changes_nothing(backend, scope, fault, message):
-    weights = [dense(100), dense(7, 9), dense(300)]
-    masks = [full_mask(weight.numel()) for weight in weights]
+    make = partial(dense, device=DEVICES[backend])
+    weights = [make(100), make(7, 9), make(300)]
+    masks = [full_mask(weight.numel(), DEVICES[backend]) for weight in weights]
     masks[1][0] = 0b11111110
     k = [5, 5, 5]
     if fault == "nan":
