@@ -1,66 +1,137 @@
 #!/usr/bin/env bash
 # Build, test, check and measure the GPU kernels: benchmarks/gpu.sh FOLDER [--dry]
-# At most 8 minutes on a machine with torch, triton, nvcc and pybind11, and no network. Everything it finds goes to
-# FOLDER. --dry takes the same steps without a GPU: Triton's interpreter, the CUDA sources on the CPU, tiny sizes.
+#
+# At most 9 minutes on a bare machine with torch, triton, nvcc and pybind11, and no network; what it lacks besides
+# (pytest, xdist, hypothesis, compute-sanitizer, matplotlib) is said and done without. FOLDER gets at most five files:
+# gpu.log, gpu.json, gpu.txt, gpu.png and sanitizer.log. Every step is a process of its own under a time limit, so
+# that a fault of the device that a process keeps, or one that hangs, takes no other step with it.
+# --dry takes the same steps without a GPU: Triton's interpreter, the CUDA sources on the CPU, tiny sizes.
 set -uo pipefail
-out="$(mkdir -p "${1:?usage: benchmarks/gpu.sh FOLDER [--dry]}" && cd "$1" && pwd)"
-dry="${2:-}"
-cd "$(dirname "$0")/.."
-python="${PYTHON:-python3}"
-work="$(mktemp -d)"
-trap 'rm -rf "$work"' EXIT
-# PYTHONSAFEPATH: the packages of this build, not those of the checkout.
-export PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PYTHONSAFEPATH=1
-failed=0
-budget=470
-[ "$dry" != "--dry" ] || budget=1800
 
-step() { # step NAME SECONDS COMMAND...: never stops the script, always leaves a log
-    local name="$1" limit="$2" start=$SECONDS code=0
-    local left=$((budget - SECONDS))
+failed=0
+budget=530
+
+# say TEXT...: to the log and to the screen.
+say() { echo "$*" | tee -a "$out/gpu.log"; }
+
+# start NAME SECONDS COMMAND...: in the background, with at most SECONDS of what is left; await NAME is its end.
+start() {
+    local name="$1" limit="$2" left=$((budget - SECONDS))
     shift 2
-    if [ "$left" -lt 10 ]; then
-        echo "$name: not run, the $budget s are up"
+    [ "$limit" -le "$left" ] || limit="$left"
+    : >"$work/$name.log"
+    began[$name]="$SECONDS"
+    timeout -k 5 "$limit" "$@" >>"$work/$name.log" 2>&1 &
+    started[$name]="$!"
+}
+declare -A started began
+
+await() {
+    local name="$1" code=0
+    wait "${started[$name]}" || code=$?
+    unset "started[$name]"
+    copy "$name"
+    report "$name" "$code" $((SECONDS - began[$name]))
+}
+
+# step NAME SECONDS COMMAND...: in the foreground; what it says is in the log as it comes. Never stops the script.
+step() {
+    local name="$1"
+    if [ $((budget - SECONDS)) -lt 10 ]; then
+        say "$name: not run, the $budget s are up"
         failed=1
         return
     fi
-    [ "$limit" -le "$left" ] || limit="$left"
-    timeout "$limit" "$@" >"$out/$name.log" 2>&1 || code=$?
-    echo "$name: exit $code, $((SECONDS - start)) s"
-    tail -n 3 "$out/$name.log" | sed 's/^/    /'
-    [ "$code" -eq 0 ] || failed=1
+    start "$@"
+    tail -n +1 -s 0.2 -f --pid="${started[$name]}" "$work/$name.log" | sed -u "1i === $name" >>"$out/gpu.log" &
+    local copier=$! code=0
+    wait "${started[$name]}" || code=$?
+    unset "started[$name]"
+    wait "$copier"
+    report "$name" "$code" $((SECONDS - began[$name]))
 }
+
+copy() { { echo "=== $1" && cat "$work/$1.log"; } >>"$out/gpu.log"; }
+
+report() { # report NAME CODE SECONDS
+    say "$1: $(case "$2" in 0) echo ok ;; 124 | 137) echo "FAILED, stopped at its limit" ;; *) echo "FAILED, exit $2" ;; esac), $3 s"
+    grep -v '^ *$' "$work/$1.log" | tail -n 3 | cut -c 1-200 | sed 's/^/    /'
+    [ "$2" -eq 0 ] || failed=1
+}
+
+finish() { # also of a script that is told to stop: nothing goes on, and what ran beside is in the log
+    local name
+    for name in "${!started[@]}"; do
+        kill "${started[$name]}" 2>/dev/null
+        copy "$name"
+    done
+    rm -rf "$work"
+}
+
+has() { "$python" -c "import $1" 2>/dev/null; }
 
 # A copy of the packages beside the built parts, so that nothing is installed and nothing in the checkout changes.
-site="$work/site"
-build() {
-    LAYERCOLLAPSE_CUDA="$1" "$python" setup.py --quiet build --build-base "$work/build" --build-lib "$site"
+# Without pyproject.toml, whose metadata an environment's own setuptools may be too old for.
+build() { # build FOLDER CUDA
+    local source="$work/source-$1"
+    mkdir -p "$source" && ln -s "$PWD"/{setup.py,csrc,kernels,layercollapse} "$source" && cd "$source" &&
+        LAYERCOLLAPSE_CUDA="$2" "$python" setup.py --quiet build --build-base "$work/build-$1" --build-lib "$work/$1"
 }
-export -f build
-export python work site
-if [ "$dry" = "--dry" ]; then
-    step build 240 bash -c 'build 0 && g++ -std=c++20 -O2 -shared -fPIC -U_FORTIFY_SOURCE -I tests/cuda -x c++ csrc/cuda/*.cu -o "$work/emulated.so"'
-    export TRITON_INTERPRET=1 LAYERCOLLAPSE_CUDA_EMULATED="$work/emulated.so"
-else
-    nvidia-smi >"$out/nvidia-smi.log" 2>&1
-    step build 150 bash -c 'build 1'
-fi
-export PYTHONPATH="$site"
-"$python" -c 'from layercollapse import ops; [print(f"{k}: {v.detail}") for k, v in ops.backends().items()]' | tee "$out/backends.log"
 
-# The kernels' own tests first: if time runs out, these have run.
-if [ "$dry" = "--dry" ]; then
-    step tests-gpu 400 "$python" -m pytest tests/test_gpu.py -q -x -p no:cacheprovider
-    step benchmark 300 "$python" benchmarks/gpu.py --out "$out" --dry
-else
-    step tests-gpu 170 "$python" -m pytest tests/test_gpu.py -q -p no:cacheprovider
-    step benchmark 180 "$python" benchmarks/gpu.py --out "$out" --seconds 130
-    sanitizer="$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer /opt/nvidia/*/compute-sanitizer/compute-sanitizer 2>/dev/null | head -n 1)"
-    for tool in memcheck racecheck; do
-        # Backend cuda only: what compute-sanitizer slows most is Triton's compilation, in the same process.
-        step "sanitizer-$tool" 45 "${sanitizer:-compute-sanitizer}" --tool "$tool" --error-exitcode 9 \
-            "$python" -m pytest tests/test_gpu.py -q -x -p no:cacheprovider -k "cuda and (by_hand or many_tensors) and not dtype2"
-    done
-    step tests 100 "$python" -m pytest tests -q -x -p no:cacheprovider --ignore tests/test_gpu.py --ignore tests/test_gpu_on_cpu.py
-fi
-exit "$failed"
+emulate() { g++ -std=c++20 -O2 -shared -fPIC -U_FORTIFY_SOURCE -I tests/cuda -x c++ csrc/cuda/*.cu -o "$work/emulated.so"; }
+
+native() { TORCH_CUDA_ARCH_LIST=native build cuda 1; }
+
+tests() { # tests BACKEND [pytest's arguments]: the modules of the build, not of the checkout (-P)
+    local backend="$1"
+    shift
+    "$python" -P -m pytest tests/test_gpu.py tests/test_ops.py -q -p no:cacheprovider -k "$backend" "$@"
+}
+
+main() {
+    out="$(mkdir -p "${1:?usage: benchmarks/gpu.sh FOLDER [--dry]}" && cd "$1" && pwd)"
+    local dry="${2:-}"
+    cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
+    python="${PYTHON:-python3}"
+    work="$(mktemp -d)"
+    trap finish EXIT
+    trap 'exit 143' TERM INT
+    export python work PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 TRITON_CACHE_DIR="$work/triton"
+    export -f build emulate native tests
+    local interpreted=() emulated=() mode=() seconds=1 workers=12
+    if [ "$dry" = "--dry" ]; then
+        budget=1800
+        interpreted=(env TRITON_INTERPRET=1) emulated=(env "LAYERCOLLAPSE_CUDA_EMULATED=$work/emulated.so")
+        mode=(--dry) seconds=4 workers=2 # times as long
+    else
+        nvidia-smi >>"$out/gpu.log" 2>&1
+    fi
+    "$python" -c 'import sys, torch, triton; print("Python", sys.version.split()[0], "torch", torch.__version__, "triton", triton.__version__)' | tee -a "$out/gpu.log"
+    local parallel=()
+    if has xdist; then parallel=(-n "$workers" --dist worksteal); else say "no pytest-xdist: Triton's tests in one process"; fi
+    if ! has hypothesis; then
+        say "no hypothesis: the tests of random cases are skipped"
+        export PYTHONPATH="$PWD/tests/without_hypothesis"
+    fi
+
+    # The core in the foreground and the CUDA library beside it; then Triton's tests, which compile on many cores, while
+    # the CUDA library is built, tested and checked on few. Nothing else runs while something is timed.
+    start build-cuda $((120 * seconds)) bash -c "$([ "$dry" = "--dry" ] && echo emulate || echo native)"
+    step build-core $((120 * seconds)) bash -c 'build core 0'
+    export PYTHONPATH="$work/core${PYTHONPATH:+:$PYTHONPATH}"
+    has pytest || say "no pytest: no tests"
+    ! has pytest || start tests-triton $((200 * seconds)) "${interpreted[@]}" bash -c 'tests "triton or faster" "$@"' - "${parallel[@]}"
+    await build-cuda
+    [ "$dry" = "--dry" ] || cp "$work"/cuda/layercollapse_core/_cuda* "$work/core/layercollapse_core/"
+    "${emulated[@]}" "$python" -c 'from layercollapse import ops; [print(f"{k}: {v.detail}") for k, v in ops.backends().items()]' 2>&1 | tee -a "$out/gpu.log"
+    ! has pytest || step tests-cuda $((90 * seconds)) "${emulated[@]}" bash -c 'tests cuda'
+    ! has pytest || await tests-triton
+
+    step benchmark-cuda $((160 * seconds)) "${emulated[@]}" "$python" benchmarks/gpu.py --out "$out" --backend cuda --peers --seconds $((140 * seconds)) "${mode[@]}"
+    step benchmark-triton $((100 * seconds)) "${interpreted[@]}" "$python" benchmarks/gpu.py --out "$out" --backend triton --seconds $((70 * seconds)) "${mode[@]}"
+    say "$(grep -c . "$out/gpu.txt" 2>/dev/null || echo 0) lines in gpu.txt, $SECONDS s in all"
+    grep '^GOAL\|^FAILED\|^not measured' "$out/gpu.txt" | cut -c 1-300
+    exit "$failed"
+}
+
+[ "${BASH_SOURCE[0]}" != "$0" ] || main "$@"
