@@ -27,7 +27,7 @@ openmp = [] if sys.platform == "darwin" else ["-fopenmp"]
 core = Pybind11Extension(
     "layercollapse_core._core",
     sorted(glob("csrc/*.cpp")),
-    depends=sorted(glob("csrc/*.h") + glob("csrc/*.inl")),
+    depends=sorted(glob("csrc/*.h") + glob("csrc/*.inl") + glob("csrc/plan/*.h")),
     cxx_std=17,
     extra_compile_args=["-O3", *openmp],
     extra_link_args=openmp,
@@ -43,7 +43,7 @@ if wanted not in ("auto", "0", "1"):
 cuda = Extension(
     "layercollapse_core._cuda",
     sorted(glob("csrc/cuda/*.cu")),
-    depends=sorted(glob("csrc/cuda/*.cuh") + glob("csrc/cuda/*.h")),
+    depends=sorted(glob("csrc/cuda/*.cuh") + glob("csrc/cuda/*.h") + glob("csrc/plan/*.h")),
     optional=wanted == "auto",
 )
 

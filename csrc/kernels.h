@@ -38,6 +38,10 @@ struct WidthKernels {
   // Clears the keep-bits of magnitudes < lo and of the first *ties in [lo, hi), subtracting the latter from *ties;
   // then zeroes every value without a keep-bit. Bits past n stay. Returns whether a value changed.
   bool (*apply)(U* x, uint8_t* keep, int64_t n, U lo, U hi, int64_t* ties);
+
+  // Zeroes every value without a keep-bit: stores the vectors that change, and reads no 64 values that are all kept.
+  // Returns whether a value changed.
+  bool (*mask)(U* x, const uint8_t* keep, int64_t n);
 };
 
 struct Kernels {

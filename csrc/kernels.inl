@@ -486,6 +486,58 @@ bool apply(U* x, uint8_t* keep, int64_t n, U lo, U hi, int64_t* ties) {
   return changed;
 }
 
+// ---- apply_mask -------------------------------------------------------------------------------------------------
+
+// The lanes without a keep-bit (the lowest bit is the first lane's); 0 in the others.
+template <class U>
+inline Vector<U> dropped(Vector<U> value, uint64_t keep) {
+#if LC_VECTOR_BYTES == 64
+  using Mask = decltype(test(__m512i(), U()));
+  return (Vector<U>)where((__m512i)value, Mask(~keep), U());
+#else
+  // A bit per lane, found by a compare: SSE2 and AVX2 have no masks and no shift per lane of 16 bits.
+  Vector<U> lane{};
+  for (int i = 0; i < kLanes<U>; ++i) lane[i] = U(U(1) << i);
+  return value & (Vector<U>)((lane & U(keep)) == 0);
+#endif
+}
+
+template <class U>
+inline bool mask_block(U* x, uint64_t keep) {
+  Vector<U> gone{};
+#pragma GCC unroll 8
+  for (int i = 0; i < 64; i += kLanes<U>) gone |= dropped<U>(load(x + i), keep >> i);
+  if (!any_above<U>(gone, U(0))) return false;
+  for (int i = 0; i < 64; i += kLanes<U>) {
+    Vector<U> value = load(x + i);
+    gone = dropped<U>(value, keep >> i);
+    if (!any_above<U>(gone, U(0))) continue;
+    value ^= gone;
+    __builtin_memcpy(x + i, &value, sizeof value);
+  }
+  return true;
+}
+
+template <class U>
+bool mask(U* x, const uint8_t* keep, int64_t n) {
+  bool changed = false;
+  int64_t i = 0;
+  for (; i + kBlock <= n; i += kBlock) {
+    const uint64_t bits = load_bits(keep + i / 8, 8);
+    if (bits != ~uint64_t(0)) changed |= mask_block(x + i, bits);
+  }
+  if (const int64_t rest = n - i) {
+    U tail[kBlock] = {};
+    const auto bytes = static_cast<unsigned long>(rest) * sizeof(U);
+    __builtin_memcpy(tail, x + i, bytes);
+    if (mask_block(tail, load_bits(keep + i / 8, (rest + 7) / 8))) {
+      __builtin_memcpy(x + i, tail, bytes);
+      changed = true;
+    }
+  }
+  return changed;
+}
+
 int64_t popcount(const uint8_t* bits, int64_t n) {
   int64_t count = 0, i = 0;
   for (; i + kBlock <= n; i += kBlock) count += __builtin_popcountll(load_bits(bits + i / 8, 8));
@@ -496,4 +548,4 @@ int64_t popcount(const uint8_t* bits, int64_t n) {
 }
 
 template <class U>
-constexpr WidthKernels<U> kWidth = {count_run<U>, count_rows<U>, scan<U>, apply<U>};
+constexpr WidthKernels<U> kWidth = {count_run<U>, count_rows<U>, scan<U>, apply<U>, mask<U>};

@@ -7,8 +7,10 @@
 #include <stdexcept>
 #include <tuple>
 
+#include "apply_mask.h"
 #include "kernels.h"
 #include "masked_topk.h"
+#include "plan/mask_plan.h"
 #include "sign_histogram.h"
 
 namespace py = pybind11;
@@ -45,14 +47,12 @@ void sign_histogram(std::uintptr_t x, int dtype, const std::vector<int64_t>& siz
 
 using Layouts = std::vector<std::tuple<std::size_t, std::vector<int64_t>, std::vector<int64_t>>>;
 
-std::tuple<int, int64_t, int64_t> masked_topk(const std::vector<std::uintptr_t>& values,
-                                              const std::vector<std::uintptr_t>& keep, const std::vector<int>& dtypes,
-                                              const std::vector<int64_t>& sizes, const Layouts& layouts,
-                                              const std::vector<int64_t>& k, bool global, std::uintptr_t thresholds,
-                                              int threads) {
+std::vector<lc::Weight> weights_of(const std::vector<std::uintptr_t>& values, const std::vector<std::uintptr_t>& keep,
+                                   const std::vector<int>& dtypes, const std::vector<int64_t>& sizes,
+                                   const Layouts& layouts) {
   const std::size_t count = values.size();
-  if (keep.size() != count || dtypes.size() != count || sizes.size() != count || k.size() != (global ? 1 : count)) {
-    throw std::invalid_argument("masked_topk: expected lists of one length");
+  if (keep.size() != count || dtypes.size() != count || sizes.size() != count) {
+    throw std::invalid_argument("weights: expected lists of one length");
   }
   std::vector<lc::Weight> weights(count);
   for (std::size_t i = 0; i < count; ++i) {
@@ -67,10 +67,46 @@ std::tuple<int, int64_t, int64_t> masked_topk(const std::vector<std::uintptr_t>&
     if (weight.dims.size() == 1 && weight.dims[0].stride == 1) weight.dims.clear();
     if (!weight.dims.empty()) weight.outer.assign(weight.dims.begin(), weight.dims.end() - 1);
   }
+  return weights;
+}
+
+std::tuple<int, int64_t, int64_t> masked_topk(const std::vector<std::uintptr_t>& values,
+                                              const std::vector<std::uintptr_t>& keep, const std::vector<int>& dtypes,
+                                              const std::vector<int64_t>& sizes, const Layouts& layouts,
+                                              const std::vector<int64_t>& k, bool global, std::uintptr_t thresholds,
+                                              int threads) {
+  std::vector<lc::Weight> weights = weights_of(values, keep, dtypes, sizes, layouts);
+  if (k.size() != (global ? 1 : weights.size())) throw std::invalid_argument("k: expected one, or one per weight");
   py::gil_scoped_release release;
   const lc::TopkResult result =
       lc::masked_topk(weights, k, global, threads, reinterpret_cast<uint32_t*>(thresholds));
   return {result.code, result.index, result.kept};
+}
+
+void apply_mask(const std::vector<std::uintptr_t>& values, const std::vector<std::uintptr_t>& keep,
+                const std::vector<int>& dtypes, const std::vector<int64_t>& sizes, const Layouts& layouts, int threads) {
+  const std::vector<lc::Weight> weights = weights_of(values, keep, dtypes, sizes, layouts);
+  py::gil_scoped_release release;
+  lc::apply_mask(weights, threads);
+}
+
+// The table of plan/mask_plan.h, its rows, and its tiles.
+std::tuple<std::vector<int64_t>, int64_t, int64_t> mask_table(
+    int64_t tile, const std::vector<std::uintptr_t>& values, const std::vector<std::uintptr_t>& masks,
+    const std::vector<int64_t>& widths, const std::vector<std::vector<int64_t>>& shapes,
+    const std::vector<std::vector<int64_t>>& strides) {
+  std::vector<lc::plan::MaskedWeight> weights;
+  int64_t words = 0;
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    dims_of(shapes.at(i), strides.at(i));  // throws if they do not fit
+    weights.push_back({reinterpret_cast<void*>(values[i]), reinterpret_cast<const uint8_t*>(masks.at(i)), widths.at(i),
+                       int64_t(shapes[i].size()), shapes[i].data(), strides[i].data()});
+    words += lc::plan::MaskTable::most_words(weights.back());
+  }
+  std::vector<int64_t> table(static_cast<std::size_t>(words));
+  lc::plan::MaskTable rows(table.data(), words, tile);
+  for (const auto& weight : weights) rows.add(weight);
+  return {std::move(table), rows.rows(), rows.tiles()};
 }
 
 }  // namespace
@@ -89,4 +125,8 @@ PYBIND11_MODULE(_core, m) {
         py::arg("channel_dim"), py::arg("upper"), py::arg("out"), py::arg("threads"));
   m.def("masked_topk", &masked_topk, py::arg("values"), py::arg("keep"), py::arg("dtypes"), py::arg("sizes"),
         py::arg("layouts"), py::arg("k"), py::arg("global_"), py::arg("thresholds"), py::arg("threads"));
+  m.def("apply_mask", &apply_mask, py::arg("values"), py::arg("keep"), py::arg("dtypes"), py::arg("sizes"),
+        py::arg("layouts"), py::arg("threads"));
+  m.def("mask_table", &mask_table, py::arg("tile"), py::arg("values"), py::arg("masks"), py::arg("widths"),
+        py::arg("shapes"), py::arg("strides"));
 }

@@ -47,4 +47,23 @@ void transfer(const Weight& weight, int64_t begin, int64_t count, U* piece) {
   }
 }
 
+constexpr int64_t kChunk = 65536;  // entries per unit of work: 8 KiB of keep-bits, so no two share a byte
+constexpr int64_t kPiece = 4096;   // entries per kernel call; a gathered piece stays in the first-level cache
+
+// Calls body(values, keep, n) for the pieces of [begin, begin + size); body returns whether it changed the values.
+// gathered: kPiece entries of scratch.
+template <class U, class Body>
+void for_pieces(const Weight& weight, int64_t begin, int64_t size, U* gathered, const Body& body) {
+  for (int64_t i = begin, end = begin + size; i < end; i += kPiece) {
+    const int64_t n = std::min(kPiece, end - i);
+    uint8_t* keep = weight.keep + i / 8;
+    if (weight.dims.empty()) {
+      body(static_cast<U*>(weight.values) + i, keep, n);
+      continue;
+    }
+    transfer<true>(weight, i, n, gathered);
+    if (body(gathered, keep, n)) transfer<false>(weight, i, n, gathered);
+  }
+}
+
 }  // namespace lc

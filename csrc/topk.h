@@ -14,9 +14,7 @@
 
 namespace lc {
 
-constexpr int64_t kChunk = 65536;      // entries per unit of work: 8 KiB of keep-bits, so no two share a byte
-constexpr int64_t kPiece = 4096;       // entries per kernel call; a gathered piece stays in the first-level cache
-constexpr int64_t kUnsampled = 8192;   // entries up to which selecting among all beats sampling
+constexpr int64_t kUnsampled = 8192;  // entries up to which selecting among all beats sampling
 constexpr int64_t kAllTies = std::numeric_limits<int64_t>::max();
 
 struct Chunk {
@@ -51,21 +49,9 @@ class Topk {
  private:
   const Weight& weight_of(const Chunk& chunk) const { return weights_[chunk.weight]; }
 
-  // Calls body(values, keep, n) for the pieces of a chunk; body returns whether it changed the values.
   template <class U, class Body>
   void pieces(const Chunk& chunk, int worker, const Body& body) {
-    const Weight& weight = weight_of(chunk);
-    for (int64_t i = chunk.begin, end = chunk.begin + chunk.size; i < end; i += kPiece) {
-      const int64_t n = std::min(kPiece, end - i);
-      uint8_t* keep = weight.keep + i / 8;
-      if (weight.dims.empty()) {
-        body(static_cast<U*>(weight.values) + i, keep, n);
-        continue;
-      }
-      U* piece = reinterpret_cast<U*>(workers_[worker].piece);
-      transfer<true>(weight, i, n, piece);
-      if (body(piece, keep, n)) transfer<false>(weight, i, n, piece);
-    }
+    for_pieces(weight_of(chunk), chunk.begin, chunk.size, reinterpret_cast<U*>(workers_[worker].piece), body);
   }
 
   // topk_sample.cpp

@@ -22,6 +22,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from layercollapse.kernels import apply_mask as masking
 from layercollapse.kernels import masked_topk as topk
 from layercollapse.kernels import sign_histogram as signs
 from layercollapse.kernels import sign_layout
@@ -68,6 +69,8 @@ def variants() -> Iterator[Variant]:
             yield Variant(f"apply, {label}", topk._apply_kernel, tables, constants, 4)
     yield Variant("sums", topk._sums_kernel, tables, {"COLS": 128, "ROWS": 32}, 4)
     yield Variant("select", topk._select_kernel, tables, {"ROWS": 512}, 8)
+    tiles = {"TILE": masking.TILE, "PART": masking.PART}
+    yield Variant("apply_mask", masking._apply_mask_kernel, {"table_ptr": "*i64"}, tiles, 4)
 
 
 def compile_variant(variant: Variant, arch: int) -> Any:

@@ -1,4 +1,4 @@
-"""Both ops in CUDA C++: the launches, by ctypes, of the library that setup.py makes of csrc/cuda when it finds nvcc."""
+"""The ops in CUDA C++: the launches, by ctypes, of the library that setup.py makes of csrc/cuda when it finds nvcc."""
 
 from __future__ import annotations
 
@@ -118,13 +118,39 @@ def _launch(plan: Plan, scratch: Scratch) -> None:
         _call("lc_topk_apply", gate, topk, members)
 
 
+def apply_mask_(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
+    """See ``reference.apply_mask_``; a CUDA graph may capture it at any time."""
+    rows: list[int] = []  # MaskedWeight of csrc/plan/mask_plan.h each
+    layouts: list[int] = []  # sizes and strides of each
+    places = []
+    for weight, mask in zip(weights, masks, strict=True):
+        plain = weight.is_contiguous()
+        shape, strides = ((weight.numel(),), (1,)) if plain else (weight.shape, weight.stride())
+        places.append(len(layouts))
+        layouts += (*shape, *strides)
+        rows += (weight.data_ptr(), mask.data_ptr(), weight.element_size(), len(shape), 0, 0)
+    memory = _struct(*layouts)
+    for index, place in enumerate(places):
+        rows[6 * index + 4] = ctypes.addressof(memory) + 8 * place
+        rows[6 * index + 5] = rows[6 * index + 4] + 8 * rows[6 * index + 3]
+    stream = _stream(weights[0])
+    with on_device_of(weights[0]):
+        _check("lc_apply_mask", _library().lc_apply_mask(_struct(*rows), c_int64(len(weights)), stream))
+
+
 def _struct(*values: int) -> ctypes.Array[c_int64]:
     """Return a structure of csrc/cuda/launch.h: all of its fields have 8 bytes."""
     return (c_int64 * len(values))(*values)
 
 
 def _call(name: str, on: Tensor, *structs: ctypes.Array[c_int64]) -> None:
-    stream = torch.cuda.current_stream(on.device).cuda_stream if on.is_cuda else 0
-    error = getattr(_library(), name)(*map(ctypes.byref, structs), c_void_p(stream))
+    _check(name, getattr(_library(), name)(*map(ctypes.byref, structs), _stream(on)))
+
+
+def _stream(on: Tensor) -> c_void_p:
+    return c_void_p(torch.cuda.current_stream(on.device).cuda_stream if on.is_cuda else 0)
+
+
+def _check(name: str, error: int) -> None:
     if error:
         raise RuntimeError(f"{name}: {_library().lc_error(error).decode()}")

@@ -28,7 +28,8 @@ def faster(runners: Sequence[Backend], op: str, tensors: Sequence[Tensor], chann
 
     Args:
         runners: at least one.
-        op: ``"sign_histogram_"``, timed on the tensor itself, or ``"masked_topk_"``, timed on a weight of its own.
+        op: ``"sign_histogram_"``, timed on the tensor itself, or ``"masked_topk_"`` or ``"apply_mask_"``, timed on a
+            weight of its own.
         tensors: what the op reads.
         channel_dim: of sign_histogram_.
     """
@@ -54,7 +55,10 @@ def _call(runner: Backend, op: str, first: Tensor, channel_dim: int) -> Callable
     def run() -> None:
         weight.copy_(source)
         mask.fill_(0xFF)
-        runner.masked_topk_([weight], [mask], [WEIGHTS // 2], "layer")
+        if op == "apply_mask_":
+            runner.apply_mask_([weight], [mask])
+        else:
+            runner.masked_topk_([weight], [mask], [WEIGHTS // 2], "layer")
 
     return run
 

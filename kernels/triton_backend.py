@@ -41,3 +41,10 @@ def masked_topk_(weights: Sequence[Tensor], masks: Sequence[Tensor], k: Sequence
     from layercollapse.kernels import masked_topk
 
     return masked_topk.masked_topk_(weights, masks, k, scope)
+
+
+def apply_mask_(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
+    """See `kernels.apply_mask`."""
+    from layercollapse.kernels import apply_mask
+
+    apply_mask.apply_mask_(weights, masks)

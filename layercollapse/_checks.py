@@ -41,8 +41,6 @@ def check_activation(x: Tensor, channel_dim: int, upper: float | None) -> None:
 
 def check_masked_topk(weights: Sequence[Tensor], masks: Sequence[Tensor], k: Sequence[int], scope: str) -> None:
     """Raise unless the arguments of ``masked_topk_`` fit together and no two tensors share memory."""
-    if len(masks) != len(weights):
-        raise LayerCollapseError(f"masks: expected one for each of {len(weights)} weights, got {len(masks)}")
     if scope not in ("layer", "global"):
         raise LayerCollapseError(f"scope: expected 'layer' or 'global', got {scope!r}")
     expected = len(weights) if scope == "layer" else 1
@@ -50,6 +48,13 @@ def check_masked_topk(weights: Sequence[Tensor], masks: Sequence[Tensor], k: Seq
         raise LayerCollapseError(f"k: expected {expected} numbers for scope={scope!r}, got {len(k)}")
     if k and min(k) < 0:
         raise LayerCollapseError(f"k: expected numbers of at least 0, got {min(k)}")
+    check_masked(weights, masks)
+
+
+def check_masked(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
+    """Raise unless there is a mask that fits for every weight, and no two tensors share memory."""
+    if len(masks) != len(weights):
+        raise LayerCollapseError(f"masks: expected one for each of {len(weights)} weights, got {len(masks)}")
     device = weights[0].device if weights else None
     begins: list[int] = []  # weights and masks in turn
     lengths: list[int] = []

@@ -49,6 +49,7 @@ class Backend:
         dtypes: float types that it reads; empty: all.
         sign_histogram_: see ``reference.sign_histogram_``.
         masked_topk_: see ``reference.masked_topk_``.
+        apply_mask_: see ``reference.apply_mask_``.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Backend:
     dtypes: frozenset[torch.dtype] = frozenset()
     sign_histogram_: Callable[[Tensor, int, float | None, Tensor], None]
     masked_topk_: Callable[[Sequence[Tensor], Sequence[Tensor], Sequence[int], str], Tensor]
+    apply_mask_: Callable[[Sequence[Tensor], Sequence[Tensor]], None] | None = None
 
     def state(self) -> BackendStatus:
         """Return the status; an error in finding it out is a reason why the backend is not available."""
@@ -239,6 +241,7 @@ register(
         status=lambda: BackendStatus(True, "plain torch, any device"),
         sign_histogram_=reference.sign_histogram_,
         masked_topk_=reference.masked_topk_,
+        apply_mask_=reference.apply_mask_,
     )
 )
 register(
@@ -249,6 +252,7 @@ register(
         status=lambda: BackendStatus(*triton_backend.status()),
         sign_histogram_=triton_backend.sign_histogram_,
         masked_topk_=triton_backend.masked_topk_,
+        apply_mask_=triton_backend.apply_mask_,
     )
 )
 register(
@@ -259,6 +263,7 @@ register(
         status=lambda: BackendStatus(*cuda.status()),
         sign_histogram_=cuda.sign_histogram_,
         masked_topk_=cuda.masked_topk_,
+        apply_mask_=cuda.apply_mask_,
     )
 )
 register(
@@ -269,6 +274,7 @@ register(
         status=lambda: BackendStatus(*cpu.status()),
         sign_histogram_=cpu.sign_histogram_,
         masked_topk_=cpu.masked_topk_,
+        apply_mask_=cpu.apply_mask_,
     )
 )
 _own = frozenset({"auto", *_registry})

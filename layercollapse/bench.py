@@ -114,7 +114,7 @@ def main(
     providers: Sequence[str] | None = None,
     progress: Callable[[Row], None] | None = None,
 ) -> list[Row]:
-    """Measure both ops at several sizes.
+    """Measure the ops at several sizes.
 
     Args:
         sizes: entries of a case, about.

@@ -21,6 +21,7 @@ from torch.nn.utils import prune
 from layercollapse import ops
 
 OURS = "layercollapse"
+_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
 @dataclass
@@ -189,11 +190,9 @@ def masked_topk_case(
         providers["np.partition, select only"] = each(partition)
         providers["torch.kthvalue, select only"] = each(lambda m, n: m.kthvalue(n).values)
         providers["torch.topk, select only"] = each(lambda m, n: m.topk(n, largest=False).values[-1])
-    same = len({tuple(shape) for shape in shapes}) == 1
-    what = str(tuple(shapes[0])) if same else f"mixed, {sum(sizes):,} in all"
     return Case(
         op="masked_topk_",
-        shape=what if len(shapes) == 1 else f"{len(shapes)} × {what}",
+        shape=_shape_of(shapes),
         dtype=_name(dtype),
         layout=layout + ", global k" * (scope == "global") + ", two values" * (values == "two"),
         entries=sum(sizes),
@@ -205,8 +204,71 @@ def masked_topk_case(
     )
 
 
+def apply_mask_case(
+    shapes: Sequence[Sequence[int]],
+    dtype: torch.dtype,
+    layout: str = "contiguous",
+    *,
+    changes: bool = False,
+    peers: bool = True,
+) -> Case:
+    """Build a case: half of the keep-bits are set, at random.
+
+    Args:
+        shapes: of the weights; four dimensions for "channels_last".
+        dtype: of the weights.
+        layout: "contiguous" or "channels_last".
+        changes: whether every masked weight has become nonzero, as by a step with momentum; else none has.
+        peers: also time what users have today.
+    """
+    generator = torch.Generator().manual_seed(0)
+    sizes = [math.prod(shape) for shape in shapes]
+    original = torch.randn(sum(sizes), generator=generator).to(dtype)
+    packed = torch.randint(0, 256, (sum((size + 7) // 8 for size in sizes),), generator=generator, dtype=torch.uint8)
+    masks = list(packed.split([(size + 7) // 8 for size in sizes]))
+    kept = [ops.unpack_mask(mask, shape) for mask, shape in zip(masks, shapes, strict=True)]
+    flat = original.clone()
+    weights = [_arrange(part, shape, layout) for part, shape in zip(flat.split(sizes), shapes, strict=True)]
+    with ops.use_backend("reference"):
+        ops.apply_mask_(weights, masks)
+    masked = flat.clone()
+    if changes:
+        flat.copy_(original)
+    words, mask_words = _words(flat), packed[: packed.numel() // 4 * 4].view(torch.float32)
+
+    def reset() -> None:
+        if changes:
+            flat.copy_(original)
+
+    def floor() -> None:
+        mask_words.sum()
+        words.mul_(1) if changes else words.sum()
+
+    def agrees(_: Any) -> None:
+        if not torch.equal(flat, masked):
+            raise AssertionError("apply_mask_: weights differ")
+
+    providers: dict[str, Callable[[], Any]] = {OURS: lambda: ops.apply_mask_(weights, masks)}
+    if peers:
+        factors = [keep.to(dtype).contiguous(memory_format=_FORMATS[layout]) for keep in kept]
+        providers["masked_topk_ with k = 0"] = lambda: ops.masked_topk_(weights, masks, 0)
+        providers["torch._foreach_mul_ by masks of floats"] = lambda: torch._foreach_mul_(weights, factors)
+    return Case(
+        op="apply_mask_",
+        shape=_shape_of(shapes),
+        dtype=_name(dtype),
+        layout=layout + (", all masked ones change" if changes else ", nothing changes"),
+        entries=sum(sizes),
+        bytes=flat.numel() * flat.element_size() * (2 if changes else 1) + packed.numel(),
+        reset=reset,
+        floor=floor,
+        providers=providers,
+        agrees=agrees,
+    )
+
+
 def by_size(sizes: Sequence[int]) -> Iterator[Case]:
-    """Yield cases of both ops with about ``sizes`` entries each: how the time grows."""
+    """Yield cases of the ops with about ``sizes`` entries each: how the time grows."""
     for size in sizes:
         shape = _activation(size)
         for layout, dtype in itertools.product(("channels_first", "channels_last"), (torch.float32, torch.bfloat16)):
@@ -216,6 +278,10 @@ def by_size(sizes: Sequence[int]) -> Iterator[Case]:
         yield masked_topk_case([(size,)], torch.bfloat16, peers=False)
         yield masked_topk_case([(max(1, size // 100),)] * 100, torch.float32)
         yield masked_topk_case([(max(1, size // 100),)] * 100, torch.float32, scope="global")
+    for size in sizes:
+        for dtype in (torch.float32, torch.bfloat16):
+            yield apply_mask_case([(size,)], dtype)
+        yield apply_mask_case([(max(1, size // 100),)] * 100, torch.float32)
 
 
 def goals() -> Iterator[Case]:
@@ -241,6 +307,12 @@ def goals() -> Iterator[Case]:
     yield masked_topk_case(mixed, torch.float32, peers=False)
     yield masked_topk_case(mixed, torch.float32, scope="global", peers=False)
     yield masked_topk_case([(1000,)] * 1000, torch.float32)
+    for dtype in dtypes:
+        yield apply_mask_case(weight, dtype)
+    yield apply_mask_case(weight, torch.float32, changes=True)
+    yield apply_mask_case([(43_402, 64, 3, 3)], torch.float32, "channels_last")
+    yield apply_mask_case([(250_000,)] * 100, torch.float32)
+    yield apply_mask_case([(1000,)] * 1000, torch.float32)
 
 
 def _activation(size: int) -> tuple[int, int, int]:
@@ -254,6 +326,12 @@ def _arrange(part: Tensor, shape: Sequence[int], layout: str) -> Tensor:
         return part.view(tuple(shape))
     n, c, *spatial = shape
     return part.view(n, *spatial, c).movedim(-1, 1)
+
+
+def _shape_of(shapes: Sequence[Sequence[int]]) -> str:
+    same = len({tuple(shape) for shape in shapes}) == 1
+    what = str(tuple(shapes[0])) if same else f"mixed, {sum(map(math.prod, shapes)):,} in all"
+    return what if len(shapes) == 1 else f"{len(shapes)} × {what}"
 
 
 def _words(flat: Tensor) -> Tensor:

@@ -49,11 +49,7 @@ def masked_topk_(weights: Sequence[Tensor], masks: Sequence[Tensor], k: Sequence
 
     thresholds = torch.empty(len(k), dtype=torch.float32)
     code, index, kept = _core.masked_topk(
-        [weight.data_ptr() for weight in weights],
-        [mask.data_ptr() for mask in masks],
-        [DTYPE_CODES[weight.dtype] for weight in weights],
-        [weight.numel() for weight in weights],
-        [(index, weight.shape, weight.stride()) for index, weight in enumerate(weights) if not weight.is_contiguous()],
+        *_masked(weights, masks),
         k,
         scope == "global",
         thresholds.data_ptr(),
@@ -64,3 +60,23 @@ def masked_topk_(weights: Sequence[Tensor], masks: Sequence[Tensor], k: Sequence
     if code == 2:
         raise too_many_error(index, scope, k[index], kept)
     return thresholds
+
+
+def apply_mask_(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
+    """See ``reference.apply_mask_``: one read of weights and masks, and a write of what changes."""
+    from layercollapse_core import _core
+
+    _core.apply_mask(*_masked(weights, masks), torch.get_num_threads())
+
+
+def _masked(
+    weights: Sequence[Tensor], masks: Sequence[Tensor]
+) -> tuple[list[int], list[int], list[int], list[int], list[tuple[int, torch.Size, tuple[int, ...]]]]:
+    """Return addresses, types and sizes of all, and the layouts of those that are not contiguous."""
+    return (
+        [weight.data_ptr() for weight in weights],
+        [mask.data_ptr() for mask in masks],
+        [DTYPE_CODES[weight.dtype] for weight in weights],
+        [weight.numel() for weight in weights],
+        [(index, weight.shape, weight.stride()) for index, weight in enumerate(weights) if not weight.is_contiguous()],
+    )

@@ -93,8 +93,10 @@ class WeightMasks:
         return restore
 
     def apply(self) -> None:
-        """Set every pruned weight to zero again."""
-        self._topk(dict.fromkeys(self._packed, 0))
+        """Set every pruned weight to zero again; one that is kept stays as it is, also a NaN."""
+        for group in self._by_device(self._packed).values():
+            _, weights, masks = zip(*group, strict=True)
+            ops.apply_mask_(weights, masks)
 
     def under_one_threshold(self, names: Sequence[str], count: int) -> dict[str, int]:
         """How many of the `count` smallest kept weights of several tensors are in each; changes nothing.
@@ -164,12 +166,17 @@ class WeightMasks:
     def _count(self, name: str) -> int:
         return int(self.mask(name).sum())
 
-    def _topk(self, counts: Mapping[str, int]) -> None:
-        """One `masked_topk_` for each device."""
+    def _by_device(self, names: Iterable[str]) -> dict[torch.device, list[tuple[str, Tensor, Tensor]]]:
+        """Names, weights and masks of each device: an op takes those of one."""
         groups: dict[torch.device, list[tuple[str, Tensor, Tensor]]] = defaultdict(list)
-        for name in counts:
+        for name in names:
             weight, packed = self._pair(name)
             groups[weight.device].append((name, weight, packed))
+        return groups
+
+    def _topk(self, counts: Mapping[str, int]) -> None:
+        """One `masked_topk_` for each device."""
+        groups = self._by_device(counts)
         try:
             for group in groups.values():
                 names, weights, masks = zip(*group, strict=True)

@@ -1,4 +1,4 @@
-"""The two ops of the method, and their masks: `sign_histogram`, `masked_topk_`, `pack_mask`, `unpack_mask`.
+"""The ops of the method, and their masks: `sign_histogram`, `masked_topk_`, `apply_mask_`, `pack_mask`, `unpack_mask`.
 
 They work on plain tensors, without the rest of the package. Each op is registered with ``torch.library``, so
 ``torch.compile`` may trace it; the implementation is chosen when it runs (`layercollapse.backends`).
@@ -19,6 +19,7 @@ from layercollapse.errors import LayerCollapseError
 
 __all__ = [
     "BackendStatus",
+    "apply_mask_",
     "backends",
     "last_backend",
     "masked_topk_",
@@ -75,7 +76,7 @@ def masked_topk_(
 
     Exactly k entries lose their keep-bit: those of smallest ``|w|``, and of equal ones (-0 equals 0) those of
     the smaller row-major index, in the earlier tensor. Then every entry without a keep-bit, also one that had
-    none before, is set to +0; so ``k=0`` applies the masks. On an error nothing has changed.
+    none before, is set to +0 (`apply_mask_` does that alone). On an error nothing has changed.
 
     Args:
         weights: tensor or list of tensors, float32, bfloat16, float16 or float64 (which runs on the
@@ -106,11 +107,36 @@ def masked_topk_(
         return torch.zeros(len(numbers))
     if not isinstance(scope, str):  # torch's dispatcher would say so, in its own words
         raise LayerCollapseError(f"scope: expected 'layer' or 'global', got {scope!r}")
-    for name, tensors in (("weights", weights), ("masks", masks)):
-        for index, tensor in enumerate(tensors):
-            _checks.check_in_place(f"{name}[{index}]", tensor)
-    detached = [weight.detach() if weight.requires_grad else weight for weight in weights]
-    return torch.ops.layercollapse.masked_topk_(detached, masks, numbers, scope)
+    return torch.ops.layercollapse.masked_topk_(_in_place(weights, masks), masks, numbers, scope)
+
+
+def apply_mask_(weights: Tensor | Sequence[Tensor], masks: Tensor | Sequence[Tensor]) -> None:
+    """Set every entry without a keep-bit to zero, in place: what an optimizer's step undid, done again.
+
+    >>> weight = torch.tensor([3.0, -1.0, float("nan"), -2.0])
+    >>> apply_mask_(weight, pack_mask(torch.tensor([True, True, False, False])))
+    >>> weight
+    tensor([ 3., -1.,  0.,  0.])
+
+    Each of them becomes +0, also a -0, an infinity or a NaN; every other entry stays as it is, a NaN too. So no data
+    are an error, and nothing waits for the device. Weights and masks are read once, only what changes is written,
+    and all tensors go in one launch.
+
+    Args:
+        weights: tensor or list of tensors, float32, bfloat16, float16 or float64 (which runs on the
+            reference), on one device, possibly of different types. Any strides without overlap, and no two in
+            overlapping memory. Gradients are not tracked.
+        masks: packed keep-bits of each (see `pack_mask`), only read; padding bits are not looked at.
+
+    Raises:
+        LayerCollapseError: a mask that does not fit, or memory given twice; nothing has changed.
+    """
+    weights = _tensors("weights", weights)
+    masks = _tensors("masks", masks)
+    if not weights:  # torch's dispatcher needs a tensor to find a kernel
+        _checks.check_masked(weights, masks)
+        return
+    torch.ops.layercollapse.apply_mask_(_in_place(weights, masks), masks)
 
 
 def pack_mask(mask: Tensor) -> Tensor:
@@ -156,6 +182,14 @@ def _tensors(name: str, value: Tensor | Sequence[Tensor]) -> list[Tensor]:
     return list(value)
 
 
+def _in_place(weights: list[Tensor], masks: list[Tensor]) -> list[Tensor]:
+    """Return the weights without their history."""
+    for name, tensors in (("weights", weights), ("masks", masks)):
+        for index, tensor in enumerate(tensors):
+            _checks.check_in_place(f"{name}[{index}]", tensor)
+    return [weight.detach() if weight.requires_grad else weight for weight in weights]
+
+
 def _numbers(k: int | Sequence[int]) -> list[int]:
     entries: Sequence[Any] = k if isinstance(k, (list, tuple)) else [k]
     try:
@@ -170,6 +204,7 @@ def _numbers(k: int | Sequence[int]) -> list[int]:
 _library = torch.library.Library("layercollapse", "DEF")
 _library.define("sign_histogram_(Tensor x, int channel_dim, float? upper, Tensor(a!) out) -> ()")
 _library.define("masked_topk_(Tensor(a!)[] weights, Tensor(b!)[] masks, SymInt[] k, str scope) -> Tensor")
+_library.define("apply_mask_(Tensor(a!)[] weights, Tensor[] masks) -> ()")
 
 
 def _run_sign_histogram(x: Tensor, channel_dim: int, upper: float | None, out: Tensor) -> None:
@@ -187,6 +222,12 @@ def _run_masked_topk(weights: list[Tensor], masks: list[Tensor], k: list[int], s
     return thresholds
 
 
+def _run_apply_mask(weights: list[Tensor], masks: list[Tensor]) -> None:
+    _checks.check_masked(weights, masks)
+    run("apply_mask_", weights, weights, masks)
+    torch.autograd.graph.increment_version(weights)
+
+
 def _fake_sign_histogram(x: Tensor, channel_dim: int, upper: float | None, out: Tensor) -> None:
     pass
 
@@ -197,8 +238,14 @@ def _fake_masked_topk(weights: list[Tensor], masks: list[Tensor], k: list[int], 
     return weights[0].new_empty(size, dtype=torch.float64 if double else torch.float32)
 
 
+def _fake_apply_mask(weights: list[Tensor], masks: list[Tensor]) -> None:
+    pass
+
+
 # One implementation for every device: it chooses the backend, and the reference runs on any.
 _library.impl("sign_histogram_", _run_sign_histogram, "CompositeExplicitAutograd")
 _library.impl("masked_topk_", _run_masked_topk, "CompositeExplicitAutograd")
+_library.impl("apply_mask_", _run_apply_mask, "CompositeExplicitAutograd")
 torch.library.register_fake("layercollapse::sign_histogram_", _fake_sign_histogram, lib=_library)
 torch.library.register_fake("layercollapse::masked_topk_", _fake_masked_topk, lib=_library)
+torch.library.register_fake("layercollapse::apply_mask_", _fake_apply_mask, lib=_library)

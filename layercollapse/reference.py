@@ -84,6 +84,17 @@ def masked_topk_(weights: Sequence[Tensor], masks: Sequence[Tensor], k: Sequence
     return thresholds
 
 
+def apply_mask_(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
+    """Set every entry without a keep-bit to +0, in place.
+
+    Args:
+        weights: float tensors of any shape and strides without overlap.
+        masks: packed keep-bits, uint8 (ceil(numel / 8),) each.
+    """
+    for weight, mask in zip(weights, masks, strict=True):
+        weight.masked_fill_(~unpack_mask(mask, weight.shape), 0)
+
+
 def pack_mask(mask: Tensor) -> Tensor:
     """Pack booleans into bits, the first in the lowest bit.
 

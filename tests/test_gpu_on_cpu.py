@@ -15,7 +15,7 @@ pytestmark = pytest.mark.long  # whole files of tests in processes of their own,
 ROOT = Path(__file__).parent.parent
 SOURCES = ROOT / "csrc" / "cuda"
 # test_ops too: errors that change nothing, torch.compile and opcheck
-FILES = [str(ROOT / "tests" / name) for name in ("test_gpu.py", "test_ops.py")]
+FILES = [str(ROOT / "tests" / name) for name in ("test_gpu.py", "test_ops.py", "test_apply_mask.py")]
 
 
 def run(*command, **environment):
@@ -58,7 +58,7 @@ def test_triton_kernels_in_the_interpreter():
 @pytest.mark.skipif(torch.version.hip is not None, reason="for NVIDIA")
 def test_triton_kernels_compile_without_a_gpu(tmp_path):
     pytest.importorskip("triton")
-    names = ["columns, channels last, 16-bit", "count, 16-bit", "apply, fp32"]
+    names = ["columns, channels last, 16-bit", "count, 16-bit", "apply, fp32", "apply_mask"]
     command = [sys.executable, "-m", "layercollapse.kernels.compile", "--arch", "90", "--exactly", *names]
     table = run(*command, TRITON_CACHE_DIR=str(tmp_path))
     assert table.count("sm_90") == len(names)

@@ -84,6 +84,7 @@ def test_opcheck(backend):
         op = torch.ops.layercollapse.masked_topk_.default
         torch.library.opcheck(op, (weights, masks, [2, 0], "layer"))
         torch.library.opcheck(op, (weights, masks, [4], "global"))
+        torch.library.opcheck(torch.ops.layercollapse.apply_mask_.default, (weights, masks))
     assert ops.last_backend() == backend
 
 
@@ -94,6 +95,8 @@ def test_compiled_function_calls_them(backend, dynamic):
 
     def step(weight, mask, other, other_mask, k):
         thresholds = ops.masked_topk_([weight, other], [mask, other_mask], k)
+        weight.add_(2.0)
+        ops.apply_mask_([weight, other], [mask, other_mask])
         counts = ops.sign_histogram(weight * 1, channel_dim=0)
         return thresholds + 1, ops.sign_histogram(other, channel_dim=0, out=counts[:2].clone())
 
@@ -112,7 +115,7 @@ def test_compiled_function_calls_them(backend, dynamic):
 
 
 @pytest.mark.parametrize("key", ["CPU", "CUDA", "MPS", "XPU", "HPU", "PrivateUse1"])
-@pytest.mark.parametrize("op", ["sign_histogram_", "masked_topk_"])
+@pytest.mark.parametrize("op", ["sign_histogram_", "masked_topk_", "apply_mask_"])
 def test_every_device_has_an_implementation(op, key):
     # The reference is plain torch and runs on devices that nobody here has.
     assert torch._C._dispatch_has_computed_kernel_for_dispatch_key(f"layercollapse::{op}", key)
@@ -122,6 +125,7 @@ def test_meta_tensors_have_shapes():
     assert ops.sign_histogram(torch.empty(2, 3, device="meta"), upper=6.0).shape == (3, 5)
     weights, masks = torch.empty(9, device="meta"), torch.empty(2, dtype=torch.uint8, device="meta")
     assert ops.masked_topk_(weights, masks, 3).shape == (1,)
+    ops.apply_mask_(weights, masks)
 
 
 def test_numbers_of_numpy_are_numbers():
@@ -129,10 +133,11 @@ def test_numbers_of_numpy_are_numbers():
     assert torch.equal(counts, ops.sign_histogram(dense(2, 3), channel_dim=1, upper=6.0))
 
 
-def test_writing_a_saved_weight_is_noticed_by_autograd():
+@pytest.mark.parametrize("op", [lambda *a: ops.masked_topk_(*a, 1), ops.apply_mask_])
+def test_writing_a_saved_weight_is_noticed_by_autograd(op):
     weight = torch.ones(4, requires_grad=True)
     loss = (weight * weight).sum()
-    ops.masked_topk_(weight, full_mask(4), 1)
+    op(weight, full_mask(4))
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
 
@@ -218,6 +223,16 @@ BAD_TOPK = [
 def test_masked_topk_bad_input(arguments, message):
     with pytest.raises(LayerCollapseError, match=message):
         ops.masked_topk_(*arguments)
+    if not message.startswith("k:"):
+        with pytest.raises(LayerCollapseError, match=message):
+            ops.apply_mask_(*arguments[:2])
+
+
+def test_bad_masks_change_nothing():
+    weights = [dense(9), dense(9)]
+    with pytest.raises(LayerCollapseError, match=r"masks\[1\]: expected a contiguous uint8 tensor of shape \(2,\)"):
+        ops.apply_mask_(weights, [torch.zeros(2, dtype=torch.uint8), full_mask(8)])
+    assert all(torch.equal(weight, dense(9)) for weight in weights)
 
 
 @pytest.mark.parametrize("scope", ["model", 3])
@@ -252,6 +267,7 @@ def test_an_error_found_in_the_data_changes_nothing(backend, scope, fault, messa
 
 def test_no_weights():
     assert ops.masked_topk_([], [], 0).shape == (0,)
+    assert ops.apply_mask_([], []) is None
     assert ops.masked_topk_([], [], 0, scope="global").tolist() == [0]
     with pytest.raises(LayerCollapseError, match="at most the 0 entries"):
         ops.masked_topk_([], [], 1, scope="global")

@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "../plan/mask_plan.h"
+
 namespace lc::cuda {
 
 // What the three loops over an activation share.
@@ -57,4 +59,7 @@ int lc_topk_bracket(const lc::cuda::Topk*, void* stream);
 int lc_topk_count(const lc::cuda::Topk*, const lc::cuda::Class*, void* stream);
 int lc_topk_select(const lc::cuda::Topk*, void* stream);
 int lc_topk_apply(const lc::cuda::Topk*, const lc::cuda::Class*, void* stream);
+
+// Zeroes every entry without a keep-bit, of any number of weights without overlap, with widths of 2 and 4 bytes.
+int lc_apply_mask(const lc::plan::MaskedWeight*, int64_t count, void* stream);
 }

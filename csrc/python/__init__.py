@@ -1,4 +1,4 @@
-"""The two ops on NumPy arrays, without torch: the compiled core that `layercollapse.ops` uses on the CPU.
+"""The ops on NumPy arrays, without torch: the compiled core that `layercollapse.ops` uses on the CPU.
 
 A package of its own, because importing anything inside ``layercollapse`` imports torch. Contracts, in words, are
 those of `layercollapse.ops`; masks are packed by ``np.packbits(mask, bitorder="little")``.
@@ -22,7 +22,7 @@ from collections.abc import Sequence
 import numpy as np
 from layercollapse_core.memory import overlap, reach
 
-__all__ = ["masked_topk_", "sign_histogram"]
+__all__ = ["apply_mask_", "masked_topk_", "sign_histogram"]
 
 # By name: bfloat16 is a NumPy type only where a package such as ml_dtypes adds it. Codes of csrc/dtypes.h.
 _CODES = {"float32": 0, "bfloat16": 1, "float16": 2}
@@ -96,6 +96,35 @@ def masked_topk_(
         raise _error(f"k: expected one per weight for 'layer' or one for 'global', got {len(k)} for {scope!r}")
     if min(k, default=0) < 0:
         raise _error(f"k: expected numbers of at least 0, got {min(k)}")
+    _check_masked(weights, masks)
+    thresholds = np.empty(len(k), dtype=np.float32)
+    code, index, kept = _compiled().masked_topk(
+        *_memory(weights, masks),
+        list(k),
+        scope == "global",
+        thresholds.ctypes.data,
+        threads or _cpus(),
+    )
+    if code == _NAN:
+        raise _error(f"weights[{index}]: expected numbers, got NaN; nothing was changed")
+    if code == _TOO_MANY:
+        raise _error(f"k[{index}]: expected at most the {kept} entries kept, got {k[index]}; nothing was changed")
+    return thresholds
+
+
+def apply_mask_(weights: Sequence[np.ndarray], masks: Sequence[np.ndarray], *, threads: int | None = None) -> None:
+    """Set every entry without a keep-bit to +0, in place; see `layercollapse.ops.apply_mask_`.
+
+    Args:
+        weights: float32, float16 or bfloat16, writeable, without overlap.
+        masks: uint8 (ceil(size / 8),) each, contiguous.
+        threads: how many to use; all of this process's CPUs by default.
+    """
+    _check_masked(weights, masks)
+    _compiled().apply_mask(*_memory(weights, masks), threads or _cpus())
+
+
+def _check_masked(weights: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> None:
     if len(masks) != len(weights):
         raise _error(f"masks: expected one for each of {len(weights)} weights, got {len(masks)}")
     begins: list[int] = []  # weights and masks in turn
@@ -117,23 +146,18 @@ def masked_topk_(
     if shared := overlap(begins, lengths):
         one, other = (f"{('weights', 'masks')[block % 2]}[{block // 2}]" for block in shared)
         raise _error(f"{other}: expected memory of its own, got some that {one} covers too")
-    thresholds = np.empty(len(k), dtype=np.float32)
-    code, index, kept = _compiled().masked_topk(
+
+
+def _memory(
+    weights: Sequence[np.ndarray], masks: Sequence[np.ndarray]
+) -> tuple[list[int], list[int], list[int], list[int], list[tuple[int, tuple[int, ...], list[int]]]]:
+    return (
         [weight.ctypes.data for weight in weights],
         [mask.ctypes.data for mask in masks],
         [_CODES[weight.dtype.name] for weight in weights],
         [weight.size for weight in weights],
         [(i, w.shape, _strides(w)) for i, w in enumerate(weights) if not w.flags.c_contiguous],
-        list(k),
-        scope == "global",
-        thresholds.ctypes.data,
-        threads or _cpus(),
     )
-    if code == _NAN:
-        raise _error(f"weights[{index}]: expected numbers, got NaN; nothing was changed")
-    if code == _TOO_MANY:
-        raise _error(f"k[{index}]: expected at most the {kept} entries kept, got {k[index]}; nothing was changed")
-    return thresholds
 
 
 def _compiled():

@@ -25,3 +25,19 @@ def masked_topk(
     thresholds: int,
     threads: int,
 ) -> tuple[int, int, int]: ...
+def apply_mask(
+    values: Sequence[int],
+    keep: Sequence[int],
+    dtypes: Sequence[int],
+    sizes: Sequence[int],
+    layouts: Sequence[tuple[int, Sequence[int], Sequence[int]]],
+    threads: int,
+) -> None: ...
+def mask_table(
+    tile: int,
+    values: Sequence[int],
+    masks: Sequence[int],
+    widths: Sequence[int],
+    shapes: Sequence[Sequence[int]],
+    strides: Sequence[Sequence[int]],
+) -> tuple[list[int], int, int]: ...

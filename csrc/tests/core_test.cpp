@@ -10,6 +10,7 @@
 #include <random>
 #include <stdexcept>
 
+#include "../apply_mask.h"
 #include "../kernels.h"
 #include "../masked_topk.h"
 #include "../sign_histogram.h"
@@ -138,6 +139,23 @@ void topk_case(int threads) {
       require((masks[w][size_t(i / 8)] >> (i % 8) & 1) == keep[w][size_t(i)], "masked_topk: mask");
       const int64_t place = weights[w].dims.empty() ? i : lc::offset_of(weights[w].dims, i);
       if (!keep[w][size_t(i)]) require(blocks[w].get(place) == 0, "masked_topk: weight");
+    }
+  }
+  const uint32_t value = uint32_t(generator()) % 0x8000u;  // as after an optimizer's step
+  for (Block& block : blocks) {
+    for (int64_t i = 0; i < block.size; ++i) block.set(i, generator() % 3 ? value : 0);
+  }
+  std::vector<std::vector<uint32_t>> before;
+  for (const Block& block : blocks) {
+    before.emplace_back();
+    for (int64_t i = 0; i < block.size; ++i) before.back().push_back(block.get(i));
+  }
+  lc::apply_mask(weights, threads);
+  for (size_t w = 0; w < weights.size(); ++w) {
+    for (int64_t i = 0; i < weights[w].size; ++i) {
+      const int64_t place = weights[w].dims.empty() ? i : lc::offset_of(weights[w].dims, i);
+      require((masks[w][size_t(i / 8)] >> (i % 8) & 1) == keep[w][size_t(i)], "apply_mask: mask");
+      require(blocks[w].get(place) == (keep[w][size_t(i)] ? before[w][size_t(place)] : 0), "apply_mask: weight");
     }
   }
 }

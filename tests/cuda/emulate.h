@@ -186,7 +186,7 @@ using std::max;
 using std::min;
 
 using cudaError_t = int;
-constexpr int cudaSuccess = 0;
+constexpr int cudaSuccess = 0, cudaErrorInvalidValue = 1;
 inline int cudaGetLastError() { return cudaSuccess; }
 inline int cudaGetDeviceCount(int* count) {
   *count = 1;

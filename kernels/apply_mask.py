@@ -1,0 +1,163 @@
+"""apply_mask_ in Triton: one read of R bytes of weights and of their masks (R / 16 or R / 32), a write of what changes.
+
+    w[i] = 0 where bit i of the mask is 0
+
+All tensors go in one launch, a program per tile, over the table of csrc/plan/mask_plan.h, which stays on the device for
+the next call with the same tensors. Values are read in the order of memory; where the row-major order is another one
+(`channels_last`), each keep-bit is looked up by itself.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from layercollapse.errors import LayerCollapseError
+from layercollapse.kernels.bits import FLOAT_TYPES
+from layercollapse.kernels.launch import capturing, on_device_of
+
+TILE = 2048  # entries: with 128 threads, 16 each, 32 or 64 bytes
+PART = 256  # entries at once where each is looked up: addresses of 64 bits take registers
+CACHED = 16  # tables kept
+
+# Layout of the table, as in csrc/plan/mask_plan.h (tests/test_apply_mask.py compares them).
+ROW_WORDS, DIM_WORDS, DIMS_SHIFT, PLACE_SHIFT = 5, 3, 8, 16
+_ROW, _DIM, _DIMS_SHIFT, _PLACE_SHIFT = map(tl.constexpr, (ROW_WORDS, DIM_WORDS, DIMS_SHIFT, PLACE_SHIFT))
+
+
+class Table(NamedTuple):
+    """The plan of one list of tensors: int64 words on their device, rows of weights, tiles of all."""
+
+    words: Tensor
+    rows: int
+    tiles: int
+
+
+@triton.jit
+def _octets(x_ptr, mask_ptr, count, TILE: tl.constexpr):
+    """A tile whose keep-bits have the order of its values, up to `count` of them."""
+    byte = tl.arange(0, TILE // 8)
+    bit = tl.arange(0, 8)[None, :]
+    entry = byte[:, None] * 8 + bit
+    if count >= TILE:
+        packed = tl.load(mask_ptr + byte).to(tl.int32)[:, None]
+        bits = tl.load(x_ptr + entry)
+        clear = (((packed >> bit) & 1) == 0) & (bits != 0)
+        changed = tl.max(clear.to(tl.int32), 1) != 0
+        tl.store(x_ptr + entry, tl.where(clear, 0, bits), mask=tl.broadcast_to(changed[:, None], [TILE // 8, 8]))
+    else:
+        packed = tl.load(mask_ptr + byte, mask=byte * 8 < count, other=0).to(tl.int32)[:, None]
+        bits = tl.load(x_ptr + entry, mask=entry < count, other=0)
+        tl.store(x_ptr + entry, 0, mask=(entry < count) & (((packed >> bit) & 1) == 0) & (bits != 0))
+
+
+@triton.jit
+def _entries(x_ptr, mask_ptr, table_ptr, info, begin, count, TILE: tl.constexpr, PART: tl.constexpr):
+    """A tile from entry `begin` in the order of memory, where keep-bits have another."""
+    dims = ((info >> _DIMS_SHIFT) & 0xFF).to(tl.int32)
+    for part in range(0, TILE, PART):
+        entry = begin + part + tl.arange(0, PART)
+        valid = entry < count
+        dim_ptr = table_ptr + (info >> _PLACE_SHIFT) + dims * _DIM
+        offset = entry * 0
+        place = entry * 0
+        index = entry
+        for _ in range(dims):
+            dim_ptr -= _DIM
+            size = tl.load(dim_ptr)
+            at = index % size
+            index = index // size
+            offset += at * tl.load(dim_ptr + 1)
+            place += at * tl.load(dim_ptr + 2)
+        keep = (tl.load(mask_ptr + place // 8, mask=valid, other=0).to(tl.int64) >> (place % 8)) & 1
+        bits = tl.load(x_ptr + offset, mask=valid & (keep == 0), other=0)
+        tl.store(x_ptr + offset, 0, mask=valid & (keep == 0) & (bits != 0))
+
+
+@triton.jit
+def _apply_mask_kernel(table_ptr, rows, TILE: tl.constexpr, PART: tl.constexpr):
+    """Program i: tile i of the table."""
+    tile = tl.program_id(0)
+    row = 0
+    size = rows
+    while size > 1:  # the last row that begins at or before this tile
+        half = size // 2
+        first = tl.load(table_ptr + (row + half) * _ROW + 3)
+        row = tl.where(first <= tile, row + half, row)
+        size -= half
+    row_ptr = table_ptr + row * _ROW
+    address = tl.load(row_ptr)
+    mask_ptr = tl.load(row_ptr + 1).to(tl.pointer_type(tl.uint8))
+    count = tl.load(row_ptr + 2)
+    begin = (tile - tl.load(row_ptr + 3)) * TILE
+    info = tl.load(row_ptr + 4)
+    plain = ((info >> _DIMS_SHIFT) & 0xFF) == 0
+    if (info & 0xF) == 2:
+        narrow_ptr = address.to(tl.pointer_type(tl.uint16))
+        if plain:
+            _octets(tl.multiple_of(narrow_ptr, 16) + begin, mask_ptr + begin // 8, count - begin, TILE)
+        else:
+            _entries(narrow_ptr, mask_ptr, table_ptr, info, begin, count, TILE, PART)
+    else:
+        wide_ptr = address.to(tl.pointer_type(tl.uint32))
+        if plain:
+            _octets(tl.multiple_of(wide_ptr, 16) + begin, mask_ptr + begin // 8, count - begin, TILE)
+        else:
+            _entries(wide_ptr, mask_ptr, table_ptr, info, begin, count, TILE, PART)
+
+
+_tables: OrderedDict[tuple[object, ...], Table] = OrderedDict()
+_captured: list[Table] = []  # graphs read their tables whenever they are replayed: these are never freed
+
+
+def apply_mask_(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
+    """See ``reference.apply_mask_``; a CUDA graph needs one ordinary call with the same tensors before it."""
+    table = _table_for(weights, masks)
+    if table.tiles:
+        with on_device_of(weights[0]):
+            _apply_mask_kernel[(table.tiles,)](table.words, table.rows, TILE=TILE, PART=PART, num_warps=4)
+
+
+def _table_for(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> Table:
+    key = (
+        weights[0].device,
+        *((w.data_ptr(), m.data_ptr(), w.dtype, w.shape, w.stride()) for w, m in zip(weights, masks, strict=True)),
+    )
+    table = _tables.pop(key, None)
+    if capturing(weights[0]):
+        if table is None:
+            raise LayerCollapseError(
+                "apply_mask_: expected a call with these tensors before a CUDA graph captures one, got none: Triton's "
+                "kernel is compiled, and its table copied, in the first"
+            )
+        _captured.append(table)
+    elif table is None:
+        table = _build(weights, masks)
+    _tables[key] = table
+    while len(_tables) > CACHED:
+        _tables.popitem(last=False)
+    return table
+
+
+def _build(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> Table:
+    from layercollapse_core import _core
+
+    plain = [weight.is_contiguous() for weight in weights]
+    words, rows, tiles = _core.mask_table(
+        TILE,
+        [weight.data_ptr() for weight in weights],
+        [mask.data_ptr() for mask in masks],
+        [FLOAT_TYPES[weight.dtype].width for weight in weights],
+        [(w.numel(),) if p else w.shape for w, p in zip(weights, plain, strict=True)],
+        [(1,) if p else w.stride() for w, p in zip(weights, plain, strict=True)],
+    )
+    table = torch.tensor(words, dtype=torch.int64)
+    if weights[0].is_cuda:
+        table = table.pin_memory().to(weights[0].device, non_blocking=True)
+    return Table(table, rows, tiles)
