@@ -1,5 +1,8 @@
 """Build script: the packages, whose three roots pyproject cannot map, the C++ core, and the CUDA library.
 
+The core comes twice from the same objects: as a module of Python, and as a plain shared library with the C functions of
+csrc/python/include/layercollapse.h, for programs in C and C++. The CUDA library has functions of that header alone.
+
 The C++ core is optional: without GCC or Clang the package installs and runs on the reference, and
 ``layercollapse.ops.backends()`` says so. Portable: newer instruction sets are chosen at run time.
 
@@ -27,12 +30,15 @@ openmp = [] if sys.platform == "darwin" else ["-fopenmp"]
 core = Pybind11Extension(
     "layercollapse_core._core",
     sorted(glob("csrc/*.cpp")),
-    depends=sorted(glob("csrc/*.h") + glob("csrc/*.inl") + glob("csrc/plan/*.h")),
+    depends=sorted(glob("csrc/**/*.h", recursive=True) + glob("csrc/*.inl")),
     cxx_std=17,
     extra_compile_args=["-O3", *openmp],
     extra_link_args=openmp,
     optional=True,
 )
+
+# The same objects but for the module's own, linked once more (BuildExt).
+cpu = Extension("layercollapse_core._cpu", [], optional=True)
 
 ARCHITECTURES = "8.0 9.0 10.0+PTX"
 wanted = os.environ.get("LAYERCOLLAPSE_CUDA", "auto")
@@ -43,7 +49,7 @@ if wanted not in ("auto", "0", "1"):
 cuda = Extension(
     "layercollapse_core._cuda",
     sorted(glob("csrc/cuda/*.cu")),
-    depends=sorted(glob("csrc/cuda/*.cuh") + glob("csrc/cuda/*.h") + glob("csrc/plan/*.h")),
+    depends=sorted(glob("csrc/cuda/*.cuh") + glob("csrc/cuda/*.h")),
     optional=wanted == "auto",
 )
 
@@ -83,9 +89,25 @@ class BuildExt(build_ext):
     """Compile .cu sources with nvcc, everything else as usual."""
 
     def build_extension(self, ext):
-        if ext is not cuda:
+        if ext is core:
             super().build_extension(ext)
-            return
+        elif ext is cpu:
+            self.link_core()
+        else:
+            self.build_cuda(ext)
+
+    def link_core(self):
+        sources = [source for source in core.sources if source != "csrc/module.cpp"]
+        objects = self.compiler.object_filenames(sources, output_dir=self.build_temp)
+        if not all(map(os.path.exists, objects)):
+            raise CompileError("the C++ core was not compiled")
+        target = self.get_ext_fullpath(cpu.name)
+        soname = [f"-Wl,-soname,{Path(target).name}"] if sys.platform == "linux" else []
+        self.compiler.link_shared_object(
+            objects, target, extra_postargs=[*openmp, *soname], build_temp=self.build_temp, target_lang="c++"
+        )
+
+    def build_cuda(self, ext):
         nvcc = find_nvcc()
         if nvcc is None:
             raise CompileError("nvcc: expected it under CUDA_HOME, on the path or in /usr/local/cuda/bin, got none")
@@ -121,7 +143,6 @@ setup(
         "layercollapse_core",
     ],
     package_dir={"layercollapse.kernels": "kernels", "layercollapse_core": "csrc/python"},
-    package_data={"layercollapse_core": ["_core.pyi"]},
-    ext_modules=[core] + [cuda] * with_cuda,
+    ext_modules=[core, cpu] + [cuda] * with_cuda,
     cmdclass={"build_ext": BuildExt},
 )

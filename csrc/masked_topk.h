@@ -17,6 +17,13 @@ struct Weight {
   std::vector<Dim> outer; // dims without the last
 };
 
+// Gives a weight with entries its layout: row-major dimensions.
+inline void set_dims(Weight& weight, const std::vector<Dim>& dims) {
+  weight.dims = coalesce(dims);
+  if (weight.dims.size() == 1 && weight.dims[0].stride == 1) weight.dims.clear();
+  if (!weight.dims.empty()) weight.outer.assign(weight.dims.begin(), weight.dims.end() - 1);
+}
+
 // Why nothing was changed: which weight holds a NaN, or which group keeps fewer entries than it should lose.
 struct TopkResult {
   enum Code { done, nan, too_many } code = done;

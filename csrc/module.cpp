@@ -61,12 +61,7 @@ std::vector<lc::Weight> weights_of(const std::vector<std::uintptr_t>& values, co
     weights[i].dtype = dtype_of(dtypes[i]);
     weights[i].size = sizes[i];
   }
-  for (const auto& [index, shape, strides] : layouts) {
-    lc::Weight& weight = weights.at(index);
-    weight.dims = lc::coalesce(dims_of(shape, strides));
-    if (weight.dims.size() == 1 && weight.dims[0].stride == 1) weight.dims.clear();
-    if (!weight.dims.empty()) weight.outer.assign(weight.dims.begin(), weight.dims.end() - 1);
-  }
+  for (const auto& [index, shape, strides] : layouts) lc::set_dims(weights.at(index), dims_of(shape, strides));
   return weights;
 }
 

@@ -103,7 +103,7 @@ def nvcc_of(tmp_path, **environment):
     # Not the C++ core: "build_ext" of the CUDA library alone.
     script = (
         "import setuptools, sys; made = setuptools.setup\n"
-        "def only_cuda(**k): return made(**{**k, 'ext_modules': k['ext_modules'][1:]})\n"
+        "def only_cuda(**k): return made(**{**k, 'ext_modules': k['ext_modules'][-1:]})\n"
         "setuptools.setup = only_cuda; sys.argv = ['setup.py', 'build_ext', '--build-lib', sys.argv[1]]\n"
         "exec(compile(open('setup.py').read(), 'setup.py', 'exec'))"
     )

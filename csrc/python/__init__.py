@@ -20,9 +20,10 @@ import os
 from collections.abc import Sequence
 
 import numpy as np
+from layercollapse_core.installed import cmake_dir, include_dir, library
 from layercollapse_core.memory import overlap, reach
 
-__all__ = ["apply_mask_", "masked_topk_", "sign_histogram"]
+__all__ = ["apply_mask_", "cmake_dir", "include_dir", "library", "masked_topk_", "sign_histogram"]
 
 # By name: bfloat16 is a NumPy type only where a package such as ml_dtypes adds it. Codes of csrc/dtypes.h.
 _CODES = {"float32": 0, "bfloat16": 1, "float16": 2}

@@ -1,0 +1,121 @@
+// python/include/layercollapse.h for the CPU: checks what would be undefined behaviour, and lets no exception out.
+#include "python/include/layercollapse.h"
+
+#include <algorithm>
+#include <new>
+#include <stdexcept>
+#include <thread>
+#include <vector>
+
+#include "apply_mask.h"
+#include "kernels.h"
+#include "masked_topk.h"
+#include "sign_histogram.h"
+
+#define LC_EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace {
+
+static_assert(int(lc::Dtype::float32) == LC_FLOAT32 && int(lc::Dtype::bfloat16) == LC_BFLOAT16 &&
+              int(lc::Dtype::float16) == LC_FLOAT16 && lc::kMaxDims == LC_MAX_DIMS);
+static_assert(int(lc::TopkResult::done) == LC_DONE && int(lc::TopkResult::nan) == LC_NAN &&
+              int(lc::TopkResult::too_many) == LC_TOO_MANY);
+
+lc::Dtype dtype_of(int64_t code) {
+  if (code < 0 || code >= lc::kDtypes) throw std::invalid_argument("dtype");
+  return static_cast<lc::Dtype>(code);
+}
+
+std::vector<lc::Dim> dims_of(int64_t count, const int64_t* sizes, const int64_t* strides) {
+  if (count < 0 || count > LC_MAX_DIMS) throw std::invalid_argument("dims");
+  std::vector<lc::Dim> dims;
+  for (int64_t d = 0; d < count; ++d) {
+    if (sizes[d] < 0) throw std::invalid_argument("sizes");
+    dims.push_back({sizes[d], strides[d]});
+  }
+  return dims;
+}
+
+int threads_of(int threads) {
+  return threads > 0 ? threads : std::max(1, int(std::thread::hardware_concurrency()));
+}
+
+std::vector<lc::Weight> weights_of(const lc_weight* weights, int64_t count) {
+  std::vector<lc::Weight> made;
+  for (int64_t i = 0; i < count; ++i) {
+    const lc_weight& weight = weights[i];
+    const std::vector<lc::Dim> dims = dims_of(weight.dims, weight.sizes, weight.strides);
+    made.push_back({weight.values, weight.mask, dtype_of(weight.dtype), lc::product(dims), {}, {}});
+    if (made.back().size > 0) lc::set_dims(made.back(), dims);
+  }
+  return made;
+}
+
+template <class Call>
+lc_status guarded(const Call& call) {
+  try {
+    return call();
+  } catch (const std::bad_alloc&) {
+    return LC_NO_MEMORY;
+  } catch (const std::exception&) {
+    return LC_ARGUMENT;
+  }
+}
+
+}  // namespace
+
+LC_EXPORT lc_status lc_cpu_sign_histogram(const lc_activation* activations, int64_t count, int threads) {
+  return guarded([&] {
+    lc::kernels();  // all or nothing: what can throw comes before the first count
+    for (int64_t i = 0; i < count; ++i) {
+      const lc_activation& a = activations[i];
+      dtype_of(a.dtype);
+      dims_of(a.dims, a.sizes, a.strides);
+      const bool bound = a.upper == 0 || float(a.upper) > 0;  // one that rounds to 0 would count as none
+      if (a.channel_dim < 0 || a.channel_dim >= a.dims || !bound) throw std::invalid_argument("activation");
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      const lc_activation& a = activations[i];
+      std::vector<lc::Dim> dims = dims_of(a.dims, a.sizes, a.strides);
+      const lc::Dim channels = dims[std::size_t(a.channel_dim)];
+      dims.erase(dims.begin() + a.channel_dim);
+      if (channels.size == 0 || lc::product(dims) == 0) continue;
+      lc::sign_histogram(a.x, dtype_of(a.dtype), channels, std::move(dims), float(a.upper), a.out, threads_of(threads));
+    }
+    return LC_DONE;
+  });
+}
+
+LC_EXPORT lc_status lc_cpu_masked_topk(const lc_weight* weights, int64_t count, const int64_t* k, int global,
+                                       float* thresholds, int threads, int64_t* index, int64_t* kept) {
+  return guarded([&] {
+    lc::kernels();
+    std::vector<lc::Weight> made = weights_of(weights, count);
+    const std::vector<int64_t> numbers(k, k + (global ? 1 : count));
+    for (const int64_t number : numbers) {
+      if (number < 0) throw std::invalid_argument("k");
+    }
+    static_assert(sizeof(float) == sizeof(uint32_t));
+    const lc::TopkResult result =
+        lc::masked_topk(made, numbers, global != 0, threads_of(threads), reinterpret_cast<uint32_t*>(thresholds));
+    if (index != nullptr) *index = result.index;
+    if (kept != nullptr) *kept = result.kept;
+    return static_cast<lc_status>(result.code);
+  });
+}
+
+LC_EXPORT lc_status lc_cpu_apply_mask(const lc_weight* weights, int64_t count, int threads) {
+  return guarded([&] {
+    lc::kernels();
+    lc::apply_mask(weights_of(weights, count), threads_of(threads));
+    return LC_DONE;
+  });
+}
+
+LC_EXPORT const char* lc_cpu_isa(void) {
+  try {
+    return lc::kernels().name;
+  } catch (const std::exception&) {
+    return nullptr;
+  }
+}

@@ -1,0 +1,69 @@
+// The ops of layercollapse on plain memory, for C and C++: no Python, no torch. docs/ops.md says what each op does.
+//
+//     #include <layercollapse.h>     // python -m layercollapse_core --cflags --libs
+//
+// Functions that begin with lc_cpu_ are in the library of the CPU (layercollapse_core.library("cpu")): memory is the
+// host's, and they return when the work is done. Nothing is thrown; on an error nothing has changed, but that of several
+// activations some may have been counted before memory ran out.
+#pragma once
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { LC_FLOAT32 = 0, LC_BFLOAT16 = 1, LC_FLOAT16 = 2 };  // dtype
+enum { LC_MAX_DIMS = 64 };
+
+typedef enum lc_status {
+  LC_DONE = 0,
+  LC_NAN = 1,        // a NaN among the weights
+  LC_TOO_MANY = 2,   // a k above the number of entries kept
+  LC_ARGUMENT = 3,   // a type, number of dimensions or size that does not exist
+  LC_NO_MEMORY = 4,  // the host's
+} lc_status;
+
+// An activation whose signs are counted. Dimensions other than channel_dim are samples.
+typedef struct lc_activation {
+  const void* x;           // first entry
+  int64_t* out;            // (C, 4), with `upper` (C, 5), contiguous: counts are added
+  const int64_t* sizes;    // `dims` of them, on the host
+  const int64_t* strides;  // in entries, on the host; of any sign, 0 included
+  int64_t dims;            // 1 to LC_MAX_DIMS
+  int64_t channel_dim;     // 0 to dims - 1
+  int64_t dtype;
+  double upper;            // also count values of at least this float32; above 0, or 0 for none
+} lc_activation;
+
+// A weight and its keep-bits. No two entries, of one weight or of two, may share memory.
+typedef struct lc_weight {
+  void* values;            // first entry
+  uint8_t* mask;           // ceil(n / 8) bytes: a bit per entry in row-major order, the first in the lowest
+  int64_t dtype;
+  int64_t dims;            // 0 to LC_MAX_DIMS
+  const int64_t* sizes;    // `dims` of them, on the host
+  const int64_t* strides;  // in entries, on the host; above 0 where the size is above 1
+} lc_weight;
+
+// Adds, per channel, the numbers of negative, zero, positive and NaN entries of each activation to its out, and with
+// `upper` of those at or above it. threads: 0 for as many as there are processors.
+lc_status lc_cpu_sign_histogram(const lc_activation* activations, int64_t count, int threads);
+
+// Clears the k smallest magnitudes among the entries kept, of each weight (k: `count` numbers) or, with `global`, of all
+// together (k: one number); of equal ones the first in row-major order. Then zeroes every entry without a keep-bit.
+// thresholds: as many as k, the largest magnitude cleared, 0 if none. On LC_NAN, *index is the weight; on LC_TOO_MANY
+// the k, and *kept how many entries it could have cleared. Either pointer may be null.
+lc_status lc_cpu_masked_topk(const lc_weight* weights, int64_t count, const int64_t* k, int global, float* thresholds,
+                             int threads, int64_t* index, int64_t* kept);
+
+// Zeroes every entry without a keep-bit; masks are only read.
+lc_status lc_cpu_apply_mask(const lc_weight* weights, int64_t count, int threads);
+
+// The instruction set in use: "portable", "avx2" or "avx512"; null if the environment's LAYERCOLLAPSE_ISA is not one
+// that runs here (the ops return LC_ARGUMENT then).
+const char* lc_cpu_isa(void);
+
+#ifdef __cplusplus
+}
+#endif
