@@ -61,7 +61,7 @@ clean:           ## remove the virtual environment and everything built
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-SOURCES := pyproject.toml setup.py $(wildcard csrc/*.* csrc/cuda/* csrc/python/*.py)
+SOURCES := pyproject.toml setup.py $(wildcard csrc/*.* csrc/*/*.* csrc/python/include/*)
 
 $(VENV)/.run: $(BIN)/python $(SOURCES)
 	$(INSTALL) "$(TORCH)" --editable '.[run]'

@@ -10,7 +10,7 @@ Times are medians in ms of calls in turns: each round times the floor and every 
 inputs are as at first, and a buffer larger than the second-level cache has been read: written, it would leave dirty
 lines, whose way back to memory the call would pay for. Floors move as many bytes, of the same memory: a sum of the N
 bytes of an activation (sign_histogram), a copy of the R bytes of the weights onto themselves (masked_topk_, which must
-read and write them).
+read and write them), a sum of weights and masks, or with the copy where what is masked changes (apply_mask_).
 """
 
 from __future__ import annotations
@@ -118,8 +118,9 @@ class Bench:
 
 
 def words_of(x: Tensor) -> Tensor:
-    """The bytes of a contiguous tensor (but for an odd last value) as float32, which torch reads at full speed."""
-    return x.flatten()[: x.numel() // 2 * 2].view(torch.float32)
+    """The bytes of a contiguous tensor (but for the last few) as float32, which torch reads at full speed."""
+    whole = 4 // x.element_size()
+    return x.flatten()[: x.numel() // whole * whole].view(torch.float32)
 
 
 def name_of(dtype: torch.dtype) -> str:
@@ -269,6 +270,48 @@ def topk_peers(bench: Bench, source: Tensor, weight: Tensor, k: int, reset: Call
     return times
 
 
+# --- apply_mask_ ------------------------------------------------------------------------------------------
+
+
+def apply_rows(
+    bench: Bench, entries: int, dtype: torch.dtype, *, tensors: int, changes: bool, peers: bool
+) -> Iterator[Row]:
+    """Half of the keep-bits are set, at random; every entry without one has become nonzero (changes), or none has."""
+    size = entries // tensors // 8 * 8
+    source = torch.randn(size * tensors, dtype=dtype, device=bench.device)
+    mask = torch.randint(0, 256, (source.numel() // 8,), dtype=torch.uint8, device=bench.device)
+    keep = torch.cat([ops.unpack_mask(part, (8 * part.numel(),)) for part in mask.split(CHUNK // 8)])
+    expected = torch.where(keep, source, 0)
+    del keep
+    weight = source.clone()
+    weights, masks = list(weight.split(size)), list(mask.split(size // 8))
+    words, mask_words = words_of(weight), words_of(mask)
+
+    def floor() -> None:
+        mask_words.sum()
+        words.view(torch.int32).bitwise_not_() if changes else words.sum()
+
+    def reset() -> None:
+        weight.copy_(source if changes else expected)
+
+    calls: dict[str, Call] = {"floor": floor}
+    if bench.runs:
+        with ops.use_backend(bench.backend):
+            ops.apply_mask_(weights, masks)
+            assert torch.equal(weight, expected)
+            calls[bench.backend] = lambda: ops.apply_mask_(weights, masks)
+    if bench.peers and peers:
+        factors = [(part != 0).to(dtype) for part in expected.split(size)]
+        calls["torch._foreach_mul_ by masks of floats"] = lambda: torch._foreach_mul_(weights, factors)
+    times = bench.race(calls, reset, around=bench.forced)
+    ideal = times.pop("floor")
+    moved = (2 if changes else 1) * source.nbytes + mask.nbytes
+    about = {"op": "apply_mask_", "dtype": name_of(dtype), "entries": source.numel(), "bytes": moved}
+    about |= {"floor ms": ideal, "floor GB/s": moved / ideal / 1e6}
+    for name, ms in times.items():
+        yield {"provider": name, **about, "ms": ms, "x floor": ms / ideal}
+
+
 # --- the probe --------------------------------------------------------------------------------------------
 
 
@@ -322,6 +365,14 @@ def measure(bench: Bench) -> None:
         name = f"masked_topk_ {entries / 1e6:g}M {name_of(dtype)} k={share:g} {data} in {tensors}"
         bench.case(name, lambda: topk_rows(bench, entries, dtype, share, data, tensors=tensors, peers=peers))
 
+    def applied(
+        entries: int, dtype: torch.dtype, *, changes: bool = False, tensors: int = 1, peers: bool = False
+    ) -> None:
+        entries = max(64, entries // scale)
+        what = "all masked ones change" if changes else "nothing changes"
+        name = f"apply_mask_ {entries / 1e6:g}M {name_of(dtype)} {what} in {tensors}"
+        bench.case(name, lambda: apply_rows(bench, entries, dtype, tensors=tensors, changes=changes, peers=peers))
+
     half, single = torch.bfloat16, torch.float32
     for layout in LAYOUTS:
         signs(256, half, layout)
@@ -329,6 +380,8 @@ def measure(bench: Bench) -> None:
     topk(1 << 30, single)
     topk(1 << 24, half, peers=True)
     topk(1 << 26, half, tensors=160)
+    applied(1 << 28, half)
+    applied(1 << 28, half, changes=True, peers=True)
     for name in ("ResNet-50", "ViT-B"):
         bench.case(f"probe {name}", lambda name=name: probe_rows(bench, name))
     for layout in LAYOUTS:
@@ -343,6 +396,8 @@ def measure(bench: Bench) -> None:
             topk(1 << 26, dtype, share)
         for data in ("equal", "two values", "sorted"):
             topk(1 << 26, dtype, data=data)
+        applied(1 << 30, dtype, changes=dtype == single)
+        applied(1 << 26, dtype, tensors=160)
     topk(1 << 26, torch.float16)
     signs(256, torch.float16, "last, 768")
     topk(1 << 32, half)

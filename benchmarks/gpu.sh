@@ -10,6 +10,8 @@ set -uo pipefail
 
 failed=0
 budget=530
+# What a GPU is tested with, and tests/test_gpu_on_cpu.py without one.
+files="tests/test_gpu.py tests/test_ops.py tests/test_apply_mask.py"
 
 # say TEXT...: to the log and to the screen.
 say() { echo "$*" | tee -a "$out/gpu.log"; }
@@ -85,7 +87,7 @@ native() { TORCH_CUDA_ARCH_LIST=native build cuda 1; }
 tests() { # tests BACKEND [pytest's arguments]: the modules of the build, not of the checkout (-P)
     local backend="$1"
     shift
-    "$python" -P -m pytest tests/test_gpu.py tests/test_ops.py -q -p no:cacheprovider -k "$backend" "$@"
+    "$python" -P -m pytest $files -q -p no:cacheprovider -k "$backend" "$@"
 }
 
 main() {
@@ -96,7 +98,7 @@ main() {
     work="$(mktemp -d)"
     trap finish EXIT
     trap 'exit 143' TERM INT
-    export python work PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 TRITON_CACHE_DIR="$work/triton"
+    export python work files PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 TRITON_CACHE_DIR="$work/triton"
     export -f build emulate native tests
     local interpreted=() emulated=() mode=() seconds=1 workers=12
     if [ "$dry" = "--dry" ]; then

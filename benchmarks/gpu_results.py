@@ -112,6 +112,12 @@ GOALS = [
     ),
     Goal("masked_topk_, 1 B bfloat16: at most 1.65 reads and writes", "x floor", 1.65, _large("bfloat16")),
     Goal("masked_topk_, 1 B float32: at most 1.7 reads and writes", "x floor", 1.7, _large("float32")),
+    Goal(
+        "apply_mask_, from 64 MB: at most 1.1 times its bytes",
+        "x floor",
+        1.1,
+        lambda row: row["op"] == "apply_mask_" and row["bytes"] >= 64 << 20,
+    ),
     Goal("probe: at most 5 % of a forward pass", "overhead %", 5.0, lambda row: row["op"] == "probe"),
 ]
 
@@ -140,8 +146,9 @@ def picture(rows: list[Row], path: Path) -> None:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(12, 8))
-    for axis, op, key in zip(axes, ("sign_histogram", "masked_topk_"), ("of floor", "x floor"), strict=True):
+    figure, axes = plt.subplots(1, 3, figsize=(16, 8))
+    figures = (("sign_histogram", "of floor"), ("masked_topk_", "x floor"), ("apply_mask_", "x floor"))
+    for axis, (op, key) in zip(axes, figures, strict=True):
         ours = [row for row in rows if row["op"] == op and row["provider"] in OURS]
         names = list(dict.fromkeys(row["case"].removeprefix(op) for row in ours))
         for provider in OURS:

@@ -1,6 +1,7 @@
 """The tests of the GPU kernels without a GPU, and what can be said of their machine code without running it."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,8 @@ pytestmark = pytest.mark.long  # whole files of tests in processes of their own,
 ROOT = Path(__file__).parent.parent
 SOURCES = ROOT / "csrc" / "cuda"
 # test_ops too: errors that change nothing, torch.compile and opcheck
-FILES = [str(ROOT / "tests" / name) for name in ("test_gpu.py", "test_ops.py", "test_apply_mask.py")]
+NAMES = re.search('^files="(.*)"$', (ROOT / "benchmarks" / "gpu.sh").read_text(), re.MULTILINE)[1].split()
+FILES = [str(ROOT / name) for name in NAMES]
 
 
 def run(*command, **environment):
