@@ -49,7 +49,7 @@ if wanted not in ("auto", "0", "1"):
 cuda = Extension(
     "layercollapse_core._cuda",
     sorted(glob("csrc/cuda/*.cu")),
-    depends=sorted(glob("csrc/cuda/*.cuh") + glob("csrc/cuda/*.h")),
+    depends=sorted(glob("csrc/cuda/*.cuh") + glob("csrc/**/*.h", recursive=True)),
     optional=wanted == "auto",
 )
 

@@ -4,6 +4,8 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
+#include <limits>
 
 namespace lc {
 
@@ -49,6 +51,17 @@ inline uint32_t from_common(Dtype dtype, uint32_t common) {
     }
   }
   return low;
+}
+
+// Smallest magnitude of this type that is at least the float32 next to `bound`, a number above 0; infinity + 1 if
+// there is none.
+inline uint32_t at_least(Dtype dtype, double bound) {
+  // Halfway from the largest float32 to the next that there would be; a cast of more is undefined.
+  constexpr double kOverflow = 3.4028235677973366e38;
+  const float rounded = bound >= kOverflow ? std::numeric_limits<float>::infinity() : static_cast<float>(bound);
+  uint32_t bits = 0;
+  std::memcpy(&bits, &rounded, sizeof bits);
+  return from_common(dtype, bits);
 }
 
 }  // namespace lc

@@ -15,6 +15,8 @@
 
 namespace py = pybind11;
 
+void bind_sign_plan(py::module_& m);  // sign_plan.cpp
+
 namespace {
 
 using lc::Dim;
@@ -124,4 +126,5 @@ PYBIND11_MODULE(_core, m) {
         py::arg("layouts"), py::arg("threads"));
   m.def("mask_table", &mask_table, py::arg("tile"), py::arg("values"), py::arg("masks"), py::arg("widths"),
         py::arg("shapes"), py::arg("strides"));
+  bind_sign_plan(m);
 }

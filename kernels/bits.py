@@ -6,7 +6,6 @@ A magnitude is the pattern without its sign. As an integer it has the order of |
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -48,24 +47,3 @@ def coalesce(dims: Iterable[Dim]) -> list[Dim]:
         else:
             result.append(dim)
     return result
-
-
-def upper_bits(upper: float, dtype: torch.dtype) -> int:
-    """Return the smallest magnitude of dtype that is at least ``upper``, a float above 0, rounded to float32.
-
-    It is infinity + 1 if there is none.
-    """
-    # Through a tensor, which rounds like the contract's comparison in float32; struct refuses what overflows.
-    bits = int(torch.tensor(upper, dtype=torch.float64).float().view(torch.int32))
-    if dtype == torch.float32:
-        return bits
-    if dtype == torch.bfloat16:
-        return (bits + 0xFFFF) >> 16
-    low, high = 0, FLOAT_TYPES[dtype].infinity + 1
-    while low < high:
-        middle = (low + high) // 2
-        if struct.unpack("<e", struct.pack("<H", middle))[0] < struct.unpack("<f", struct.pack("<I", bits))[0]:
-            low = middle + 1
-        else:
-            high = middle
-    return low

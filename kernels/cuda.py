@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 from collections.abc import Sequence
 from ctypes import c_int64, c_void_p
 from functools import cache
@@ -12,17 +13,8 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from layercollapse.kernels.bits import FLOAT_TYPES, VECTOR, upper_bits
-from layercollapse.kernels.launch import on_device_of, program_count
-from layercollapse.kernels.sign_layout import (
-    Columns,
-    Part,
-    Runs,
-    columns_grid,
-    plan,
-    runs_grid,
-    strided_grid,
-)
+from layercollapse.kernels.bits import FLOAT_TYPES
+from layercollapse.kernels.launch import on_device_of
 from layercollapse.kernels.topk_call import Scratch, masked_topk_with
 from layercollapse.kernels.topk_plan import WIDE, Plan
 
@@ -31,7 +23,7 @@ EMULATED = "LAYERCOLLAPSE_CUDA_EMULATED"
 
 
 @cache
-def _library() -> ctypes.CDLL:
+def library() -> ctypes.CDLL:
     """Load the library; OSError if it was not built."""
     path = os.environ.get(EMULATED)
     if path is None:
@@ -39,24 +31,26 @@ def _library() -> ctypes.CDLL:
         if spec is None or spec.origin is None:
             raise OSError("install with nvcc on the path, or CUDA_HOME set")
         path = spec.origin
-    library = ctypes.CDLL(path)
-    library.lc_error.restype = ctypes.c_char_p
-    return library
+    loaded = ctypes.CDLL(path)
+    loaded.lc_error.restype = ctypes.c_char_p
+    loaded.lc_sign_histogram.argtypes = (c_void_p, c_int64, c_void_p)
+    loaded.lc_sign_limits.argtypes = (c_int64, c_int64)
+    return loaded
 
 
 @cache
 def status() -> tuple[bool, str]:
     """Whether the CUDA kernels can be used, and on what, or why not."""
     try:
-        library = _library()
+        loaded = library()
     except OSError as error:
         return False, f"the CUDA part is not built: {error}"
     if emulated():
         return True, "CUDA C++ on the CPU: for tests"
     count = ctypes.c_int(0)
-    error = library.lc_device_count(ctypes.byref(count))
+    error = loaded.lc_device_count(ctypes.byref(count))
     if error or not count.value or not torch.cuda.is_available():
-        reason = library.lc_error(error).decode() if error else "torch sees none"
+        reason = loaded.lc_error(error).decode() if error else "torch sees none"
         return False, f"no CUDA device ({reason})"
     return True, f"CUDA C++, {torch.cuda.get_device_name()}"
 
@@ -68,33 +62,26 @@ def emulated() -> bool:
 
 def sign_histogram_(x: Tensor, channel_dim: int, upper: float | None, out: Tensor) -> None:
     """See ``reference.sign_histogram_``: one read of x, any strides."""
-    kind = FLOAT_TYPES[x.dtype]
-    layout = plan(x.shape, x.stride(), channel_dim % x.dim(), kind.width, x.data_ptr())
-    bits = 0 if upper is None else upper_bits(upper, x.dtype)
-    channels, columns = out.shape
-    with on_device_of(x):
-        for part in layout.parts:
-            first = x.data_ptr() + part.start * kind.width
-            signs = _struct(first, out.data_ptr(), kind.width, columns, kind.infinity, bits, channels, layout.repeat)
-            _count(part, signs, channels, VECTOR // kind.width, x)
+    sign_histograms_([x], [channel_dim], [upper], [out])
 
 
-def _count(part: Part, signs: ctypes.Array[c_int64], channels: int, vector: int, x: Tensor) -> None:
-    target = program_count(x)
-    if isinstance(part, Columns):
-        grid = columns_grid(part, vector, target)
-        strides = (part.width // vector, part.outer.stride // vector, part.inner.stride // vector)
-        shape = (grid.rows, grid.each, *strides, part.inner.size, part.run)
-        _call("lc_count_columns", x, signs, _struct(*shape, grid.cols // 4, grid.strips, grid.splits))
-    elif isinstance(part, Runs):
-        cut = runs_grid(part, channels, vector, target)
-        strides = (part.length // vector, part.channel_stride // vector, part.outer.stride // vector)
-        _call("lc_count_runs", x, signs, _struct(cut.pieces, cut.each, cut.parts, *strides))
-    else:
-        sizes, steps = zip(*part.dims, strict=True)
-        tiles = strided_grid(part, channels, target)
-        shape = (part.channel_stride, tiles.samples, tiles.each, *sizes, *steps)
-        _call("lc_count_strided", x, signs, _struct(*shape, tiles.cols, tiles.strips, tiles.splits))
+def sign_histograms_(
+    xs: Sequence[Tensor], channel_dims: Sequence[int], uppers: Sequence[float | None], outs: Sequence[Tensor]
+) -> None:
+    """See ``reference.sign_histograms_``: one launch for up to 50 tensors of one width that are read in one way."""
+    numbers = [number for x in xs for number in (*x.shape, *x.stride())]
+    memory = (c_int64 * len(numbers))(*numbers)
+    place = ctypes.addressof(memory)
+    fields: list[int] = []  # of lc_activation, csrc/cuda/launch.h: 8 bytes each
+    for x, channel_dim, upper, out in zip(xs, channel_dims, uppers, outs, strict=True):
+        dims = x.dim()
+        bits = 0 if upper is None else struct.unpack("q", struct.pack("d", upper))[0]
+        fields += (x.data_ptr(), out.data_ptr(), place, place + 8 * dims, dims)
+        fields += (channel_dim % dims, FLOAT_TYPES[x.dtype].code, bits)
+        place += 16 * dims
+    with on_device_of(xs[0]):
+        table = (c_int64 * len(fields))(*fields)
+        _check("lc_sign_histogram", library().lc_sign_histogram(table, len(xs), _stream(xs[0])))
 
 
 def masked_topk_(weights: Sequence[Tensor], masks: Sequence[Tensor], k: Sequence[int], scope: str) -> Tensor:
@@ -135,7 +122,7 @@ def apply_mask_(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
         rows[6 * index + 5] = rows[6 * index + 4] + 8 * rows[6 * index + 3]
     stream = _stream(weights[0])
     with on_device_of(weights[0]):
-        _check("lc_apply_mask", _library().lc_apply_mask(_struct(*rows), c_int64(len(weights)), stream))
+        _check("lc_apply_mask", library().lc_apply_mask(_struct(*rows), c_int64(len(weights)), stream))
 
 
 def _struct(*values: int) -> ctypes.Array[c_int64]:
@@ -144,7 +131,7 @@ def _struct(*values: int) -> ctypes.Array[c_int64]:
 
 
 def _call(name: str, on: Tensor, *structs: ctypes.Array[c_int64]) -> None:
-    _check(name, getattr(_library(), name)(*map(ctypes.byref, structs), _stream(on)))
+    _check(name, getattr(library(), name)(*map(ctypes.byref, structs), _stream(on)))
 
 
 def _stream(on: Tensor) -> c_void_p:
@@ -153,4 +140,4 @@ def _stream(on: Tensor) -> c_void_p:
 
 def _check(name: str, error: int) -> None:
     if error:
-        raise RuntimeError(f"{name}: {_library().lc_error(error).decode()}")
+        raise RuntimeError(f"{name}: {library().lc_error(error).decode()}")

@@ -17,9 +17,9 @@ def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
-def program_count(tensor: Tensor) -> int:
-    """Number of programs that keep the tensor's device busy."""
-    return WAVES * _multiprocessors(tensor.device.index) if tensor.is_cuda else CPU_PROGRAMS
+def program_count(tensor: Tensor, each: int = WAVES) -> int:
+    """Number of programs that keep the tensor's device busy, with so many on each multiprocessor."""
+    return each * _multiprocessors(tensor.device.index) if tensor.is_cuda else CPU_PROGRAMS
 
 
 @cache

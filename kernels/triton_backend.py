@@ -22,6 +22,10 @@ def status() -> tuple[bool, str]:
         import triton
     except ImportError as error:
         return False, f"Triton is not installed: pip install 'layercollapse[triton]' ({error})"
+    try:
+        import layercollapse_core._core  # noqa: F401 - it plans the launches
+    except ImportError as error:
+        return False, f"the C++ core is not built: install with GCC or Clang ({error})"
     if interpreted():
         return True, f"Triton {triton.__version__}, interpreter: for tests"
     if not torch.cuda.is_available():

@@ -75,7 +75,7 @@ def test_without_the_core_the_reference_runs_and_says_so():
 
 
 def test_the_core_includes_no_torch_header():
-    sources = [*(ROOT / "csrc").glob("*.cpp"), *(ROOT / "csrc").glob("*.h"), *(ROOT / "csrc").glob("*.inl")]
+    sources = [path for path in (ROOT / "csrc").rglob("*") if path.suffix in (".cpp", ".h", ".inl", ".cu", ".cuh")]
     assert sources
     assert not [
         path for path in sources if "#include <torch" in path.read_text() or "#include <ATen" in path.read_text()

@@ -7,6 +7,7 @@ Triton's interpreter and with the CUDA sources compiled for the CPU.
 import importlib.util
 from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from layercollapse import LayerCollapseError, ops
-from layercollapse.kernels import cuda, race, sign_layout, topk_plan, triton_backend
+from layercollapse.kernels import cuda, race, topk_plan, triton_backend
 
 BACKENDS = [name for name in ("triton", "cuda") if ops.backends()[name].available]
 SLOW = triton_backend.interpreted()  # each program takes milliseconds: fewer cases, not other ones
@@ -37,24 +38,50 @@ def table(stem):
     return module.HAND
 
 
+@contextmanager
+def sign_limits(backend, **limits):
+    """The backend with other limits of csrc/plan/sign_plan.h, which it yields."""
+    from layercollapse_core import _core
+
+    if backend == "triton" and SLOW:
+        limits = {"block": 32, "unroll": 2, **limits}
+    lowered, usual = _core.SignLimits(**{"long_run": 256, **limits}), _core.SignLimits()
+    if backend == "cuda":
+        cuda.library().lc_sign_limits(lowered.long_run, lowered.largest)
+        try:
+            yield lowered
+        finally:
+            cuda.library().lc_sign_limits(usual.long_run, usual.largest)
+    else:
+        from layercollapse.kernels import sign_histogram
+
+        with mock.patch.object(sign_histogram, "LIMITS", lowered):
+            yield lowered
+
+
+def sign_parts(x, channel_dim, limits):
+    """Names of the loops that read x, and how many parts each has."""
+    from layercollapse_core import _core
+
+    plan = _core.sign_plan(x.shape, x.stride(), channel_dim % x.dim(), x.element_size(), x.data_ptr(), limits)
+    return [type(part).__name__ for part in plan[0]]
+
+
 @pytest.fixture(params=BACKENDS)
 def backend(request, monkeypatch):
     """Each backend, with the constants of a large problem shrunk so that small tensors take every path."""
-    monkeypatch.setattr(sign_layout, "LONG_RUN", 256)
     for name in ("SHORTEST", "UNIT"):
         monkeypatch.setattr(topk_plan, name, 64 if request.param == "triton" else 4096)
     topk_plan._plans.clear()
     if request.param == "triton" and triton_backend.interpreted():
         from layercollapse.kernels import masked_topk, topk_call
 
-        monkeypatch.setattr(sign_layout, "BLOCK", 32)
-        monkeypatch.setattr(sign_layout, "UNROLL", 2)
         for module in (topk_plan, topk_call, masked_topk):
             monkeypatch.setattr(module, "SAMPLE", 64)
         for name in ("TILE", "TILE_STRIDED"):
             monkeypatch.setattr(masked_topk, name, 8)
         monkeypatch.setattr(masked_topk, "PART", 64)
-    with ops.use_backend(request.param):
+    with ops.use_backend(request.param), sign_limits(request.param):
         yield request.param
 
 
@@ -121,22 +148,43 @@ LAYOUTS = {
 def test_layouts(backend, name, dtype):
     make, channel_dim, loops = LAYOUTS[name]
     x = make(dtype)
-    if loops is not None:
-        parts = sign_layout.plan(x.shape, x.stride(), channel_dim % x.dim(), x.element_size(), x.data_ptr()).parts
-        assert [type(part).__name__ for part in parts] == loops
-    signs_agree(x, channel_dim, 6.0)
-    if not SLOW:
-        signs_agree(x.nan_to_num(1.0) if x.is_contiguous() else x, channel_dim)
+    with sign_limits(backend) as limits:
+        assert loops is None or sign_parts(x, channel_dim, limits) == loops
+        signs_agree(x, channel_dim, 6.0)
+        if not SLOW:
+            signs_agree(x.nan_to_num(1.0) if x.is_contiguous() else x, channel_dim)
 
 
 @pytest.mark.parametrize(("shape", "dim"), [((66, 64), 1), ((530, 3), 1), ((1, 2, 160), 1), ((9, 9, 64), -1)], ids=str)
-def test_what_is_cut_into_parts_is_counted_once(backend, shape, dim, monkeypatch):
-    monkeypatch.setattr(sign_layout, "LARGEST", 64)
+def test_what_is_cut_into_parts_is_counted_once(backend, shape, dim):
     x = mixed(shape, torch.bfloat16)
     x = x[:, 1:] if dim == -1 else x  # rows in groups
-    parts = sign_layout.plan(x.shape, x.stride(), dim % x.dim(), 2, x.data_ptr()).parts
-    assert len([part for part in parts if not isinstance(part, sign_layout.Strided)]) > 1
-    signs_agree(x, dim, 6.0)
+    with sign_limits(backend, largest=64) as limits:
+        assert len([loop for loop in sign_parts(x, dim, limits) if loop != "Strided"]) > 1
+        signs_agree(x, dim, 6.0)
+
+
+RUNS = [1, 2, 3, 5, 7, 8, 9, 12, 15, 16, 17, 31, 49, 63, 64, 65, 100]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("run", RUNS[::4] if SLOW else RUNS)
+def test_short_runs_of_any_length(backend, run, dtype):
+    # More than a strip of columns, rows that do and do not end on a vector, channels that change within one.
+    for channels in (24, 320 // run + 1) if SLOW else (8, 24, 320 // run + 1, 2600 // run + 1):
+        x = mixed((5, channels, run), dtype, run)
+        signs_agree(x, 1, 6.0)
+        signs_agree(x.nan_to_num(), 1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_more_rows_than_a_packed_counter_takes(backend, dtype):
+    if SLOW:
+        pytest.skip("too many rows")
+    x = torch.ones(1 << 19, 8, dtype=dtype, device=DEVICE)  # six blocks of the emulation share them
+    x[:, 1], x[:, 2], x[:, 3], x[:, 4] = -1, NAN, 0, -NAN
+    signs_agree(x, 1, 0.5)
+    signs_agree(x.view(-1, 4, 2), 1, 0.5)
 
 
 @few

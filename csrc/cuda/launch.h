@@ -1,6 +1,6 @@
-// What kernels/cuda.py calls, through ctypes: addresses on the device, sizes, and the stream to work on. The structures
-// have 8-byte fields only, so that an array of int64 is one. Nothing is checked and nothing awaited; the result is that
-// of cudaGetLastError. Grids come from kernels/sign_layout.py and kernels/topk_plan.py.
+// The ops on a GPU for C and C++: addresses on the device, sizes, and the stream to work on. Nothing is awaited; the
+// result is an error of CUDA (lc_error says it in words), or 0. Nothing is thrown. kernels/cuda.py calls these through
+// ctypes: the structures have 8-byte fields only, so that an array of int64 is one.
 #pragma once
 
 #include <cstdint>
@@ -8,29 +8,6 @@
 #include "../plan/mask_plan.h"
 
 namespace lc::cuda {
-
-// What the three loops over an activation share.
-struct Signs {
-  const void* x;
-  int64_t* out;
-  int64_t width, columns;   // bytes of a value; 4 or 5 columns of out
-  int64_t infinity, upper;  // magnitudes; upper is the smallest counted as such, 0 for none
-  int64_t channels, repeat;
-};
-
-struct Rows {
-  int64_t rows, each, width, outer_stride, inner_stride, inner_size, run;  // width and strides in vectors of 16 bytes
-  int64_t cols, strips, splits;                                            // cols: vectors of a tile
-};
-
-struct Pieces {
-  int64_t pieces, each, parts, length, channel_stride, outer_stride;  // the last three in vectors
-};
-
-struct Samples {
-  int64_t channel_stride, samples, each, sizes[4], strides[4];
-  int64_t cols, strips, splits;  // cols: channels of a tile
-};
 
 // Tables and scratch of kernels/topk_plan.py, all on the device.
 struct Topk {
@@ -51,9 +28,25 @@ extern "C" {
 int lc_device_count(int* count);
 const char* lc_error(int code);
 
-int lc_count_columns(const lc::cuda::Signs*, const lc::cuda::Rows*, void* stream);
-int lc_count_runs(const lc::cuda::Signs*, const lc::cuda::Pieces*, void* stream);
-int lc_count_strided(const lc::cuda::Signs*, const lc::cuda::Samples*, void* stream);
+// One activation of lc_sign_histogram. Dimensions other than channel_dim are samples.
+struct lc_activation {
+  const void* x;           // first entry, on the device
+  int64_t* out;            // (C, 4), with `upper` (C, 5), contiguous, on the device: counts are added
+  const int64_t* sizes;    // `dims` of them, on the host
+  const int64_t* strides;  // in entries, on the host; of any sign, 0 included
+  int64_t dims;            // 1 to 64
+  int64_t channel_dim;     // 0 to dims - 1
+  int64_t dtype;           // 0 float32, 1 bfloat16, 2 float16
+  double upper;            // also count values of at least this float32; above 0, or 0 for none
+};
+
+// Adds per channel the numbers of negative, zero, positive and NaN entries, and with `upper` of those at or above it,
+// of each activation to its out, which several may share. Works on the current device, in as few launches as the
+// layouts allow (one for up to 50 that are read in one way); waits for nothing and keeps no pointer to host memory.
+// Returns an error of CUDA, or 0; cudaErrorInvalidValue for arguments out of range, before anything is launched.
+int lc_sign_histogram(const struct lc_activation* activations, int64_t count, void* stream);
+// For tests: from which length on a run is one (bytes; 32768), and above which rows or entries it is cut (2^30).
+void lc_sign_limits(int64_t long_run, int64_t largest);
 
 int lc_topk_bracket(const lc::cuda::Topk*, void* stream);
 int lc_topk_count(const lc::cuda::Topk*, const lc::cuda::Class*, void* stream);

@@ -15,10 +15,11 @@
 
 #include <cstdint>
 
+#include "vector.h"
+
 namespace lc::plan {
 
 constexpr int64_t kRowWords = 5, kDimWords = 3, kMostDims = 64;
-constexpr int64_t kVector = 16;  // bytes that one thread loads at once
 constexpr int64_t kVectorsBit = 16, kDimsShift = 8, kPlaceShift = 16;
 
 // A weight and its mask on the device; sizes and strides (in entries) of any number of dimensions up to kMostDims.

@@ -41,3 +41,44 @@ def mask_table(
     shapes: Sequence[Sequence[int]],
     strides: Sequence[Sequence[int]],
 ) -> tuple[list[int], int, int]: ...
+
+class SignLimits:
+    def __init__(self, block: int = ..., unroll: int = ..., long_run: int = ..., largest: int = ...) -> None: ...
+    @property
+    def block(self) -> int: ...
+    @property
+    def unroll(self) -> int: ...
+    @property
+    def long_run(self) -> int: ...
+    @property
+    def largest(self) -> int: ...
+
+class _SignPart:
+    start: int
+    strips: int
+    chunks: int
+    most: int
+
+class Columns(_SignPart):
+    width: int
+    run: int
+    cols: int
+    outer: tuple[int, int]
+    inner: tuple[int, int]
+
+class Runs(_SignPart):
+    width: int
+    channel_stride: int
+    outer: tuple[int, int]
+
+class Strided(_SignPart):
+    channel_stride: int
+    cols: int
+    tile: int
+    dims: list[tuple[int, int]]
+
+def sign_plan(
+    sizes: Sequence[int], strides: Sequence[int], channel_dim: int, width: int, address: int, limits: SignLimits
+) -> tuple[list[Columns | Runs | Strided], int]: ...
+def block_count(units: int, resident: int, least: int) -> int: ...
+def magnitude_at_least(dtype: int, bound: float) -> int: ...

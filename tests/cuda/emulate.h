@@ -17,6 +17,7 @@
 #define __global__
 #define __forceinline__ inline
 #define __noinline__
+#define __grid_constant__
 #define __launch_bounds__(...)
 #define __shared__ static
 
@@ -29,7 +30,7 @@ struct uint4 {
 };
 inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
 
-inline dim3 threadIdx, blockIdx, blockDim;
+inline dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace emulate {
 
@@ -121,6 +122,7 @@ template <class Call>
 void launch(dim3 grid, dim3 block, const Call& call) {
   body = call;
   blockDim = block;
+  gridDim = grid;
   while (fibers.size() < block.x) fibers.emplace_back().stack.resize(65536);
   for (blockIdx.y = 0; blockIdx.y < grid.y; ++blockIdx.y) {
     for (blockIdx.x = 0; blockIdx.x < grid.x; ++blockIdx.x) run_block();
@@ -150,6 +152,11 @@ template <class T>
 T __shfl_up_sync(unsigned, T value, unsigned lanes) {
   const int slot = emulate::meet(emulate::kWarp, value);
   return threadIdx.x % 32 < lanes ? value : static_cast<T>(emulate::given_by(threadIdx.x - lanes, slot));
+}
+template <class T>
+T __shfl_down_sync(unsigned, T value, unsigned lanes) {
+  const int slot = emulate::meet(emulate::kWarp, value);
+  return threadIdx.x % 32 + lanes > 31 ? value : static_cast<T>(emulate::given_by(threadIdx.x + lanes, slot));
 }
 inline uint32_t __reduce_add_sync(unsigned, uint32_t value) {
   const int slot = emulate::meet(emulate::kWarp, value);
@@ -186,10 +193,25 @@ using std::max;
 using std::min;
 
 using cudaError_t = int;
-constexpr int cudaSuccess = 0, cudaErrorInvalidValue = 1;
+using cudaStream_t = void*;
+constexpr int cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2;
+constexpr int cudaDevAttrMultiProcessorCount = 16;
 inline int cudaGetLastError() { return cudaSuccess; }
 inline int cudaGetDeviceCount(int* count) {
   *count = 1;
   return cudaSuccess;
 }
 inline const char* cudaGetErrorString(int) { return "none"; }
+inline int cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+inline int cudaDeviceGetAttribute(int* value, int, int) {
+  *value = 3;
+  return cudaSuccess;
+}
+template <class Kernel>
+int cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel, int, std::size_t) {
+  *blocks = 2;
+  return cudaSuccess;
+}
