@@ -97,7 +97,7 @@ class BuildExt(build_ext):
             self.build_cuda(ext)
 
     def link_core(self):
-        sources = [source for source in core.sources if source != "csrc/module.cpp"]
+        sources = [source for source in core.sources if not source.startswith("csrc/module")]
         objects = self.compiler.object_filenames(sources, output_dir=self.build_temp)
         if not all(map(os.path.exists, objects)):
             raise CompileError("the C++ core was not compiled")

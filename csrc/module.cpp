@@ -15,7 +15,7 @@
 
 namespace py = pybind11;
 
-void bind_sign_plan(py::module_& m);  // sign_plan.cpp
+void bind_sign_plan(py::module_& m);  // module_plan.cpp
 
 namespace {
 

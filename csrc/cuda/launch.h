@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "../python/include/layercollapse.h"
+
 #include "../plan/mask_plan.h"
 
 namespace lc::cuda {
@@ -27,18 +29,6 @@ struct Class {
 extern "C" {
 int lc_device_count(int* count);
 const char* lc_error(int code);
-
-// One activation of lc_sign_histogram. Dimensions other than channel_dim are samples.
-struct lc_activation {
-  const void* x;           // first entry, on the device
-  int64_t* out;            // (C, 4), with `upper` (C, 5), contiguous, on the device: counts are added
-  const int64_t* sizes;    // `dims` of them, on the host
-  const int64_t* strides;  // in entries, on the host; of any sign, 0 included
-  int64_t dims;            // 1 to 64
-  int64_t channel_dim;     // 0 to dims - 1
-  int64_t dtype;           // 0 float32, 1 bfloat16, 2 float16
-  double upper;            // also count values of at least this float32; above 0, or 0 for none
-};
 
 // Adds per channel the numbers of negative, zero, positive and NaN entries, and with `upper` of those at or above it,
 // of each activation to its out, which several may share. Works on the current device, in as few launches as the

@@ -145,7 +145,8 @@ struct Call {
 bool well_formed(const lc_activation& a) {
   if (a.dims < 1 || a.dims > static_cast<int64_t>(kMaxDims)) return false;
   if (a.channel_dim < 0 || a.channel_dim >= a.dims) return false;
-  return a.dtype >= 0 && a.dtype < kDtypes && a.upper >= 0;  // false for NaN
+  if (a.upper != 0 && !(a.upper > 0x1p-150)) return false;  // one that rounds to 0, or a NaN
+  return a.dtype >= 0 && a.dtype < kDtypes;
 }
 
 }  // namespace
