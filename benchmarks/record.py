@@ -25,8 +25,8 @@ SIZES = [10_000, 100_000, 1_000_000, 10_000_000]
 
 
 def draw(rows, path):
-    figure, axes = plt.subplots(1, 3, figsize=(16, 5.5), sharey=True, layout="constrained")
-    for axis, op in zip(axes, ("sign_histogram", "masked_topk_", "apply_mask_"), strict=True):
+    figure, axes = plt.subplots(1, 4, figsize=(21, 5.5), sharey=True, layout="constrained")
+    for axis, op in zip(axes, ("sign_histogram", "sign_hashes", "masked_topk_", "apply_mask_"), strict=True):
         lines = {}
         for row in rows:
             many = row["shape"].split(" × ")[0] + " tensors, " if " × " in row["shape"] else ""

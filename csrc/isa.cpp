@@ -6,6 +6,7 @@
 #include <string>
 
 #include "kernels.h"
+#include "sign_hash.h"
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define LC_X86 1

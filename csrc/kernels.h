@@ -10,6 +10,9 @@ namespace lc {
 // less time than 8 for float32 (5 % for 16 bits); in memory they are alike.
 constexpr int kRowGroup = 16;
 
+// Rows that hash_positions takes at once: 4 KB of float32 of a channel, which the prefetchers follow.
+constexpr int kPositions = 1024;
+
 // What a run of values adds: NaNs are among the nonzero, not among the positive; upper is 0 where not asked for.
 struct SignCounts {
   int64_t nonzero = 0, positive = 0, nan = 0, upper = 0;
@@ -30,6 +33,14 @@ struct WidthKernels {
   // with upper, upper_counts[n]. The caller empties the counters before they can wrap.
   void (*count_rows)(const U* x, int64_t stride, int64_t rows, int64_t n, U infinity, U upper, U* nonzero, U* positive,
                      U* nan, U* upper_counts);
+
+  // Hashes of `rows` rows of n values, `stride` apart.
+  void (*hash_rows)(const U* x, int64_t stride, int64_t rows, int64_t n, U infinity, int64_t* hashes);
+
+  // Adds what up to 64 channels, `stride` apart, the word-th such, give to the hashes of n <= kPositions rows, whose
+  // values lie side by side.
+  void (*hash_positions)(const U* x, int64_t stride, int64_t channels, int64_t n, U infinity, int64_t word,
+                         int64_t* hashes);
 
   // Magnitudes of the values whose keep-bit is set against lo <= hi. Appends those inside to `found` (in order)
   // unless it is null; there must be room for all of them, plus 64.

@@ -486,6 +486,114 @@ bool apply(U* x, uint8_t* keep, int64_t n, U lo, U hi, int64_t* ties) {
   return changed;
 }
 
+// ---- sign_hashes ------------------------------------------------------------------------------------------------
+
+// Bit i: 0 < x[i] <= infinity; as integers without a sign, where x[i] - 1 is huge for a zero and a negative.
+template <class U>
+inline uint64_t positive_bits(const U* x, U infinity) {
+#if LC_VECTOR_BYTES == 64
+  uint64_t bits = 0;
+#pragma GCC unroll 4
+  for (int i = 0; i < 64; i += kLanes<U>) {
+    bits |= bits_of(less((__m512i)(load(x + i) - U(1)), fill(infinity), U())) << i;
+  }
+  return bits;
+#else
+  alignas(64) uint8_t flags[64];
+  for (int i = 0; i < 64; ++i) flags[i] = U(x[i] - 1) < infinity ? 1 : 0;
+#if LC_VECTOR_BYTES == 32
+  const auto half = [](const uint8_t* bytes) {
+    const __m256i value = _mm256_load_si256(reinterpret_cast<const __m256i*>(bytes));
+    return uint64_t(uint32_t(_mm256_movemask_epi8(_mm256_slli_epi16(value, 7))));
+  };
+  return half(flags) | half(flags + 32) << 32;
+#else
+  uint64_t bits = 0;
+  for (int i = 0; i < 64; i += 8) {
+    uint64_t bytes;
+    __builtin_memcpy(&bytes, flags + i, 8);
+    bits |= gather_bits(bytes) << i;
+  }
+  return bits;
+#endif
+#endif
+}
+
+template <class U>
+inline uint64_t some_positive_bits(const U* x, int64_t n, U infinity) {
+  U tail[64] = {};
+  __builtin_memcpy(tail, x, static_cast<unsigned long>(n) * sizeof(U));
+  return positive_bits(tail, infinity);
+}
+
+inline uint64_t mix(uint64_t z) {
+  z = (z ^ z >> kMixShift1) * kMixFactor1;
+  z = (z ^ z >> kMixShift2) * kMixFactor2;
+  return z ^ z >> kMixShift3;
+}
+
+inline uint64_t hash_word(uint64_t bits, int64_t word) { return mix(mix(bits) + uint64_t(word + 1) * kPhi); }
+
+template <class U>
+void hash_rows(const U* x, int64_t stride, int64_t rows, int64_t n, U infinity, int64_t* hashes) {
+  for (; rows > 0; --rows, x += stride, ++hashes) {
+    uint64_t hash = 0;
+    int64_t i = 0, word = 0;
+    for (; i + 64 <= n; i += 64, ++word) hash += hash_word(positive_bits(x + i, infinity), word);
+    if (i < n) hash += hash_word(some_positive_bits(x + i, n - i, infinity), word);
+    *hashes = int64_t(hash);
+  }
+}
+
+// Shifts the signs of a vector into as many registers, from the top: after 16 or 32 channels the first is bit 0.
+template <class U>
+inline void push_signs(U* registers, Vector<U> value, U infinity) {
+  Vector<U> pushed = load(registers) >> 1;
+#if LC_VECTOR_BYTES == 64
+  const __m512i x = (__m512i)(value - U(1)), signs = fill(kSign<U>);
+  if constexpr (sizeof(U) == 2) {
+    pushed = (Vector<U>)_mm512_mask_or_epi32((__m512i)pushed, __mmask16(-1), (__m512i)pushed,
+                                             _mm512_maskz_mov_epi16(less(x, fill(infinity), U()), signs));
+  } else {
+    pushed = (Vector<U>)_mm512_mask_or_epi32((__m512i)pushed, less(x, fill(infinity), U()), (__m512i)pushed, signs);
+  }
+#else
+  // Signed compares, which SSE2 and AVX2 have: of a positive value and infinity.
+  using S = typename VectorOf<U>::signed_type;
+  pushed |= (Vector<U>)(((S)value > 0) & ((S)value <= Signed<U>(infinity))) & kSign<U>;
+#endif
+  __builtin_memcpy(registers, &pushed, sizeof pushed);
+}
+
+// A register per position, so that no bits need be transposed (that took twice as long); the last vector of positions
+// overlaps the one before.
+template <class U>
+void hash_positions(const U* x, int64_t stride, int64_t channels, int64_t n, U infinity, int64_t word, int64_t* hashes) {
+  constexpr int64_t kBits = 8 * int64_t(sizeof(U)), kStep = kLanes<U>;
+  const int64_t vectors = (n + kStep - 1) / kStep, last = n < kStep ? 0 : n - kStep;
+  alignas(64) U registers[kPositions];
+  alignas(64) uint64_t words[kPositions];
+  for (int64_t first = 0; first < channels; first += kBits) {
+    const int64_t count = channels - first < kBits ? channels - first : kBits;
+    __builtin_memset(registers, 0, static_cast<unsigned long>(vectors * kStep) * sizeof(U));
+    for (int64_t c = 0; c < count; ++c) {
+      const U* run = x + (first + c) * stride;
+      for (int64_t v = 0; v + 1 < vectors; ++v) push_signs(registers + v * kStep, load(run + v * kStep), infinity);
+      const Vector<U> value = n < kStep ? load_some(run, n) : load(run + last);
+      push_signs(registers + (vectors - 1) * kStep, value, infinity);
+    }
+    for (int64_t i = 0; i < vectors * kStep; ++i) {
+      const uint64_t bits = uint64_t(registers[i]) >> (kBits - count) << first;
+      words[i] = first == 0 ? bits : words[i] | bits;
+    }
+  }
+  const int64_t whole = (vectors - 1) * kStep;
+  for (int64_t i = 0; i < whole; ++i) hashes[i] = int64_t(uint64_t(hashes[i]) + hash_word(words[i], word));
+  for (int64_t i = whole; i < n; ++i) {
+    hashes[i] = int64_t(uint64_t(hashes[i]) + hash_word(words[whole + i - last], word));
+  }
+}
+
 // ---- apply_mask -------------------------------------------------------------------------------------------------
 
 // The lanes without a keep-bit (the lowest bit is the first lane's); 0 in the others.
@@ -548,4 +656,4 @@ int64_t popcount(const uint8_t* bits, int64_t n) {
 }
 
 template <class U>
-constexpr WidthKernels<U> kWidth = {count_run<U>, count_rows<U>, scan<U>, apply<U>, mask<U>};
+constexpr WidthKernels<U> kWidth = {count_run<U>, count_rows<U>, hash_rows<U>, hash_positions<U>, scan<U>, apply<U>, mask<U>};

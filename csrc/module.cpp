@@ -11,6 +11,7 @@
 #include "kernels.h"
 #include "masked_topk.h"
 #include "plan/mask_plan.h"
+#include "sign_hashes.h"
 #include "sign_histogram.h"
 
 namespace py = pybind11;
@@ -45,6 +46,17 @@ void sign_histogram(std::uintptr_t x, int dtype, const std::vector<int64_t>& siz
   py::gil_scoped_release release;
   lc::sign_histogram(reinterpret_cast<const void*>(x), type, channels, std::move(dims), upper,
                      reinterpret_cast<int64_t*>(out), threads);
+}
+
+void sign_hashes(std::uintptr_t x, int dtype, const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
+                 std::size_t channel_dim, std::uintptr_t out, int threads) {
+  std::vector<Dim> dims = dims_of(sizes, strides);
+  const Dim channels = dims.at(channel_dim);
+  dims.erase(dims.begin() + static_cast<std::ptrdiff_t>(channel_dim));
+  const lc::Dtype type = dtype_of(dtype);
+  py::gil_scoped_release release;
+  lc::sign_hashes(reinterpret_cast<const void*>(x), type, channels, std::move(dims), reinterpret_cast<int64_t*>(out),
+                  threads);
 }
 
 using Layouts = std::vector<std::tuple<std::size_t, std::vector<int64_t>, std::vector<int64_t>>>;
@@ -120,6 +132,8 @@ PYBIND11_MODULE(_core, m) {
 #endif
   m.def("sign_histogram", &sign_histogram, py::arg("x"), py::arg("dtype"), py::arg("sizes"), py::arg("strides"),
         py::arg("channel_dim"), py::arg("upper"), py::arg("out"), py::arg("threads"));
+  m.def("sign_hashes", &sign_hashes, py::arg("x"), py::arg("dtype"), py::arg("sizes"), py::arg("strides"),
+        py::arg("channel_dim"), py::arg("out"), py::arg("threads"));
   m.def("masked_topk", &masked_topk, py::arg("values"), py::arg("keep"), py::arg("dtypes"), py::arg("sizes"),
         py::arg("layouts"), py::arg("k"), py::arg("global_"), py::arg("thresholds"), py::arg("threads"));
   m.def("apply_mask", &apply_mask, py::arg("values"), py::arg("keep"), py::arg("dtypes"), py::arg("sizes"),

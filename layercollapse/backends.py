@@ -50,6 +50,7 @@ class Backend:
         sign_histogram_: see ``reference.sign_histogram_``.
         masked_topk_: see ``reference.masked_topk_``.
         apply_mask_: see ``reference.apply_mask_``.
+        sign_hashes_: see ``reference.sign_hashes_``.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Backend:
     sign_histogram_: Callable[[Tensor, int, float | None, Tensor], None]
     masked_topk_: Callable[[Sequence[Tensor], Sequence[Tensor], Sequence[int], str], Tensor]
     apply_mask_: Callable[[Sequence[Tensor], Sequence[Tensor]], None] | None = None
+    sign_hashes_: Callable[[Tensor, int, Tensor], None] | None = None
 
     def state(self) -> BackendStatus:
         """Return the status; an error in finding it out is a reason why the backend is not available."""
@@ -242,6 +244,7 @@ register(
         sign_histogram_=reference.sign_histogram_,
         masked_topk_=reference.masked_topk_,
         apply_mask_=reference.apply_mask_,
+        sign_hashes_=reference.sign_hashes_,
     )
 )
 register(
@@ -275,6 +278,7 @@ register(
         sign_histogram_=cpu.sign_histogram_,
         masked_topk_=cpu.masked_topk_,
         apply_mask_=cpu.apply_mask_,
+        sign_hashes_=cpu.sign_hashes_,
     )
 )
 _own = frozenset({"auto", *_registry})

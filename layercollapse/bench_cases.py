@@ -53,12 +53,7 @@ class Case:
 def sign_histogram_case(shape: Sequence[int], dtype: torch.dtype, layout: str) -> Case:
     """Build a case of (N, C, L) values; ``layout`` is "channels_first", or "channels_last" with C inside: (N, L, C)."""
     samples, channels, length = shape
-    generator = torch.Generator().manual_seed(0)
-    flat = torch.randn(samples * channels * length, generator=generator).to(dtype)
-    if layout == "channels_last":
-        x = flat.view(samples, length, channels).transpose(1, 2)
-    else:
-        x = flat.view(samples, channels, length)
+    flat, x = _activations(shape, dtype, layout)
     # The floor of 16-bit values is a sum of as many bytes: torch's own bfloat16 sum is slower than memory.
     words = _words(flat)
 
@@ -90,6 +85,45 @@ def sign_histogram_case(shape: Sequence[int], dtype: torch.dtype, layout: str) -
         reset=lambda: None,
         floor=words.sum,
         providers={OURS: lambda: ops.sign_histogram(x), "torch, eager": eager, "authors' formula": authors},
+        agrees=agrees,
+    )
+
+
+def sign_hashes_case(shape: Sequence[int], dtype: torch.dtype, layout: str) -> Case:
+    """Build a case of (N, C, L) values, N · L rows of signs; ``layout`` as in `sign_histogram_case`."""
+    samples, channels, length = shape
+    flat, x = _activations(shape, dtype, layout)
+    words, out = _words(flat), torch.empty(samples * length, dtype=torch.int64)
+
+    def floor() -> None:
+        words.sum()
+        out.zero_()
+
+    powers = 2.0 ** torch.arange(24)
+
+    def packed() -> Tensor:  # the signs of 24 channels a number: what is exact in float32
+        parts = (x > 0).float().movedim(1, -1).split(24, dim=-1)
+        return torch.stack([part @ powers[: part.shape[-1]] for part in parts], -1)
+
+    @cache
+    def expected() -> tuple[Tensor, Tensor]:
+        with ops.use_backend("reference"):
+            return ops.sign_hashes(x), packed()
+
+    def agrees(answer: Tensor) -> None:
+        if not any(answer.shape == right.shape and torch.equal(answer, right) for right in expected()):
+            raise AssertionError("sign_hashes: hashes differ")
+
+    return Case(
+        op="sign_hashes",
+        shape=str(tuple(x.shape if layout == "channels_first" else (samples, length, channels))),
+        dtype=_name(dtype),
+        layout=layout,
+        entries=x.numel(),
+        bytes=x.numel() * x.element_size() + out.numel() * 8,  # every byte read once, 8 bytes written per row
+        reset=lambda: None,
+        floor=floor,
+        providers={OURS: lambda: ops.sign_hashes(x), "torch, packed signs only": packed},
         agrees=agrees,
     )
 
@@ -273,6 +307,7 @@ def by_size(sizes: Sequence[int]) -> Iterator[Case]:
         shape = _activation(size)
         for layout, dtype in itertools.product(("channels_first", "channels_last"), (torch.float32, torch.bfloat16)):
             yield sign_histogram_case(shape, dtype, layout)
+            yield sign_hashes_case(shape, dtype, layout)
     for size in sizes:
         yield masked_topk_case([(size,)], torch.float32)
         yield masked_topk_case([(size,)], torch.bfloat16, peers=False)
@@ -294,6 +329,8 @@ def goals() -> Iterator[Case]:
     # the speed of the cache.
     for tokens, dtype in itertools.product((1024, 197), dtypes):
         yield sign_histogram_case((64, 768, tokens), dtype, "channels_last")
+    for shape, layout, dtype in itertools.product((large, small), ("channels_first", "channels_last"), dtypes[:2]):
+        yield sign_hashes_case(shape, dtype, layout)
     weight = [(25_000_000,)]
     yield masked_topk_case(weight, torch.float32)
     for dtype in dtypes[1:]:
@@ -319,6 +356,16 @@ def _activation(size: int) -> tuple[int, int, int]:
     channels = 256 if size >= 100_000 else 4
     length = 3136 if size >= 10_000_000 else max(1, size // channels // (32 if size >= 100_000 else 1))
     return max(1, size // channels // length), channels, length
+
+
+def _activations(shape: Sequence[int], dtype: torch.dtype, layout: str) -> tuple[Tensor, Tensor]:
+    """Return a buffer, and it as (N, C, L) with C inside for "channels_last"."""
+    samples, channels, length = shape
+    generator = torch.Generator().manual_seed(0)
+    flat = torch.randn(samples * channels * length, generator=generator).to(dtype)
+    if layout == "channels_last":
+        return flat, flat.view(samples, length, channels).transpose(1, 2)
+    return flat, flat.view(samples, channels, length)
 
 
 def _arrange(part: Tensor, shape: Sequence[int], layout: str) -> Tensor:

@@ -43,6 +43,21 @@ def sign_histogram_(x: Tensor, channel_dim: int, upper: float | None, out: Tenso
     )
 
 
+def sign_hashes_(x: Tensor, channel_dim: int, out: Tensor) -> None:
+    """See ``reference.sign_hashes_``: one read of x, any strides."""
+    from layercollapse_core import _core
+
+    _core.sign_hashes(
+        x.data_ptr(),
+        DTYPE_CODES[x.dtype],
+        x.shape,
+        x.stride(),
+        channel_dim % x.dim(),
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
+
+
 def masked_topk_(weights: Sequence[Tensor], masks: Sequence[Tensor], k: Sequence[int], scope: str) -> Tensor:
     """See ``reference.masked_topk_``: two reads of the weights, one write of what changes."""
     from layercollapse_core import _core

@@ -21,6 +21,11 @@ _INT_OF = {
     torch.float16: torch.int16,
 }
 
+# The hash of sign_hashes_: its constant 2^64 / golden ratio, and the shifts and factors of its mix; the last shift has
+# no factor.
+PHI = 0x9E3779B97F4A7C15
+MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))
+
 
 def sign_histogram_(x: Tensor, channel_dim: int, upper: float | None, out: Tensor) -> None:
     """Add the signs of x to out.
@@ -42,6 +47,25 @@ def sign_histogram_(x: Tensor, channel_dim: int, upper: float | None, out: Tenso
         wide = rows if x.dtype == torch.float64 else rows.float()
         columns.append(wide >= upper)
     out += torch.stack([column.sum(1) for column in columns], dim=1)
+
+
+def sign_hashes_(x: Tensor, channel_dim: int, out: Tensor) -> None:
+    """Hash the signs of every row of x: which channels are positive.
+
+        word_w = Σ_b 2^b · [x_(64w + b) > 0]                      64 channels each, b = 0 … 63; none beyond the last is
+        hash   = Σ_w mix(mix(word_w) + (w + 1) · PHI) mod 2^64
+
+    Args:
+        x: any shape with C entries along ``channel_dim``; float64, float32, bfloat16 or float16.
+        channel_dim: dimension of the channels; every index of the others is a row.
+        out: int64 (rows,), zeros, in the row-major order of the other dimensions; receives the hashes' bits.
+    """
+    rows = x.movedim(channel_dim, -1).reshape(out.numel(), x.shape[channel_dim])
+    on = (rows.view(_INT_OF[x.dtype]) > 0) & ~rows.isnan()
+    for word, part in enumerate(on.split(64, dim=1) if on.shape[1] else ()):
+        bits = torch.arange(part.shape[1], device=x.device)
+        packed = part.long().bitwise_left_shift(bits).sum(1)  # bit 63 is the sign: sums wrap
+        out += _mix(_mix(packed) + _signed((word + 1) * PHI))
 
 
 def masked_topk_(weights: Sequence[Tensor], masks: Sequence[Tensor], k: Sequence[int], scope: str) -> Tensor:
@@ -133,6 +157,18 @@ def _magnitude_keys(weight: Tensor, double: bool) -> Tensor:
         return flat.double().view(torch.int64) & 0x7FFF_FFFF_FFFF_FFFF
     # float16 and bfloat16 widen without rounding; a float32 is not converted, so no subnormal is flushed.
     return flat.float().view(torch.int32).long() & 0x7FFF_FFFF
+
+
+def _mix(words: Tensor) -> Tensor:
+    """Return the last steps of splitmix64, a bijection of 64 bits (Steele, Lea and Flood 2014; Stafford's 13th)."""
+    for shift, factor in MIX:
+        words = (words ^ words.bitwise_right_shift(shift).bitwise_and_((1 << (64 - shift)) - 1)) * _signed(factor)
+    return words
+
+
+def _signed(bits: int) -> int:
+    """Return the int64 of these 64 bits (and of any above them)."""
+    return (bits + 2**63) % 2**64 - 2**63
 
 
 def _without(shape: Sequence[int], dim: int) -> list[int]:

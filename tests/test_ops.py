@@ -79,6 +79,7 @@ def test_opcheck(backend):
     make, bits = partial(dense, device=DEVICES[backend]), partial(full_mask, device=DEVICES[backend])
     with ops.use_backend(backend):
         out = torch.zeros(3, 5, dtype=torch.int64, device=DEVICES[backend])
+        torch.library.opcheck(torch.ops.layercollapse.sign_hashes.default, (make(2, 70, 5), 1))
         torch.library.opcheck(torch.ops.layercollapse.sign_histogram_.default, (make(2, 3, 5), 1, 6.0, out))
         weights, masks = [make(3, 3), make(20)], [bits(9), bits(20)]
         op = torch.ops.layercollapse.masked_topk_.default
@@ -115,7 +116,7 @@ def test_compiled_function_calls_them(backend, dynamic):
 
 
 @pytest.mark.parametrize("key", ["CPU", "CUDA", "MPS", "XPU", "HPU", "PrivateUse1"])
-@pytest.mark.parametrize("op", ["sign_histogram_", "masked_topk_", "apply_mask_"])
+@pytest.mark.parametrize("op", ["sign_histogram_", "masked_topk_", "apply_mask_", "sign_hashes"])
 def test_every_device_has_an_implementation(op, key):
     # The reference is plain torch and runs on devices that nobody here has.
     assert torch._C._dispatch_has_computed_kernel_for_dispatch_key(f"layercollapse::{op}", key)
@@ -126,6 +127,7 @@ def test_meta_tensors_have_shapes():
     weights, masks = torch.empty(9, device="meta"), torch.empty(2, dtype=torch.uint8, device="meta")
     assert ops.masked_topk_(weights, masks, 3).shape == (1,)
     ops.apply_mask_(weights, masks)
+    assert ops.sign_hashes(torch.empty(2, 3, 4, device="meta")).shape == (2, 4)
 
 
 def test_numbers_of_numpy_are_numbers():

@@ -23,7 +23,15 @@ import numpy as np
 from layercollapse_core.installed import cmake_dir, include_dir, library
 from layercollapse_core.memory import overlap, reach
 
-__all__ = ["apply_mask_", "cmake_dir", "include_dir", "library", "masked_topk_", "sign_histogram"]
+__all__ = [
+    "apply_mask_",
+    "cmake_dir",
+    "include_dir",
+    "library",
+    "masked_topk_",
+    "sign_hashes",
+    "sign_histogram",
+]
 
 # By name: bfloat16 is a NumPy type only where a package such as ml_dtypes adds it. Codes of csrc/dtypes.h.
 _CODES = {"float32": 0, "bfloat16": 1, "float16": 2}
@@ -71,6 +79,34 @@ def sign_histogram(
         threads or _cpus(),
     )
     return out
+
+
+def sign_hashes(x: np.ndarray, *, channel_dim: int = 1, threads: int | None = None) -> np.ndarray:
+    """Hash the signs of every row; see `layercollapse.ops.sign_hashes`.
+
+    Args:
+        x: float32, float16 or bfloat16; any shape and strides (whole entries), C entries along ``channel_dim``.
+        channel_dim: dimension of the channels.
+        threads: how many to use; all of this process's CPUs by default.
+
+    Returns:
+        int64, the shape of x without ``channel_dim``.
+    """
+    _check_floats("x", x)
+    if not -x.ndim <= channel_dim < x.ndim:
+        raise _error(f"channel_dim: expected a dimension of x, which has {x.ndim}, got {channel_dim}")
+    channel_dim %= x.ndim
+    hashes = np.zeros(x.shape[:channel_dim] + x.shape[channel_dim + 1 :], dtype=np.int64)
+    _compiled().sign_hashes(
+        x.ctypes.data,
+        _CODES[x.dtype.name],
+        x.shape,
+        _strides(x),
+        channel_dim,
+        hashes.ctypes.data,
+        threads or _cpus(),
+    )
+    return hashes
 
 
 def masked_topk_(

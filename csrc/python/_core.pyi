@@ -14,6 +14,15 @@ def sign_histogram(
     out: int,
     threads: int,
 ) -> None: ...
+def sign_hashes(
+    x: int,
+    dtype: int,
+    sizes: Sequence[int],
+    strides: Sequence[int],
+    channel_dim: int,
+    out: int,
+    threads: int,
+) -> None: ...
 def masked_topk(
     values: Sequence[int],
     keep: Sequence[int],

@@ -13,6 +13,8 @@
 #include "../apply_mask.h"
 #include "../kernels.h"
 #include "../masked_topk.h"
+#include "../sign_hash.h"
+#include "../sign_hashes.h"
 #include "../sign_histogram.h"
 
 namespace {
@@ -84,6 +86,37 @@ void histogram_case(int threads) {
   }
   lc::sign_histogram(x.bytes.get(), dtype, channels, samples, upper, got.data(), threads);
   require(got == expected, "sign_histogram");
+}
+
+uint64_t mixed(uint64_t z) {
+  z = (z ^ z >> 30) * lc::kMixFactor1;
+  z = (z ^ z >> 27) * lc::kMixFactor2;
+  return z ^ z >> 31;
+}
+
+void hashes_case(int threads) {
+  const auto dtype = static_cast<Dtype>(generator() % 3);
+  const int64_t n = pick({1, 2, 9, 40}), c = pick({1, 2, 7, 64, 65, 130}), l = pick({1, 2, 49, 300, 1100});
+  const Block x(dtype, n * c * l, generator() % 2);
+  const bool last = generator() % 2;  // channels last
+  const Dim channels = last ? Dim{c, 1} : Dim{c, l};
+  const std::vector<Dim> samples = {{n, c * l}, {l, last ? c : 1}};
+  std::vector<int64_t> got(size_t(n * l)), expected(got);
+  for (int64_t i = 0; i < n * l; ++i) {
+    uint64_t hash = 0;
+    for (int64_t word = 0; word * 64 < c; ++word) {
+      uint64_t bits = 0;
+      for (int64_t k = word * 64; k < std::min(c, word * 64 + 64); ++k) {
+        const int64_t at = i / l * c * l + i % l * samples[1].stride + k * channels.stride;
+        const uint32_t m = x.magnitude(at);
+        bits |= uint64_t(m > 0 && m <= lc::infinity(dtype) && x.get(at) == m) << (k % 64);
+      }
+      hash += mixed(mixed(bits) + uint64_t(word + 1) * lc::kPhi);
+    }
+    expected[size_t(i)] = int64_t(hash);
+  }
+  lc::sign_hashes(x.bytes.get(), dtype, channels, samples, got.data(), threads);
+  require(got == expected, "sign_hashes");
 }
 
 void topk_case(int threads) {
@@ -173,6 +206,7 @@ int main(int argc, char** argv) {
     for (const int threads : {1, 2, 7}) {
       for (int i = 0; i < cases; ++i) {
         histogram_case(threads);
+        hashes_case(threads);
         topk_case(threads);
       }
     }
