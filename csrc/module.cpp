@@ -17,6 +17,7 @@
 namespace py = pybind11;
 
 void bind_sign_plan(py::module_& m);  // module_plan.cpp
+void bind_topk_plan(py::module_& m);  // module_topk.cpp
 
 namespace {
 
@@ -141,4 +142,5 @@ PYBIND11_MODULE(_core, m) {
   m.def("mask_table", &mask_table, py::arg("tile"), py::arg("values"), py::arg("masks"), py::arg("widths"),
         py::arg("shapes"), py::arg("strides"));
   bind_sign_plan(m);
+  bind_topk_plan(m);
 }

@@ -6,17 +6,19 @@ import ctypes
 import os
 import struct
 from collections.abc import Sequence
-from ctypes import c_int64, c_void_p
+from ctypes import byref, c_int64, c_void_p
 from functools import cache
 from importlib.util import find_spec
+from weakref import finalize
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from layercollapse.kernels import topk_plan
 from layercollapse.kernels.bits import FLOAT_TYPES
 from layercollapse.kernels.launch import on_device_of
-from layercollapse.kernels.topk_call import Scratch, masked_topk_with
-from layercollapse.kernels.topk_plan import WIDE, Plan
+from layercollapse.kernels.topk_call import masked_topk_with
 
 # A library that runs the same kernels on the CPU, made by tests/test_gpu_on_cpu.py.
 EMULATED = "LAYERCOLLAPSE_CUDA_EMULATED"
@@ -35,6 +37,8 @@ def library() -> ctypes.CDLL:
     loaded.lc_error.restype = ctypes.c_char_p
     loaded.lc_sign_histogram.argtypes = (c_void_p, c_int64, c_void_p)
     loaded.lc_sign_limits.argtypes = (c_int64, c_int64)
+    loaded.lc_topk_tables.restype = ctypes.POINTER(c_int64)
+    loaded.lc_topk_segments.restype = loaded.lc_topk_scratch.restype = c_int64
     return loaded
 
 
@@ -86,23 +90,50 @@ def sign_histograms_(
 
 def masked_topk_(weights: Sequence[Tensor], masks: Sequence[Tensor], k: Sequence[int], scope: str) -> Tensor:
     """See ``reference.masked_topk_`` and, for errors and CUDA graphs, `topk_call.masked_topk_with`."""
-    return masked_topk_with(_launch, weights, masks, k, scope)
+    return masked_topk_with(_TopkPlan, weights, masks, k, scope)
 
 
-def _launch(plan: Plan, scratch: Scratch) -> None:
-    gate, state, result, thresholds, bins, sums, sample = scratch
-    tensors = (*plan.tables, gate, state, result, sums, bins, sample, thresholds)
-    topk = _struct(*(tensor.data_ptr() for tensor in tensors), plan.groups)
-    classes = [_struct(4 if kind == WIDE else 2, strided, first, count) for kind, strided, first, count in plan.classes]
-    if plan.rounds:
-        _call("lc_topk_bracket", gate, topk)
-    for number in range(max(1, plan.rounds)):  # with nothing to clear, one pass looks for NaN
-        for members in classes:
-            _call("lc_topk_count", gate, topk, members)
-        if number < plan.rounds:
-            _call("lc_topk_select", gate, topk)
-    for members in classes:
-        _call("lc_topk_apply", gate, topk, members)
+class _TopkPlan(topk_plan.Plan):
+    """A plan that the library made and owns until this is gone."""
+
+    def __init__(self, weights: Sequence[Tensor], masks: Sequence[Tensor], scope: str) -> None:
+        # An array of lc_weight, and behind it what its last two fields point to.
+        length = len(weights) * 6 + sum(2 * weight.dim() for weight in weights)
+        numbers = (c_int64 * length)()
+        heads: list[int] = []
+        tails: list[int] = []
+        at = ctypes.addressof(numbers) + len(weights) * 48
+        for weight, mask in zip(weights, masks, strict=True):
+            dims, code = weight.dim(), FLOAT_TYPES[weight.dtype].code
+            heads += (weight.data_ptr(), mask.data_ptr(), code, dims, at, at + 8 * dims)
+            tails += (*weight.shape, *weight.stride())
+            at += 16 * dims
+        numbers[:] = heads + tails
+        self._handle = c_void_p()
+        wanted, shortest = c_int64(topk_plan.segments_wanted(weights[0])), c_int64(topk_plan.SHORTEST)
+        loaded, of = library(), byref(self._handle)
+        _check(
+            "lc_topk_plan_create",
+            loaded.lc_topk_plan_create(numbers, c_int64(len(weights)), int(scope == "global"), wanted, shortest, of),
+        )
+        finalize(self, loaded.lc_topk_plan_destroy, self._handle)
+        count = c_int64()
+        tables = loaded.lc_topk_tables(self._handle, byref(count))
+        host = np.ctypeslib.as_array(tables, (count.value,)).copy()
+        self.table = topk_plan.to_device(host, weights[0])
+        self.segments = loaded.lc_topk_segments(self._handle)
+        self.scratch = loaded.lc_topk_scratch(self._handle)
+
+    def launch(self, k: Sequence[int], scratch: Tensor, thresholds: Tensor) -> None:
+        places = (c_void_p(scratch.data_ptr()), c_void_p(thresholds.data_ptr()), _stream(scratch))
+        error = library().lc_masked_topk(self._handle, c_void_p(self.table.data_ptr()), _struct(*k), *places)
+        _check("lc_masked_topk", error)
+
+    def outcome(self, k: Sequence[int], scratch: Tensor) -> tuple[int, int, int]:
+        index, kept, code = c_int64(), c_int64(), ctypes.c_int()
+        call = (self._handle, _struct(*k), c_void_p(scratch.data_ptr()), _stream(scratch))
+        _check("lc_topk_outcome", library().lc_topk_outcome(*call, byref(index), byref(kept), byref(code)))
+        return code.value, index.value, kept.value
 
 
 def apply_mask_(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
@@ -128,10 +159,6 @@ def apply_mask_(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
 def _struct(*values: int) -> ctypes.Array[c_int64]:
     """Return a structure of csrc/cuda/launch.h: all of its fields have 8 bytes."""
     return (c_int64 * len(values))(*values)
-
-
-def _call(name: str, on: Tensor, *structs: ctypes.Array[c_int64]) -> None:
-    _check(name, getattr(library(), name)(*map(ctypes.byref, structs), _stream(on)))
 
 
 def _stream(on: Tensor) -> c_void_p:

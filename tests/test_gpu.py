@@ -70,17 +70,14 @@ def sign_parts(x, channel_dim, limits):
 @pytest.fixture(params=BACKENDS)
 def backend(request, monkeypatch):
     """Each backend, with the constants of a large problem shrunk so that small tensors take every path."""
-    for name in ("SHORTEST", "UNIT"):
-        monkeypatch.setattr(topk_plan, name, 64 if request.param == "triton" else 4096)
+    monkeypatch.setattr(topk_plan, "SHORTEST", 64 if request.param == "triton" else 4096)
     topk_plan._plans.clear()
     if request.param == "triton" and triton_backend.interpreted():
-        from layercollapse.kernels import masked_topk, topk_call
+        from layercollapse.kernels import masked_topk
 
-        for module in (topk_plan, topk_call, masked_topk):
-            monkeypatch.setattr(module, "SAMPLE", 64)
+        monkeypatch.setattr(masked_topk, "SAMPLE", 64)
         for name in ("TILE", "TILE_STRIDED"):
             monkeypatch.setattr(masked_topk, name, 8)
-        monkeypatch.setattr(masked_topk, "PART", 64)
     with ops.use_backend(request.param), sign_limits(request.param):
         yield request.param
 
@@ -274,18 +271,46 @@ def test_adversarial_data(backend, data, dtype):
         topk_agrees([weight], [mask], [k])
 
 
+def drawn_from(segments, slot, sample):
+    """The places of a group's sample: Murmur3's last steps, as in the kernels."""
+
+    def random(salt):
+        h = (torch.arange(sample) + salt) * 0x9E3779B9 & 0xFFFFFFFF
+        h = (h ^ (h >> 16)) * 0x85EBCA6B & 0xFFFFFFFF
+        h = (h ^ (h >> 13)) * 0xC2B2AE35 & 0xFFFFFFFF
+        return h ^ (h >> 16)
+
+    return (random(1) * segments >> 32) * slot + (random(65537) * slot >> 32)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("ranks", [(0, 1), (60, 61)])
-def test_a_bracket_that_missed_is_found_out(backend, dtype, ranks, monkeypatch):
-    honest = topk_plan._groups
+@pytest.mark.parametrize("share", [0.2, 0.97])
+def test_a_bracket_that_missed_is_found_out(backend, dtype, share):
+    # What is drawn says nothing of the rest: it is above all of it, and then, below.
+    size = size_of_more_than_a_sample()
+    slot, sample = (64, 64) if SLOW else (8192, size // 4 // 1024 * 1024)
+    weight = torch.rand(size, generator=torch.Generator().manual_seed(1)) + 1
+    places = drawn_from(-(-size // slot), slot, sample)
+    drawn = torch.zeros(size, dtype=torch.bool).index_fill_(0, places[places < size], True)
+    weight = torch.where(drawn, weight * (8 if share < 0.5 else 0.125), weight).to(dtype).to(DEVICE)
+    topk_agrees([weight], [random_mask(weight, 1.0)], [int(share * size)])
 
-    def wrong(*arguments):
-        rows, _ = honest(*arguments)
-        return [[*row[:4], *ranks, *row[6:]] for row in rows], False
 
-    monkeypatch.setattr(topk_plan, "_groups", wrong)
-    weight = torch.randn(size_of_more_than_a_sample(), generator=torch.Generator().manual_seed(1)).to(dtype).to(DEVICE)
-    topk_agrees([weight], [random_mask(weight, 0.9)], [weight.numel() // 3])
+@pytest.mark.parametrize("where", ["one segment", "one warp", "all"])
+def test_lists_that_overflow_are_read_again(backend, where):
+    # Evenly drawn, the bracket holds few keys; in a part of the tensor it holds all.
+    size = size_of_more_than_a_sample() * (1 if SLOW else 4)
+    generator = torch.Generator().manual_seed(2)
+    weight = torch.rand(size, generator=generator)
+    dense = torch.zeros(size, dtype=torch.bool)
+    if where == "one segment":
+        dense[4096:8192] = True
+    elif where == "one warp":
+        dense.view(-1)[torch.arange(size) // 256 % 8 == 3] = True
+    else:
+        dense[:] = True
+    weight = torch.where(dense, 0.5 + weight * 1e-5, weight).to(DEVICE)
+    topk_agrees([weight], [random_mask(weight, 0.9)], [int(0.45 * size)])
 
 
 def a_model(dtypes, seed=0):

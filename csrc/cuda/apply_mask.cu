@@ -51,14 +51,16 @@ struct Octet {  // 8 values
     }
   }
   __device__ __forceinline__ void store(uint4* place, uint32_t keep) const {
+    uint32_t all[Format<kWidth>::kWords];
+#pragma unroll
+    for (int w = 0; w < Format<kWidth>::kWords; ++w) all[w] = words[w];
+    keep_only<kWidth>(keep, all);
 #pragma unroll
     for (int v = 0; v < kVectors; ++v) {
-      uint32_t kept[4], gone = 0;
+      const uint32_t* kept = all + 4 * v;
+      uint32_t gone = 0;
 #pragma unroll
-      for (int w = 0; w < 4; ++w) {
-        kept[w] = keep_only<kWidth>(words[4 * v + w], keep, 4 * v + w);
-        gone |= kept[w] ^ words[4 * v + w];
-      }
+      for (int w = 0; w < 4; ++w) gone |= kept[w] ^ words[4 * v + w];
       if (gone != 0) __stwb(place + v, make_uint4(kept[0], kept[1], kept[2], kept[3]));
     }
   }

@@ -9,23 +9,6 @@
 
 #include "../plan/mask_plan.h"
 
-namespace lc::cuda {
-
-// Tables and scratch of kernels/topk_plan.py, all on the device.
-struct Topk {
-  const int64_t *segments, *groups, *dims, *ids;
-  int64_t *gate, *state, *result, *sums;
-  uint32_t *bins, *sample, *thresholds;
-  int64_t group_count;
-};
-
-// One launch of a pass: `count` segments from `first` in ids, all of one width in bytes and kind of layout.
-struct Class {
-  int64_t width, strided, first, count;
-};
-
-}  // namespace lc::cuda
-
 extern "C" {
 int lc_device_count(int* count);
 const char* lc_error(int code);
@@ -38,11 +21,32 @@ int lc_sign_histogram(const struct lc_activation* activations, int64_t count, vo
 // For tests: from which length on a run is one (bytes; 32768), and above which rows or entries it is cut (2^30).
 void lc_sign_limits(int64_t long_run, int64_t largest);
 
-int lc_topk_bracket(const lc::cuda::Topk*, void* stream);
-int lc_topk_count(const lc::cuda::Topk*, const lc::cuda::Class*, void* stream);
-int lc_topk_select(const lc::cuda::Topk*, void* stream);
-int lc_topk_apply(const lc::cuda::Topk*, const lc::cuda::Class*, void* stream);
-
 // Zeroes every entry without a keep-bit, of any number of weights without overlap, with widths of 2 and 4 bytes.
 int lc_apply_mask(const lc::plan::MaskedWeight*, int64_t count, void* stream);
+
+// ---- masked_topk_ -----------------------------------------------------------------------------------------------
+// A plan says how some weights are cut into segments: addresses and sizes, no k. It is of the host; the caller copies
+// its tables to the device once, and brings scratch memory to each call. No function allocates device memory. Calls of
+// one plan may be captured into CUDA graphs, with their k's.
+
+typedef struct lc_topk_plan lc_topk_plan;
+
+// global: rank all weights together. segments: how many to cut them into if they are long enough; 16 for each
+// multiprocessor is right. shortest: entries that a segment has at least; 0 for the default.
+int lc_topk_plan_create(const lc_weight* weights, int64_t count, int global, int64_t segments, int64_t shortest,
+                        lc_topk_plan** plan);
+void lc_topk_plan_destroy(lc_topk_plan* plan);
+// What to copy to the device: the numbers, valid as long as the plan is, and how many there are.
+const int64_t* lc_topk_tables(const lc_topk_plan* plan, int64_t* count);
+int64_t lc_topk_segments(const lc_topk_plan* plan);  // 0: the weights have no entries
+// Bytes of scratch memory that a call needs, at a multiple of 16.
+int64_t lc_topk_scratch(const lc_topk_plan* plan);
+// Clears the k smallest magnitudes of each weight (of all, where global). tables: on the device. thresholds: a float32
+// per k, on the device: the largest magnitude cleared, 0 if none. Nothing is awaited. Where a NaN or a k above what is
+// kept forbids the change, nothing changes, the thresholds are NaN, and the first 8 bytes of scratch are not 0.
+int lc_masked_topk(const lc_topk_plan* plan, const int64_t* tables, const int64_t* k, void* scratch, float* thresholds,
+                   void* stream);
+// Waits and tells what became of a call. code: 0 done, 1 NaN in weight `index`, 2 k[index] is above the `kept` entries.
+int lc_topk_outcome(const lc_topk_plan* plan, const int64_t* k, const void* scratch, void* stream, int64_t* index,
+                    int64_t* kept, int* code);
 }

@@ -3,12 +3,22 @@
 //   threshold T of a group: its k-th smallest kept magnitude. Cleared: magnitudes < T, and of those equal to T the
 //   first k - #(magnitude < T) in row-major order, earlier tensors first.
 //
-// The passes, tables and scratch rows are those of kernels/masked_topk.py, which says why each is there; bytes moved:
-// 16-bit types 2 R + 2 M + what changes (R + M at most), float32 3 R + 3 M + what changes.
-// A block reads one segment in octets: 8 values, a byte of the mask. Compares are done on the packed words of an octet
-// at once (bits.cuh) and give a byte of flags; only the few values inside the bracket are looked at one by one.
+// 1. bracket: a random sample of each group brackets T; a small group is read whole, and T is known.
+// 2. count, several rounds: a block reads one segment and counts what lies below the bracket and, in up to 2048 bins,
+//    what lies inside. The last block of a group finds the bin that holds T: the next range, until it is one key. A
+//    bracket that missed is replaced by all keys. For 16-bit types one read proves T. Of float32, that read also lists
+//    the keys inside the bracket, and later rounds read the lists: of segments whose lists overflowed, the weights.
+//    Rounds after the proof return at once: the host never waits between launches.
+// 3. apply: one read; writes the vectors and the bytes of the mask that change.
+//
+// Bytes: 2 R + 2 M + what changes (R + M at most); counters, and for float32 lists of about R / 32, besides.
+// A block reads octets: 8 values, a byte of the mask. Compares are done on packed words (bits.cuh) and give a bit per
+// value; only the few values inside the bracket are looked at one by one.
+#include <memory>
+#include <new>
 #include <type_traits>
 
+#include "../plan/topk_plan.h"
 #include "bits.cuh"
 #include "device.cuh"
 #include "launch.h"
@@ -16,14 +26,50 @@
 namespace lc::cuda {
 namespace {
 
-constexpr int kFields = 8, kSample = 16384, kBins = 2048;  // as in topk_plan.py
-constexpr int kThreads = 256;
-constexpr uint32_t kNone = 0xffffffffu;
+using namespace lc::topk;  // the tables' columns
 
-enum SegmentField { kAddress, kMask, kBegin, kCount, kDims, kKind, kInfinity, kGroup };
-enum GroupField { kK, kFirst, kSegments, kSlot, kLow, kHigh, kEnd, kGroupKind };
-enum StateField { kLo, kHi, kShift, kDone, kThreshold, kKeptInGroup };
-enum ResultField { kKept, kBelow, kNan, kTies, kEqual };
+constexpr int kThreads = 256, kWarps = kThreads / 32, kDrawers = 1024;
+constexpr uint32_t kNoKey = 0xffffffffu, kAll = 0xffffffffu;
+static_assert(kWarps == kLists && kDrawers == kPart);
+
+// Tables and scratch of topk_plan.h, on the device.
+struct Topk {
+  const int64_t *segments, *groups, *dims, *ids, *parts;
+  int64_t *gate, *state, *sums, *ties;
+  uint32_t *bins, *listed, *lists, *sample;
+  uint32_t* thresholds;
+  int64_t segment_count, group_count;
+};
+
+constexpr int kGroupsAtOnce = 224;  // 16 bytes each: kernels take 4 KB of arguments
+
+struct SomeRanks {
+  int64_t first_group, first_part;
+  Ranks of[kGroupsAtOnce];
+};
+
+using Total = unsigned long long;  // what CUDA's atomics take
+
+__device__ void add(int64_t* total, int64_t value) {
+  if (value != 0) atomicAdd(reinterpret_cast<Total*>(total), static_cast<Total>(value));
+}
+
+__device__ void close(const Topk& t) { atomicExch(reinterpret_cast<Total*>(t.gate), Total(1)); }
+
+// Whether this block is the last of `blocks` to come here; it then sees what the others wrote before. The last one
+// resets the ticket, when no other can still take one.
+__device__ bool is_last(int64_t* ticket, int64_t blocks) {
+  __shared__ bool last;
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    last = atomicAdd(reinterpret_cast<Total*>(ticket), Total(1)) == static_cast<Total>(blocks - 1);
+    if (last) *ticket = 0;
+  }
+  __syncthreads();
+  if (last) __threadfence();
+  return last;
+}
 
 __device__ __noinline__ int64_t offset_of(const int64_t* dims, int64_t place, int64_t index) {
   const int64_t* row = dims + (place >> 8) * 2;
@@ -43,7 +89,7 @@ __device__ int64_t shift_of(int64_t span) {  // smallest with span >> shift < kB
 
 __device__ int64_t sum_of_block(int64_t value) {  // for every thread; at most 32 warps
   __shared__ int64_t parts[32];
-  for (int lane = 16; lane > 0; lane /= 2) value += __shfl_xor_sync(0xffffffffu, value, lane);
+  for (int lane = 16; lane > 0; lane /= 2) value += __shfl_xor_sync(kAll, value, lane);
   __syncthreads();
   if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = value;
   __syncthreads();
@@ -57,7 +103,7 @@ __device__ int64_t prefix_in_block(int64_t value) {
   __shared__ int64_t parts[32];
   const unsigned lane = threadIdx.x % 32;
   for (unsigned step = 1; step < 32; step *= 2) {
-    const int64_t other = __shfl_up_sync(0xffffffffu, value, step);
+    const int64_t other = __shfl_up_sync(kAll, value, step);
     if (lane >= step) value += other;
   }
   __syncthreads();
@@ -69,49 +115,70 @@ __device__ int64_t prefix_in_block(int64_t value) {
 
 // ---- bracket ------------------------------------------------------------------------------------------------------
 
-__device__ uint64_t random(uint32_t i, uint32_t salt) {  // Murmur3's last steps
+__device__ uint64_t random(uint32_t i, uint32_t salt) {  // Murmur3's last steps: equal input takes equal time
   uint32_t h = (i + salt) * 0x9e3779b9u;
   h = (h ^ (h >> 16)) * 0x85ebca6bu;
   h = (h ^ (h >> 13)) * 0xc2b2ae35u;
   return h ^ (h >> 16);
 }
 
-__global__ void gather_kernel(const Topk t) {
-  const int64_t* group = t.groups + int64_t(blockIdx.x) * kFields;
-  const int i = static_cast<int>(blockIdx.y * blockDim.x + threadIdx.x);
+// Key number i of a group's sample, kNoKey where the entry is none that is kept.
+__device__ uint32_t draw(const Topk& t, const int64_t* group, int i) {
   const int64_t segments = group[kSegments], slot = group[kSlot];
-  const bool all = segments * slot <= kSample;
-  const int64_t which = all ? i / slot : static_cast<int64_t>(random(i, 1) * segments >> 32);
-  const int64_t at = all ? i % slot : static_cast<int64_t>(random(i, 65537) * slot >> 32);
-  uint32_t key = kNone;
+  const bool whole = group[kDrawn] == 0;
+  if (i >= (whole ? group[kPlaces] : group[kDrawn])) return kNoKey;
+  const auto number = static_cast<uint32_t>(i);
+  const int64_t which = whole ? i / slot : static_cast<int64_t>(random(number, 1) * static_cast<uint64_t>(segments) >> 32);
+  const int64_t at = whole ? i % slot : static_cast<int64_t>(random(number, 65537) * static_cast<uint64_t>(slot) >> 32);
   const int64_t* segment = t.segments + (group[kFirst] + which) * kFields;
-  if (which < segments && at < segment[kCount]) {
-    const auto* mask = reinterpret_cast<const uint8_t*>(segment[kMask]);
-    if (mask[at / 8] >> (at % 8) & 1) {
-      const int64_t place = segment[kDims], offset = place == 0 ? at : offset_of(t.dims, place, segment[kBegin] + at);
-      const int kind = static_cast<int>(segment[kKind]);
-      key = kind == kWide ? reinterpret_cast<const uint32_t*>(segment[kAddress])[offset] & 0x7fffffffu
-                          : to_key(kind, reinterpret_cast<const uint16_t*>(segment[kAddress])[offset] & 0x7fffu);
-    }
-  }
-  t.sample[int64_t(blockIdx.x) * kSample + i] = key;
+  if (at >= segment[kCount]) return kNoKey;
+  if ((reinterpret_cast<const uint8_t*>(segment[kMask])[at / 8] >> (at % 8) & 1) == 0) return kNoKey;
+  const int64_t place = segment[kDims], offset = place == 0 ? at : offset_of(t.dims, place, segment[kBegin] + at);
+  const int kind = static_cast<int>(segment[kKind]);
+  if (kind == kWide) return reinterpret_cast<const uint32_t*>(segment[kAddress])[offset] & 0x7fffffffu;
+  return to_key(kind, reinterpret_cast<const uint16_t*>(segment[kAddress])[offset] & 0x7fffu);
 }
 
-__global__ void __launch_bounds__(1024) bracket_kernel(const Topk t) {
-  constexpr int kMine = kSample / 1024;
-  __shared__ uint32_t totals[32];  // one per round: a warp may be one round ahead of another
-  const int64_t* group = t.groups + int64_t(blockIdx.x) * kFields;
-  if (threadIdx.x < 32) totals[threadIdx.x] = 0;
+__global__ void __launch_bounds__(kDrawers) bracket_kernel(const __grid_constant__ Topk t, const __grid_constant__ SomeRanks some) {
+  constexpr int kMine = kSample / kDrawers;
+  __shared__ uint32_t totals[33];  // one per round: a warp may be one round ahead of another
+  const int64_t part = t.parts[some.first_part + blockIdx.x], index = part >> 8, number = part & 0xff;
+  const int64_t* group = t.groups + index * kFields;
+  int64_t* state = t.state + index * kStateFields;
+  const Ranks& ranks = some.of[index - some.first_group];
+  const bool whole = group[kDrawn] == 0;
+  const int thread = static_cast<int>(threadIdx.x);
+  uint32_t keys[kMine];
+  if (ranks.k == 0 || group[kSegments] == 0) {
+    if (ranks.k != 0 && thread == 0) {  // of no entry
+      state[kStage] = kDone;
+      close(t);
+    }
+    return;
+  }
+  if (whole) {
+#pragma unroll
+    for (int i = 0; i < kMine; ++i) keys[i] = draw(t, group, i * kDrawers + thread);
+  } else {
+    uint32_t* sample = t.sample + group[kSampleRow];
+    const int drawn = static_cast<int>(group[kDrawn]), place = static_cast<int>(number) * kDrawers + thread;
+    if (place < drawn) sample[place] = draw(t, group, place);
+    if (!is_last(state + kDrawTicket, (drawn + kDrawers - 1) / kDrawers)) return;
+#pragma unroll
+    for (int i = 0; i < kMine; ++i) {
+      keys[i] = i * kDrawers + thread < drawn ? __ldcg(sample + i * kDrawers + thread) : kNoKey;
+    }
+  }
+  if (thread < 33) totals[thread] = 0;
   __syncthreads();
-  uint32_t keys[kMine], lo = 0, hi = 0;
-  for (int i = 0; i < kMine; ++i) keys[i] = t.sample[int64_t(blockIdx.x) * kSample + i * 1024 + threadIdx.x];
-  const int64_t low = group[kLow], high = group[kHigh];
+  const int64_t low = ranks.low, high = ranks.high;
   const auto total = [&](int round, uint32_t mine) {  // two counts of at most 16384, in the halves of a word
-    const uint32_t sum = __reduce_add_sync(0xffffffffu, mine);
-    if (threadIdx.x % 32 == 0) atomicAdd(&totals[round], sum);
+    const uint32_t sum = __reduce_add_sync(kAll, mine);
+    if (thread % 32 == 0) atomicAdd(&totals[round], sum);
     __syncthreads();
     return totals[round];
   };
+  uint32_t lo = 0, hi = 0;
   for (int bit = 30; bit >= 0; --bit) {
     const uint32_t next_lo = lo | 1u << bit, next_hi = hi | 1u << bit;
     uint32_t mine = 0;
@@ -122,17 +189,24 @@ __global__ void __launch_bounds__(1024) bracket_kernel(const Topk t) {
     if (static_cast<int64_t>(counts >> 16) <= high) hi = next_hi;
   }
   uint32_t mine = 0;
-  for (int i = 0; i < kMine; ++i) mine += keys[i] != kNone;
+#pragma unroll
+  for (int i = 0; i < kMine; ++i) mine += keys[i] != kNoKey;
   const int64_t size = total(31, mine);
-  if (threadIdx.x != 0) return;
   int64_t from = low >= 0 && low < size ? lo : 0;
   int64_t to = high < size ? int64_t(hi) + 1 : group[kEnd];
   if (to <= from) to = from + 1;
-  if (group[kK] == 0) from = to = 0;
-  int64_t* state = t.state + int64_t(blockIdx.x) * kFields;
+  if (whole && high >= size) from = to = 0;  // k is too large, and there is one counter only
+  mine = 0;
+#pragma unroll
+  for (int i = 0; i < kMine; ++i) mine += keys[i] >= from && keys[i] < to;
+  const int64_t inside = total(32, mine);
+  if (thread != 0) return;
   state[kLo] = from;
   state[kHi] = to;
   state[kShift] = shift_of(to > from ? to - from - 1 : 0);
+  state[kK] = ranks.k;
+  // The lists hold one in kListed, and a range of one key needs none.
+  state[kCollect] = to - from > 1 && inside * (kListed + 2) <= group[kDrawn] ? kNext : kNone;
 }
 
 // ---- octets -------------------------------------------------------------------------------------------------------
@@ -141,16 +215,19 @@ template <int kWidth, bool kStrided>
 struct Reader {
   using F = Format<kWidth>;
   using Bits = typename std::conditional<kWidth == 2, uint16_t, uint32_t>::type;
+  // Octets of a turn: 64 bytes per thread, in flight together.
+  static constexpr int kUnroll = kStrided ? 1 : 8 / F::kWords * 2;
   struct Octet {
     uint32_t words[F::kWords];
-    uint32_t keep, valid;  // a bit per value
+    uint32_t mask, valid;  // a bit per value; bits of the mask that are not valid are another's or padding
+    __device__ uint32_t keep() const { return mask & valid; }
   };
 
   Bits* x;
   uint8_t* mask;
   const int64_t* dims;
   int64_t place, begin;
-  int count;  // values
+  int count, octets, full;  // values, octets, and those of 8 values
 
   __device__ Reader(const Topk& t, const int64_t* segment)
       : x(reinterpret_cast<Bits*>(segment[kAddress])),
@@ -158,341 +235,508 @@ struct Reader {
         dims(t.dims),
         place(segment[kDims]),
         begin(segment[kBegin]),
-        count(static_cast<int>(segment[kCount])) {}
+        count(static_cast<int>(segment[kCount])),
+        octets((count + 7) / 8),
+        full(count / 8) {}
 
   __device__ __forceinline__ Bits* entry(int octet, int i) const {
     return x + (kStrided ? offset_of(dims, place, begin + octet * 8 + i) : octet * 8 + i);
   }
-  __device__ __forceinline__ void load(int octet, Octet& o) const {
+  // An octet of 8 values of a plain array.
+  __device__ __forceinline__ void load_full(int octet, Octet& o) const {
+    const auto* vectors = reinterpret_cast<const uint4*>(x) + int64_t(octet) * (kWidth / 2);
+#pragma unroll
+    for (int v = 0; v < kWidth / 2; ++v) {
+      const uint4 value = __ldca(vectors + v);  // says that the address is global, which a table cannot
+      o.words[4 * v] = value.x;
+      o.words[4 * v + 1] = value.y;
+      o.words[4 * v + 2] = value.z;
+      o.words[4 * v + 3] = value.w;
+    }
+    o.mask = __ldca(mask + octet);
     o.valid = 0xffu;
-    if constexpr (kStrided) {
-      const int left = count - octet * 8;
-      if (left < 8) o.valid = (1u << left) - 1;
-#pragma unroll
-      for (int w = 0; w < F::kWords; ++w) o.words[w] = 0;
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        if (i < left) o.words[i / F::kPerWord] |= static_cast<uint32_t>(__ldca(entry(octet, i))) << (16 * (i % F::kPerWord));
-      }
-    } else {
-      const auto* vectors = reinterpret_cast<const uint4*>(x) + int64_t(octet) * (kWidth / 2);
-#pragma unroll
-      for (int v = 0; v < kWidth / 2; ++v) {
-        const uint4 value = __ldca(vectors + v);  // says that the address is global, which a table cannot
-        o.words[4 * v] = value.x;
-        o.words[4 * v + 1] = value.y;
-        o.words[4 * v + 2] = value.z;
-        o.words[4 * v + 3] = value.w;
+  }
+  // Any octet, also one past the end or of fewer values.
+  __device__ __forceinline__ void load(int octet, Octet& o) const {
+    if constexpr (!kStrided) {
+      if (octet < full) {
+        load_full(octet, o);
+        return;
       }
     }
-    o.keep = __ldca(mask + octet) & o.valid;
+    const int left = min(8, max(0, count - octet * 8));
+    o.valid = (1u << left) - 1;
+    o.mask = left > 0 ? __ldca(mask + octet) : 0u;
+#pragma unroll
+    for (int w = 0; w < F::kWords; ++w) o.words[w] = 0;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      if (i < left) o.words[i / F::kPerWord] |= static_cast<uint32_t>(__ldca(entry(octet, i))) << (16 * (i % F::kPerWord));
+    }
   }
-  __device__ __forceinline__ void magnitudes(const Octet& o, uint32_t (&result)[F::kWords]) const {
+  static __device__ __forceinline__ void magnitudes(const Octet& o, uint32_t (&result)[F::kWords]) {
 #pragma unroll
     for (int w = 0; w < F::kWords; ++w) result[w] = o.words[w] & F::kMagnitude;
   }
-  // Zeroes what has no bit in keep: writes the 16 bytes, or the entries, that change.
-  __device__ __forceinline__ void store(int octet, const Octet& o, uint32_t keep) const {
-    if constexpr (kStrided) {
+  __device__ __forceinline__ void store_entries(int octet, const Octet& o, uint32_t keep) const {
 #pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        const uint32_t bits = o.words[i / F::kPerWord] >> (16 * (i % F::kPerWord));
-        if ((o.valid & ~keep) >> i & 1u && static_cast<Bits>(bits) != 0) __stwb(entry(octet, i), Bits(0));
-      }
+    for (int i = 0; i < 8; ++i) {
+      const uint32_t bits = o.words[i / F::kPerWord] >> (16 * (i % F::kPerWord));
+      if ((o.valid & ~keep) >> i & 1u && static_cast<Bits>(bits) != 0) __stwb(entry(octet, i), Bits(0));
+    }
+  }
+  // Zeroes what has no bit in keep: writes the 16 bytes, or the entries, that change, and the byte of the mask.
+  __device__ __forceinline__ void store(int octet, const Octet& o, uint32_t keep) const {
+    const uint32_t drop = o.keep() & ~keep;
+    if (drop != 0) __stwb(mask + octet, static_cast<uint8_t>(o.mask & ~drop));
+    if constexpr (kStrided) {
+      store_entries(octet, o, keep);
+    } else if (o.valid != 0xffu) {
+      store_entries(octet, o, keep);
     } else {
+      uint32_t words[F::kWords];
+#pragma unroll
+      for (int w = 0; w < F::kWords; ++w) words[w] = o.words[w];
+      keep_only<kWidth>(keep, words);
       auto* vectors = reinterpret_cast<uint4*>(x) + int64_t(octet) * (kWidth / 2);
 #pragma unroll
       for (int v = 0; v < kWidth / 2; ++v) {
-        uint32_t words[4], changed = 0;
+        const uint32_t* own = words + 4 * v;
+        uint32_t changed = 0;
 #pragma unroll
-        for (int w = 0; w < 4; ++w) {
-          words[w] = keep_only<kWidth>(o.words[4 * v + w], keep, 4 * v + w);
-          changed |= words[w] ^ o.words[4 * v + w];
-        }
-        if (changed != 0) __stwb(vectors + v, make_uint4(words[0], words[1], words[2], words[3]));
+        for (int w = 0; w < 4; ++w) changed |= own[w] ^ o.words[4 * v + w];
+        if (changed != 0) __stwb(vectors + v, make_uint4(own[0], own[1], own[2], own[3]));
       }
     }
   }
 };
 
-// ---- count --------------------------------------------------------------------------------------------------------
-
-template <int kWidth, bool kStrided>
-__global__ void __launch_bounds__(kThreads) count_kernel(const Topk t, const int64_t* ids) {
-  using F = Format<kWidth>;
-  using R = Reader<kWidth, kStrided>;
-  constexpr int kUnroll = kStrided ? 1 : 8 / F::kWords * 2;  // 64 bytes per thread and turn, which ptxas does not keep in flight together
-  __shared__ uint32_t bins[kBins];
-  const int64_t index = ids[blockIdx.x];
-  const int64_t* segment = t.segments + index * kFields;
-  const int64_t* state = t.state + segment[kGroup] * kFields;
-  if (state[kDone] != 0) return;
-  const auto lo = static_cast<uint32_t>(state[kLo]), hi = static_cast<uint32_t>(state[kHi]);
-  const int shift = static_cast<int>(state[kShift]), kind = static_cast<int>(segment[kKind]);
-  const int used = hi > lo ? static_cast<int>((hi - lo - 1) >> shift) + 1 : 1;
-  // Copies of each bin for the lanes of a warp: with few bins, as for 16-bit types, no two lanes meet at one address.
-  int copies = 1;
-  while (copies < 32 && used * copies * 2 <= kBins) copies *= 2;
-  for (int i = threadIdx.x; i < used * copies; i += kThreads) bins[i] = 0;
-  __syncthreads();
-
-  const R reader(t, segment);
-  const uint32_t lo_gap = F::gap(from_key(kind, lo)), hi_gap = F::gap(from_key(kind, hi));
-  // A segment knows infinity as a key; its type's own is above every finite bound.
-  const uint32_t nan_gap = F::gap(from_key(kind, static_cast<uint32_t>(segment[kInfinity])) + 1);
-  uint32_t kept = 0, below = 0, suspect = 0;
-  const auto count = [&](int octet, const typename R::Octet& o) {
-    uint32_t magnitudes[F::kWords];
-    reader.magnitudes(o, magnitudes);
+// Calls visit(first, octets) with the octets first + threadIdx.x, first + kThreads + threadIdx.x and so on. Loads of a turn
+// come before everything else of it: ptxas then keeps them in flight together.
+template <class R, class Visit>
+__device__ __forceinline__ void each_turn(const R& reader, const Visit& visit) {
+  int first = 0;
+  if constexpr (R::kUnroll > 1) {
+    for (; first + R::kUnroll * kThreads <= reader.full; first += R::kUnroll * kThreads) {
+      typename R::Octet turn[R::kUnroll];
 #pragma unroll
-    for (int w = 0; w < F::kWords; ++w) suspect |= magnitudes[w] + nan_gap;
-    const uint32_t from_lo = at_least<kWidth>(magnitudes, lo_gap), from_hi = at_least<kWidth>(magnitudes, hi_gap);
-    kept += __popc(o.keep);
-    below += __popc(o.keep & ~from_lo);
-    for (uint32_t inside = o.keep & from_lo & ~from_hi; inside != 0; inside &= inside - 1) {
-      // Read again, from the first-level cache: registers cannot be indexed.
-      const uint32_t bits = __ldca(reader.entry(octet, __ffs(static_cast<int>(inside)) - 1));
-      const uint32_t bin = (to_key(kind, bits & (F::kTop - 1)) - lo) >> shift;
-      atomicAdd(&bins[bin * copies + (threadIdx.x & (copies - 1))], 1u);
+      for (int u = 0; u < R::kUnroll; ++u) reader.load_full(first + u * kThreads + static_cast<int>(threadIdx.x), turn[u]);
+      visit(first, turn);
     }
-  };
-  const int octets = (reader.count + 7) / 8;
-  int octet = static_cast<int>(threadIdx.x);
-  for (; octet + (kUnroll - 1) * kThreads < octets; octet += kUnroll * kThreads) {
-    typename R::Octet o[kUnroll];
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u) reader.load(octet + u * kThreads, o[u]);
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u) count(octet + u * kThreads, o[u]);
   }
-  for (; octet < octets; octet += kThreads) {
-    typename R::Octet o;
-    reader.load(octet, o);
-    count(octet, o);
+  for (; first < reader.octets; first += kThreads) {
+    typename R::Octet turn[1];
+    reader.load(first + static_cast<int>(threadIdx.x), turn[0]);
+    visit(first, turn);
   }
-
-  const bool nan = __syncthreads_or((suspect & F::kSign) != 0);
-  const int64_t all_kept = sum_of_block(kept), all_below = sum_of_block(below);
-  for (int bin = threadIdx.x; bin < used; bin += kThreads) {
-    uint32_t sum = 0;
-    for (int copy = 0; copy < copies; ++copy) sum += bins[bin * copies + copy];
-    t.bins[index * kBins + bin] = sum;
-  }
-  if (threadIdx.x != 0) return;
-  int64_t* result = t.result + index * kFields;
-  result[kKept] = all_kept;
-  result[kBelow] = all_below;
-  result[kNan] = nan;
-  if (nan) atomicExch(reinterpret_cast<unsigned long long*>(t.gate), 1ull);
 }
 
-// ---- select -------------------------------------------------------------------------------------------------------
+// ---- select: by the last block of a group -------------------------------------------------------------------------
 
-constexpr int kSumColumns = 32, kSumRows = 32;
-
-__global__ void __launch_bounds__(kSumColumns* kSumRows) sums_kernel(const Topk t) {
-  __shared__ int64_t parts[kSumRows][kSumColumns + 1];
-  const int64_t* group = t.groups + int64_t(blockIdx.x) * kFields;
-  const int64_t* state = t.state + int64_t(blockIdx.x) * kFields;
-  const int64_t used = ((state[kHi] - state[kLo] - 1) >> state[kShift]) + 1;
-  if (state[kDone] != 0 || blockIdx.y * kSumColumns >= used) return;
-  const int column = static_cast<int>(threadIdx.x) % kSumColumns, row = static_cast<int>(threadIdx.x) / kSumColumns;
-  const int64_t bin = blockIdx.y * kSumColumns + column, end = group[kFirst] + group[kSegments];
-  int64_t sum = 0;
-  for (int64_t segment = group[kFirst] + row; segment < end; segment += kSumRows) {
-    if (bin < used) sum += t.bins[segment * kBins + bin];
-  }
-  parts[row][column] = sum;
-  __syncthreads();
-  if (row != 0) return;
-  for (int other = 1; other < kSumRows; ++other) sum += parts[other][column];
-  t.sums[int64_t(blockIdx.x) * kBins + bin] = sum;
-}
-
-__global__ void __launch_bounds__(kThreads) select_kernel(const Topk t) {
+// Narrows the range of a group to the bin that holds T, or fixes T and deals out its ties.
+__device__ __noinline__ void select(const Topk& t, int64_t index, int used) {
   constexpr int kMine = kBins / kThreads;  // neighbouring bins of a thread
-  __shared__ int64_t found[2];             // the bin that holds T, and the rank of T in it
-  const int64_t* group = t.groups + int64_t(blockIdx.x) * kFields;
-  int64_t* state = t.state + int64_t(blockIdx.x) * kFields;
-  if (state[kDone] != 0) return;
-  const int64_t k = group[kK], first = group[kFirst], end = first + group[kSegments];
-  const int64_t lo = state[kLo], hi = state[kHi], shift = state[kShift];
-  int64_t kept = 0, below = 0;
-  for (int64_t segment = first + threadIdx.x; segment < end; segment += kThreads) {
-    kept += t.result[segment * kFields + kKept];
-    below += t.result[segment * kFields + kBelow];
+  __shared__ int64_t found[3];             // the bin that holds T, the rank of T in it, and its keys
+  const int64_t* group = t.groups + index * kFields;
+  int64_t* state = t.state + index * kStateFields;
+  int64_t* sums = t.sums + group[kSums];
+  const bool guessed = state[kStage] == kGuessed, leader = threadIdx.x == 0;
+  const int64_t k = state[kK], lo = state[kLo], hi = state[kHi], shift = state[kShift], collect = state[kCollect];
+  const int64_t kept = guessed ? __ldcg(state + kKeptSum) : state[kKept];
+  int64_t rank = guessed ? k - __ldcg(state + kBelowSum) : state[kRank];
+  int64_t mine = 0, own[kMine];
+#pragma unroll
+  for (int i = 0; i < kMine; ++i) {
+    const int bin = static_cast<int>(threadIdx.x) * kMine + i;
+    own[i] = bin < used ? __ldcg(sums + bin) : 0;
+    if (bin < used) sums[bin] = 0;  // for the next round
+    mine += own[i];
   }
-  kept = sum_of_block(kept);
-  int64_t rank = k - sum_of_block(below);
-  if (threadIdx.x == 0) state[kKeptInGroup] = kept;
+  const int64_t up_to = prefix_in_block(mine), total = sum_of_block(mine);
+  if (leader) {
+    state[kKeptSum] = state[kBelowSum] = 0;
+    state[kKept] = kept;
+  }
   if (k == 0 || k > kept) {
-    if (threadIdx.x == 0) {
-      state[kDone] = 1;
-      if (k > kept) atomicExch(reinterpret_cast<unsigned long long*>(t.gate), 1ull);
+    if (leader) {
+      state[kStage] = kDone;
+      if (k > kept) close(t);
     }
     return;
   }
-  int64_t sums[kMine], mine = 0;
-  for (int i = 0; i < kMine; ++i) {
-    const int64_t bin = int64_t(threadIdx.x) * kMine + i;
-    sums[i] = bin <= (hi - lo - 1) >> shift ? t.sums[int64_t(blockIdx.x) * kBins + bin] : 0;
-    mine += sums[i];
-  }
-  const int64_t up_to = prefix_in_block(mine), total = sum_of_block(mine);
   if (rank < 1 || rank > total) {  // the bracket missed
-    if (threadIdx.x == 0) {
+    if (leader) {
       state[kLo] = 0;
       state[kHi] = group[kEnd];
       state[kShift] = shift_of(group[kEnd] - 1);
+      state[kStage] = kProven;
+      state[kRank] = k;
+      state[kCollect] = kNone;
+      if (group[kDrawn] == 0) close(t);  // only where another stream writes to the weights
     }
     return;
   }
   int64_t before = up_to - mine;
 #pragma unroll
   for (int i = 0; i < kMine; ++i) {
-    if (before < rank && rank <= before + sums[i]) {
+    if (before < rank && rank <= before + own[i]) {
       found[0] = int64_t(threadIdx.x) * kMine + i;
       found[1] = rank - before;
+      found[2] = own[i];
     }
-    before += sums[i];
+    before += own[i];
   }
   __syncthreads();
-  const int64_t bin = found[0], from = lo + (bin << shift);
+  const int64_t bin = found[0], equal = found[2], from = lo + (bin << shift);
   rank = found[1];
   if (shift != 0) {
-    if (threadIdx.x == 0) {
+    if (leader) {
       const int64_t to = min(hi, from + (int64_t(1) << shift));
       state[kLo] = from;
       state[kHi] = to;
       state[kShift] = shift_of(to - from - 1);
+      state[kStage] = kProven;
+      state[kRank] = rank;
+      // Lists of the range before hold this one too. Else the next pass makes some, if they will hold twice as many.
+      const bool few = equal * 2 * kListed <= group[kPlaces];
+      state[kCollect] = collect != kNone ? kHeld : few ? kNext : kNone;
     }
     return;
   }
-  if (threadIdx.x == 0) {
-    state[kDone] = 1;
+  const bool split = rank < equal;
+  if (leader) {
+    state[kStage] = kDone;
     state[kThreshold] = from;
-    t.thresholds[blockIdx.x] = to_key(static_cast<int>(group[kGroupKind]), static_cast<uint32_t>(from));
+    state[kBound] = split ? from : from + 1;
+    state[kSplit] = split;
+    t.thresholds[index] = to_key(static_cast<int>(group[kGroupKind]), static_cast<uint32_t>(from));
   }
+  if (!split) return;
   // Deal the ties to the segments in order.
-  for (int64_t begin = first; begin < end; begin += kThreads) {
+  const int64_t end = group[kFirst] + group[kSegments];
+  for (int64_t begin = group[kFirst]; begin < end; begin += kThreads) {
     const int64_t segment = begin + threadIdx.x;
-    const int64_t equal = segment < end ? t.bins[segment * kBins + bin] : 0;
-    const int64_t earlier = prefix_in_block(equal) - equal;
+    const int64_t ties = segment < end ? __ldcg(t.bins + t.segments[segment * kFields + kRow] + bin) : 0;
+    const int64_t earlier = prefix_in_block(ties) - ties;
     if (segment < end) {
-      t.result[segment * kFields + kTies] = max(int64_t(0), min(rank - earlier, equal));
-      t.result[segment * kFields + kEqual] = equal;
+      t.ties[segment * 2] = max(int64_t(0), min(rank - earlier, ties));
+      t.ties[segment * 2 + 1] = ties;
     }
-    rank -= sum_of_block(equal);
+    rank -= sum_of_block(ties);
   }
+}
+
+// ---- count --------------------------------------------------------------------------------------------------------
+
+template <int kKind, bool kStrided>
+__global__ void __launch_bounds__(kThreads, kStrided ? 3 : 5) count_kernel(const __grid_constant__ Topk t, const int64_t* ids) {
+  constexpr int kWidth = width_of(kKind);
+  using F = Format<kWidth>;
+  using R = Reader<kWidth, kStrided>;
+  __shared__ uint32_t bins[kBins];
+  const int64_t index = ids[blockIdx.x];
+  const int64_t* segment = t.segments + index * kFields;
+  const int64_t group = segment[kGroup];
+  int64_t* state = t.state + group * kStateFields;
+  if (state[kStage] == kDone) return;
+  const auto lo = static_cast<uint32_t>(state[kLo]), hi = static_cast<uint32_t>(state[kHi]);
+  const int shift = static_cast<int>(state[kShift]);
+  const int used = hi > lo ? static_cast<int>((hi - lo - 1) >> shift) + 1 : 1;
+  // Copies of each bin for the lanes of a warp: with few bins, as for 16-bit types, no two lanes meet at one address.
+  int copies = 1;
+  while (copies < 32 && used * copies * 2 <= kBins) copies *= 2;
+  for (int i = threadIdx.x; i < used * copies; i += kThreads) bins[i] = 0;
+  __syncthreads();
+  const unsigned lane = threadIdx.x % 32, copy = threadIdx.x & (copies - 1);
+  const auto tally = [&](uint32_t key) { atomicAdd(&bins[((key - lo) >> shift) * copies + copy], 1u); };
+
+  uint32_t kept = 0, below = 0, one = 0, suspect = 0;
+  bool listed = false;
+  if constexpr (kKind == kWide) {
+    if (state[kCollect] == kHeld) {
+      listed = true;
+      for (int i = 0; i < kLists; ++i) listed &= t.listed[index * kLists + i] <= segment[kEach];
+    }
+  }
+  const auto each = static_cast<uint32_t>(segment[kEach]);
+  uint32_t* list = t.lists + segment[kList] + int64_t(threadIdx.x / 32) * each;
+  if (listed) {
+    const int length = static_cast<int>(t.listed[index * kLists + threadIdx.x / 32]);
+#pragma unroll 4
+    for (int i = static_cast<int>(lane) * 4; i < length; i += 128) {
+      const uint4 keys = __ldca(reinterpret_cast<const uint4*>(list + i));
+      const uint32_t four[4] = {keys.x, keys.y, keys.z, keys.w};
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        if (i + j < length && four[j] >= lo && four[j] < hi) tally(four[j]);
+      }
+    }
+  } else {
+    const R reader(t, segment);
+    const uint32_t lo_gap = F::gap(from_key(kKind, lo)), hi_gap = F::gap(from_key(kKind, hi));
+    constexpr uint32_t kNanGap = F::gap(infinity_of(kKind) + 1);
+    const bool collect = kKind == kWide && state[kCollect] == kNext;
+    const bool single = used == 1;
+    uint32_t length = 0;  // of the warp's list
+    each_turn(reader, [&](int first, const auto& turn) {
+      uint32_t keep = 0, from_lo = 0, from_hi = 0;
+#pragma unroll
+      for (int u = 0; u < static_cast<int>(std::extent<std::remove_reference_t<decltype(turn)>>::value); ++u) {
+        uint32_t magnitudes[F::kWords];
+        R::magnitudes(turn[u], magnitudes);
+#pragma unroll
+        for (int w = 0; w < F::kWords; ++w) suspect |= magnitudes[w] + kNanGap;
+        keep |= turn[u].keep() << (8 * u);
+        from_lo |= at_least<kWidth>(magnitudes, lo_gap) << (8 * u);
+        from_hi |= at_least<kWidth>(magnitudes, hi_gap) << (8 * u);
+      }
+      kept += __popc(keep);
+      below += __popc(keep & ~from_lo);
+      uint32_t inside = keep & from_lo & ~from_hi;
+      // Read again, from the first-level cache: registers cannot be indexed.
+      const auto next_key = [&] {
+        const unsigned bit = static_cast<unsigned>(__ffs(static_cast<int>(inside))) - 1;
+        const int octet = first + static_cast<int>((bit >> 3) * kThreads + threadIdx.x);
+        inside &= inside - 1;
+        return to_key(kKind, __ldca(reader.entry(octet, static_cast<int>(bit & 7))) & (F::kTop - 1));
+      };
+      if (single) {
+        one += __popc(inside);
+      } else if (collect) {
+        for (uint32_t some; (some = __ballot_sync(kAll, inside != 0)) != 0; length += __popc(some)) {
+          if (inside == 0) continue;
+          const uint32_t key = next_key(), place = length + __popc(some & ((1u << lane) - 1));
+          tally(key);
+          if (place < each) list[place] = key;
+        }
+      } else {
+        while (inside != 0) tally(next_key());
+      }
+    });
+    if (collect && lane == 0) t.listed[index * kLists + threadIdx.x / 32] = length;
+  }
+
+  if (one != 0) atomicAdd(&bins[copy], one);
+  const bool nan = __syncthreads_or((suspect & F::kSign) != 0);
+  const int64_t all_kept = sum_of_block(kept), all_below = sum_of_block(below);
+  const int64_t* row = t.groups + group * kFields;
+  for (int bin = threadIdx.x; bin < used; bin += kThreads) {
+    uint32_t sum = 0;
+    for (int i = 0; i < copies; ++i) sum += bins[bin * copies + i];
+    add(t.sums + row[kSums] + bin, sum);
+    if (shift == 0) t.bins[segment[kRow] + bin] = sum;  // for ties
+  }
+  if (threadIdx.x == 0) {
+    add(state + kKeptSum, all_kept);
+    add(state + kBelowSum, all_below);
+    if (nan) {
+      close(t);
+      atomicMax(reinterpret_cast<Total*>(t.gate + 1), static_cast<Total>(t.segment_count - index));
+    }
+  }
+  if (is_last(state + kTicket, row[kSegments])) select(t, group, used);
 }
 
 // ---- apply --------------------------------------------------------------------------------------------------------
 
 template <int kWidth, bool kStrided>
-__global__ void __launch_bounds__(kThreads) apply_kernel(const Topk t, const int64_t* ids) {
+__global__ void __launch_bounds__(kThreads, kStrided ? 3 : 5) apply_kernel(const __grid_constant__ Topk t, const int64_t* ids) {
   using F = Format<kWidth>;
   using R = Reader<kWidth, kStrided>;
-  constexpr int kUnroll = kStrided ? 1 : 8 / F::kWords * 2;
-  if (*t.gate != 0) return;
-  const int64_t index = ids[blockIdx.x];
-  const int64_t* segment = t.segments + index * kFields;
-  const int64_t* state = t.state + segment[kGroup] * kFields;
-  const int kind = static_cast<int>(segment[kKind]);
-  const auto threshold = static_cast<uint32_t>(state[kThreshold]);
-  int64_t ties = t.result[index * kFields + kTies];
-  // Ties run out in one segment of a group at most: elsewhere all of them go, or none.
-  const bool cut = ties != 0 && ties != t.result[index * kFields + kEqual];
-  const uint32_t tie_gap = F::gap(from_key(kind, threshold)), over_gap = F::gap(from_key(kind, threshold + 1));
-  const uint32_t gap = ties != 0 && !cut ? over_gap : tie_gap;
-  const R reader(t, segment);
-  const int octets = (reader.count + 7) / 8;
-  const auto clear = [&](int octet, const typename R::Octet& o, uint32_t drop) {
-    if (drop != 0) __stwb(reader.mask + octet, static_cast<uint8_t>(__ldca(reader.mask + octet) & ~drop));
-    reader.store(octet, o, o.keep & ~drop);
-  };
-  int octet = static_cast<int>(threadIdx.x);
-  if (cut) {
-    for (int begin = 0; begin < octets; begin += kThreads) {
-      octet = begin + static_cast<int>(threadIdx.x);
-      typename R::Octet o;
-      uint32_t drop = 0, tied = 0;
-      if (octet < octets) {
-        reader.load(octet, o);
-        uint32_t magnitudes[F::kWords];
-        reader.magnitudes(o, magnitudes);
-        const uint32_t from = at_least<kWidth>(magnitudes, tie_gap);
-        drop = o.keep & ~from;
-        tied = o.keep & from & ~at_least<kWidth>(magnitudes, over_gap);
-      }
-      const int mine = __popc(tied);
-      int64_t left = ties - (prefix_in_block(mine) - mine);
-      for (uint32_t rest = tied; rest != 0 && left > 0; rest &= rest - 1, --left) drop |= rest & (0u - rest);
-      if (octet < octets) clear(octet, o, drop);
-      ties -= sum_of_block(mine);
+  if (*t.gate != 0) {
+    constexpr uint32_t kNan = 0x7fc00000u;
+    if (blockIdx.x == 0) {
+      for (int64_t i = threadIdx.x; i < t.group_count; i += kThreads) t.thresholds[i] = kNan;
     }
     return;
   }
-  const auto drop_of = [&](const typename R::Octet& o) {
-    uint32_t magnitudes[F::kWords];
-    reader.magnitudes(o, magnitudes);
-    return o.keep & ~at_least<kWidth>(magnitudes, gap);
-  };
-  for (; octet + (kUnroll - 1) * kThreads < octets; octet += kUnroll * kThreads) {
-    typename R::Octet o[kUnroll];
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u) reader.load(octet + u * kThreads, o[u]);
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u) clear(octet + u * kThreads, o[u], drop_of(o[u]));
+  const int64_t index = ids[blockIdx.x];
+  const int64_t* segment = t.segments + index * kFields;
+  const int64_t* state = t.state + segment[kGroup] * kStateFields;
+  const int kind = static_cast<int>(segment[kKind]);
+  const auto threshold = static_cast<uint32_t>(state[kThreshold]);
+  auto bound = static_cast<uint32_t>(state[kBound]);
+  int64_t ties = 0;
+  bool cut = false;  // ties run out in one segment of a group at most: elsewhere all of them go, or none
+  if (state[kSplit] != 0) {
+    ties = t.ties[index * 2];
+    cut = ties != 0 && ties != t.ties[index * 2 + 1];
+    if (ties != 0 && !cut) bound = threshold + 1;
   }
-  for (; octet < octets; octet += kThreads) {
+  const uint32_t gap = F::gap(from_key(kind, bound));
+  const R reader(t, segment);
+  if (!cut) {
+    each_turn(reader, [&](int first, const auto& turn) {
+      int octet = first + static_cast<int>(threadIdx.x);
+#pragma unroll
+      for (const typename R::Octet& o : turn) {
+        uint32_t magnitudes[F::kWords];
+        R::magnitudes(o, magnitudes);
+        reader.store(octet, o, o.keep() & at_least<kWidth>(magnitudes, gap));
+        octet += kThreads;
+      }
+    });
+    return;
+  }
+  const uint32_t over_gap = F::gap(from_key(kind, threshold + 1));
+  for (int first = 0; first < reader.octets; first += kThreads) {
+    const int octet = first + static_cast<int>(threadIdx.x);
     typename R::Octet o;
     reader.load(octet, o);
-    clear(octet, o, drop_of(o));
+    uint32_t magnitudes[F::kWords];
+    R::magnitudes(o, magnitudes);
+    const uint32_t from = at_least<kWidth>(magnitudes, gap);
+    const uint32_t tied = o.keep() & from & ~at_least<kWidth>(magnitudes, over_gap);
+    uint32_t keep = o.keep() & from;
+    const int mine = __popc(tied);
+    int64_t left = ties - (prefix_in_block(mine) - mine);
+    for (uint32_t rest = tied; rest != 0 && left > 0; rest &= rest - 1, --left) keep &= ~(rest & (0u - rest));
+    reader.store(octet, o, keep);
+    ties -= sum_of_block(mine);
   }
 }
 
-// Calls launch(width, strided) with both as compile-time constants.
-template <class Launch>
-int each_class(const Class& members, const Launch& launch) {
-  const std::integral_constant<int, 2> narrow;
-  const std::integral_constant<int, 4> wide;
-  if (members.width == 2) {
-    members.strided ? launch(narrow, std::true_type()) : launch(narrow, std::false_type());
+// ---- launches -----------------------------------------------------------------------------------------------------
+
+template <int kKind>
+void launch_count(const Topk& t, const Class& members, void* stream) {
+  const auto blocks = static_cast<unsigned>(members.count);
+  const int64_t* ids = t.ids + members.first;
+  if (members.strided) {
+    LC_LAUNCH((count_kernel<kKind, true>), blocks, kThreads, stream)(t, ids);
   } else {
-    members.strided ? launch(wide, std::true_type()) : launch(wide, std::false_type());
+    LC_LAUNCH((count_kernel<kKind, false>), blocks, kThreads, stream)(t, ids);
   }
-  return cudaGetLastError();
+}
+
+template <int kWidth>
+void launch_apply(const Topk& t, const Class& members, void* stream) {
+  const auto blocks = static_cast<unsigned>(members.count);
+  const int64_t* ids = t.ids + members.first;
+  if (members.strided) {
+    LC_LAUNCH((apply_kernel<kWidth, true>), blocks, kThreads, stream)(t, ids);
+  } else {
+    LC_LAUNCH((apply_kernel<kWidth, false>), blocks, kThreads, stream)(t, ids);
+  }
+}
+
+void count(const Topk& t, const Class& members, void* stream) {
+  switch (members.kind) {
+    case kWide: return launch_count<kWide>(t, members, stream);
+    case kBfloat16: return launch_count<kBfloat16>(t, members, stream);
+    case kFloat16: return launch_count<kFloat16>(t, members, stream);
+    case kCommonBfloat16: return launch_count<kCommonBfloat16>(t, members, stream);
+    default: return launch_count<kCommonFloat16>(t, members, stream);
+  }
+}
+
+Topk addresses(const Plan& plan, const int64_t* tables, void* scratch, float* thresholds) {
+  const Scratch at = scratch_of(plan.sizes);
+  auto* memory = static_cast<char*>(scratch);
+  const auto longs = [&](int64_t place) { return reinterpret_cast<int64_t*>(memory + place); };
+  const auto words = [&](int64_t place) { return reinterpret_cast<uint32_t*>(memory + place); };
+  Topk t;
+  t.segments = tables;
+  t.groups = t.segments + plan.sizes.segments * kFields;
+  t.dims = t.groups + plan.sizes.groups * kFields;
+  t.ids = t.dims + plan.dims * 2;
+  t.parts = t.ids + plan.sizes.segments;
+  t.gate = longs(at.gate);
+  t.state = longs(at.state);
+  t.sums = longs(at.sums);
+  t.ties = longs(at.ties);
+  t.bins = words(at.bins);
+  t.listed = words(at.listed);
+  t.lists = words(at.lists);
+  t.sample = words(at.sample);
+  t.thresholds = reinterpret_cast<uint32_t*>(thresholds);
+  t.segment_count = plan.sizes.segments;
+  t.group_count = plan.sizes.groups;
+  return t;
 }
 
 }  // namespace
 }  // namespace lc::cuda
 
+struct lc_topk_plan {
+  lc::topk::Plan plan;
+};
+
 using namespace lc::cuda;
 
-int lc_topk_bracket(const Topk* t, void* stream) {
-  const auto groups = static_cast<unsigned>(t->group_count);
-  LC_LAUNCH(gather_kernel, dim3(groups, kSample / kThreads), kThreads, stream)(*t);
-  LC_LAUNCH(bracket_kernel, groups, 1024, stream)(*t);
+int lc_topk_plan_create(const lc_weight* weights, int64_t count, int global, int64_t segments, int64_t shortest,
+                        lc_topk_plan** plan) {
+  *plan = nullptr;
+  try {
+    Options options;
+    if (shortest > 0) options.shortest = shortest;
+    std::vector<Weight> list;
+    for (int64_t i = 0; i < count; ++i) {
+      const lc_weight& weight = weights[i];
+      if (weight.dtype < 0 || weight.dtype >= lc::kDtypes || weight.dims < 0) return cudaErrorInvalidValue;
+      std::vector<lc::Dim> dims;
+      for (int64_t d = 0; d < weight.dims; ++d) dims.push_back({weight.sizes[d], weight.strides[d]});
+      list.push_back({reinterpret_cast<uintptr_t>(weight.values), reinterpret_cast<uintptr_t>(weight.mask),
+                      static_cast<lc::Dtype>(weight.dtype), std::move(dims)});
+    }
+    *plan = new lc_topk_plan{make_plan(list, global != 0, segments, options)};
+  } catch (const std::bad_alloc&) {
+    return cudaErrorMemoryAllocation;
+  }
+  return cudaSuccess;
+}
+
+void lc_topk_plan_destroy(lc_topk_plan* plan) { delete plan; }
+
+const int64_t* lc_topk_tables(const lc_topk_plan* plan, int64_t* count) {
+  *count = static_cast<int64_t>(plan->plan.table.size());
+  return plan->plan.table.data();
+}
+
+int64_t lc_topk_segments(const lc_topk_plan* plan) { return plan->plan.sizes.segments; }
+
+int64_t lc_topk_scratch(const lc_topk_plan* plan) { return scratch_of(plan->plan.sizes).end; }
+
+int lc_masked_topk(const lc_topk_plan* handle, const int64_t* tables, const int64_t* k, void* scratch, float* thresholds,
+                   void* stream) {
+  const Plan& plan = handle->plan;
+  const Topk t = addresses(plan, tables, scratch, thresholds);
+  const int64_t groups = plan.sizes.groups, rounds = rounds_of(plan, k);
+  const auto queue = static_cast<cudaStream_t>(stream);
+  const auto zeroed = static_cast<std::size_t>(scratch_of(plan.sizes).ties);
+  if (const int error = cudaMemsetAsync(scratch, 0, zeroed, queue)) return error;
+  if (const int error = cudaMemsetAsync(thresholds, 0, static_cast<std::size_t>(groups) * sizeof(float), queue)) return error;
+  for (int64_t first = 0; rounds != 0 && first < groups; first += kGroupsAtOnce) {
+    const int64_t last = std::min(groups, first + kGroupsAtOnce);
+    SomeRanks some = {first, plan.first_part[static_cast<std::size_t>(first)], {}};
+    for (int64_t group = first; group < last; ++group) some.of[group - first] = ranks_of(plan.group(group), k[group]);
+    const auto blocks = static_cast<unsigned>(plan.first_part[static_cast<std::size_t>(last)] - some.first_part);
+    LC_LAUNCH(bracket_kernel, blocks, kDrawers, stream)(t, some);
+  }
+  for (int64_t round = 0; round < std::max<int64_t>(1, rounds); ++round) {
+    for (const Class& members : plan.classes) count(t, members, stream);
+  }
+  for (const Class& members : plan.classes) {
+    members.kind == kWide ? launch_apply<4>(t, members, stream) : launch_apply<2>(t, members, stream);
+  }
   return cudaGetLastError();
 }
 
-int lc_topk_count(const Topk* t, const Class* members, void* stream) {
-  return each_class(*members, [&](auto width, auto strided) {
-    LC_LAUNCH((count_kernel<width(), strided()>), static_cast<unsigned>(members->count), kThreads, stream)
-    (*t, t->ids + members->first);
-  });
-}
-
-int lc_topk_select(const Topk* t, void* stream) {
-  const auto groups = static_cast<unsigned>(t->group_count);
-  LC_LAUNCH(sums_kernel, dim3(groups, kBins / kSumColumns), kSumColumns * kSumRows, stream)(*t);
-  LC_LAUNCH(select_kernel, groups, kThreads, stream)(*t);
-  return cudaGetLastError();
-}
-
-int lc_topk_apply(const Topk* t, const Class* members, void* stream) {
-  return each_class(*members, [&](auto width, auto strided) {
-    LC_LAUNCH((apply_kernel<width(), strided()>), static_cast<unsigned>(members->count), kThreads, stream)
-    (*t, t->ids + members->first);
-  });
+int lc_topk_outcome(const lc_topk_plan* plan, const int64_t* k, const void* scratch, void* stream, int64_t* index,
+                    int64_t* kept, int* code) {
+  std::unique_ptr<int64_t[]> head;
+  const auto bytes = static_cast<std::size_t>(scratch_of(plan->plan.sizes).sums);
+  try {
+    head.reset(new int64_t[bytes / 8]);
+  } catch (const std::bad_alloc&) {
+    return cudaErrorMemoryAllocation;
+  }
+  const auto queue = static_cast<cudaStream_t>(stream);
+  if (const int error = cudaMemcpyAsync(head.get(), scratch, bytes, cudaMemcpyDeviceToHost, queue)) return error;
+  if (const int error = cudaStreamSynchronize(queue)) return error;
+  const Outcome outcome = outcome_of(plan->plan, k, head.get());
+  *code = outcome.code;
+  *index = outcome.index;
+  *kept = outcome.kept;
+  return cudaSuccess;
 }

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <functional>
 #include <utility>
 #include <vector>
@@ -176,6 +177,21 @@ T atomicExch(T* place, T value) {
   return std::exchange(*place, value);
 }
 template <class T>
+T atomicMax(T* place, T value) {
+  return std::exchange(*place, std::max(*place, value));
+}
+inline void __threadfence() {}  // one thread runs at a time
+inline uint32_t __ballot_sync(unsigned, bool value) {
+  const int slot = emulate::meet(emulate::kWarp, value);
+  uint32_t bits = 0;
+  for (unsigned i = 0; i < 32; ++i) bits |= (emulate::given_by(threadIdx.x / 32 * 32 + i, slot) != 0 ? 1u : 0u) << i;
+  return bits;
+}
+template <class T>
+T __ldcg(const T* place) {
+  return *place;
+}
+template <class T>
 T __ldcs(const T* place) {
   return *place;
 }
@@ -195,7 +211,17 @@ using std::min;
 using cudaError_t = int;
 using cudaStream_t = void*;
 constexpr int cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2;
+constexpr int cudaMemcpyDeviceToHost = 2;
 constexpr int cudaDevAttrMultiProcessorCount = 16;
+inline int cudaMemsetAsync(void* place, int value, std::size_t bytes, cudaStream_t) {
+  std::memset(place, value, bytes);
+  return cudaSuccess;
+}
+inline int cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, int, cudaStream_t) {
+  std::memcpy(to, from, bytes);
+  return cudaSuccess;
+}
+inline int cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
 inline int cudaGetLastError() { return cudaSuccess; }
 inline int cudaGetDeviceCount(int* count) {
   *count = 1;
