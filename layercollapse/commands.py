@@ -41,6 +41,7 @@ else:
 INTERRUPTED = 130  # 128 + SIGINT, what shells expect
 
 MODE_HELP = "repad: also merge what then differs at the border, and train once more."
+PATTERNS_HELP = "Also count the joint patterns of signs: the linear pieces that every site uses on the data."
 RUN_FOLDER = click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
 
 
@@ -112,6 +113,7 @@ def layercollapse() -> None:
     help="Trained weights, safetensors or a state dict: the network is not trained before the first pruning.",
 )
 @click.option("--mode", type=click.Choice(MODES), default="exact", show_default=True, help=MODE_HELP)
+@click.option("--patterns", is_flag=True, help=PATTERNS_HELP)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the results.  [default: runs/DATA-MODEL]")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out after its last finished step.")
@@ -124,6 +126,7 @@ def run(
     max_layer_share: float,
     weights: Path | None,
     mode: str,
+    patterns: bool,
     seed: int,
     out: Path | None,
     resume: bool,
@@ -170,6 +173,7 @@ def run(
                 train_first=weights is None,
                 box=job.images.box,
                 mode=mode,
+                patterns=patterns,
                 seed=seed,
                 out=folder,
                 resume=resume,
@@ -192,7 +196,8 @@ def run(
 @job_options
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also write every neuron's counts here.")
-def analyze(folder: Path | None, seed: int, json_file: Path | None, **job_arguments: Any) -> None:
+@click.option("--patterns", is_flag=True, help=PATTERNS_HELP)
+def analyze(folder: Path | None, seed: int, json_file: Path | None, patterns: bool, **job_arguments: Any) -> None:
     """Print the sign entropy of every rectifier site.
 
     Of the sparse model that RUN chose; without RUN, of a network that is trained first, as the options say. Sites that
@@ -209,7 +214,7 @@ def analyze(folder: Path | None, seed: int, json_file: Path | None, **job_argume
         with RunDisplay(console, steps=0, epochs=job.epochs, batches=job.batches_per_epoch) as display:
             job.fit(model, progress=display.tick)
         model.eval()
-    entropy = measure_entropy(model, Inputs(job.training_batches, "data"))
+    entropy = measure_entropy(model, Inputs(job.training_batches, "data"), patterns=patterns)
     click.echo(entropy.table())
     for line in by_reason(prunable(model, capture(model, job.example)).unfed):
         click.echo(f"nothing to prune before {line}")

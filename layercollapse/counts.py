@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from layercollapse.errors import LayerCollapseError
+from layercollapse.sign_patterns import SignPatterns
 
 STATES = ("off", "on", "mixed", "saturated")
 OFF, ON, MIXED, SATURATED = range(4)
@@ -41,6 +42,7 @@ class LayerEntropy:
         zeros: how exact zeros count in `entropy`: ``"ignore"``, with the negatives (``"off"``) or with the
             positives (``"on"``).
         average: over which neurons `mean` averages: ``"all"`` or ``"active"`` (those with entropy > 0).
+        patterns: the joint patterns of the neurons' signs, on the CPU; None where they were not counted.
     """
 
     name: str
@@ -48,6 +50,7 @@ class LayerEntropy:
     counts: Tensor
     zeros: str = "ignore"
     average: str = "all"
+    patterns: SignPatterns | None = None
 
     def __post_init__(self) -> None:
         _choose("zeros", self.zeros, ZEROS)
@@ -65,6 +68,10 @@ class LayerEntropy:
             raise LayerCollapseError(
                 f"activations of {self.name!r}: expected numbers, got NaN in {int((c[:, 3] > 0).sum())} of "
                 f"{len(c)} neurons"
+            )
+        if self.patterns is not None and self.patterns.channels != len(c):
+            raise LayerCollapseError(
+                f"patterns of {self.name!r}: expected those of {len(c)} neurons, got {self.patterns.channels}"
             )
 
     @property
@@ -194,10 +201,11 @@ class EntropyReport:
         return EntropyReport([replace(layer, zeros=zeros, average=average) for layer in self.layers])
 
     def merge(self, other: EntropyReport) -> EntropyReport:
-        """A report over the data of both: counts add. The conventions and the order are this report's.
+        """A report over the data of both: counts and patterns add. The conventions and the order are this report's.
 
         Raises:
-            LayerCollapseError: the reports have not the same sites, kinds or numbers of neurons.
+            LayerCollapseError: the reports have not the same sites, kinds or numbers of neurons, or only one has
+                patterns.
         """
         theirs = {layer.name: layer for layer in other.layers}
         alone = sorted(theirs.keys() ^ {layer.name for layer in self.layers})
@@ -210,12 +218,13 @@ class EntropyReport:
                     f"other: expected site {layer.name!r} as {layer.kind} with counts {tuple(layer.counts.shape)}, "
                     f"got {twin.kind} with {tuple(twin.counts.shape)}"
                 )
-        return EntropyReport([replace(a, counts=a.counts + theirs[a.name].counts) for a in self.layers])
+        return EntropyReport([_added(layer, theirs[layer.name]) for layer in self.layers])
 
     def to_json(self) -> str:
         """The report as text, without loss: the counts are integers. `from_json` reads it back."""
         layers = [
             {"name": x.name, "kind": x.kind, "zeros": x.zeros, "average": x.average, "counts": x.counts.tolist()}
+            | ({} if x.patterns is None else {"patterns": _written(x.patterns)})
             for x in self.layers
         ]
         return json.dumps({"format": _FORMAT, "version": _VERSION, "layers": layers})
@@ -242,11 +251,14 @@ class EntropyReport:
 
     def table(self) -> str:
         """The report as a plain text table, entropies in bits."""
-        head = ("site", "kind", "neurons", "samples", "entropy", *STATES)
-        rows = [
+        head: tuple[str, ...] = ("site", "kind", "neurons", "samples", "entropy", *STATES)
+        rows: list[tuple[str, ...]] = [
             (x.name, x.kind, f"{x.neurons:,}", f"{x.samples:,}", f"{x.mean:.4f}", *(f"{x.count(s):,}" for s in STATES))
             for x in self.layers
         ]
+        if any(x.patterns is not None for x in self.layers):
+            head += ("patterns", "their entropy")
+            rows = [(*row, *_pattern_cells(x.patterns)) for row, x in zip(rows, self.layers, strict=True)]
         widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
 
         def line(cells: tuple[str, ...]) -> str:
@@ -257,6 +269,43 @@ class EntropyReport:
         done = self.collapsible
         note = f"{len(done)} of {len(self)} sites have no mixed neuron" + (f": {', '.join(done)}" if done else "")
         return "\n".join([line(head), rule, *map(line, rows), "", note])
+
+
+def _pattern_cells(patterns: SignPatterns | None) -> tuple[str, str]:
+    """How many patterns and how many bits; "~" before estimates."""
+    if patterns is None:
+        return "", ""
+    about = "" if patterns.exact else "~"
+    return f"{about}{patterns.distinct:,}", f"{about}{patterns.entropy:.4f}"
+
+
+def _added(one: LayerEntropy, other: LayerEntropy) -> LayerEntropy:
+    if one.patterns is None or other.patterns is None:
+        if one.patterns is not other.patterns:
+            raise LayerCollapseError(f"other: expected patterns in both reports or in none, got one at {one.name!r}")
+        return replace(one, counts=one.counts + other.counts)
+    return replace(one, counts=one.counts + other.counts, patterns=one.patterns.merge(other.patterns))
+
+
+def _written(patterns: SignPatterns) -> dict[str, Any]:
+    return {
+        "rows": patterns.rows,
+        "capacity": patterns.capacity,
+        "hashes": patterns.hashes.tolist(),
+        "counts": patterns.counts.tolist(),
+    }
+
+
+def _patterns_from(entry: Any, name: str, channels: int) -> SignPatterns | None:
+    if entry is None:
+        return None
+    keys = ("rows", "capacity", "hashes", "counts")
+    lists = isinstance(entry, dict) and all(key in entry for key in keys)
+    numbers = [*entry["hashes"], *entry["counts"], entry["rows"], entry["capacity"]] if lists else [None]
+    if not all(type(number) is int and -(2**63) <= number < 2**63 for number in numbers):
+        raise LayerCollapseError(f"patterns of {name!r}: expected integers and lists of them, got {str(entry)[:80]}")
+    hashes, counts = (torch.tensor(entry[key], dtype=torch.int64) for key in ("hashes", "counts"))
+    return SignPatterns.of(hashes, counts, entry["rows"], channels, entry["capacity"])
 
 
 def _layer_from(entry: Any) -> LayerEntropy:
@@ -275,7 +324,8 @@ def _layer_from(entry: Any) -> LayerEntropy:
     if len(columns) > 1:
         raise LayerCollapseError(f"counts of {name!r}: expected rows of one length, got {sorted(columns)}")
     counts = torch.tensor(rows, dtype=torch.int64).reshape(len(rows), columns.pop() if columns else 4)
-    return LayerEntropy(name, entry["kind"], counts, entry["zeros"], entry["average"])
+    patterns = _patterns_from(entry.get("patterns"), name, len(rows))
+    return LayerEntropy(name, entry["kind"], counts, entry["zeros"], entry["average"], patterns)
 
 
 def _choose(argument: str, value: str, choices: tuple[str, ...]) -> int:

@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -26,7 +27,8 @@ from layercollapse import rectifiers
 from layercollapse.counts import AVERAGES, STATES, ZEROS, EntropyReport, LayerEntropy
 from layercollapse.errors import LayerCollapseError
 from layercollapse.export import scripted
-from layercollapse.watch import ROOT, ForwardWatch, MaskArgument, RectifierCall, site_path, unwrapped
+from layercollapse.sign_patterns import SignPatterns
+from layercollapse.watch import ROOT, ForwardWatch, MaskArgument, RectifierCall, Signs, site_path, unwrapped
 
 __all__ = ["AVERAGES", "STATES", "ZEROS", "EntropyProbe", "EntropyReport", "LayerEntropy"]
 
@@ -41,12 +43,17 @@ class EntropyProbe:
 
     Args:
         model: the model to watch; call it as ``model(x)``, not as ``model.forward(x)``.
+        patterns: whether to count the joint sign patterns of every site, too (`layercollapse.ops.sign_patterns`, up to
+            65,536 of them exactly): a second read of each activation, and a sort of 8 bytes for each of its rows.
 
     Raises:
         LayerCollapseError: the model has scripted parts, which cannot be watched.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, patterns: bool = False) -> None:
+        if not isinstance(patterns, bool):
+            raise LayerCollapseError(f"patterns: expected True or False, got {patterns!r}")
+        self._patterns = patterns
         self.model = unwrapped(model)
         if (path := scripted(self.model)) is not None:
             raise LayerCollapseError(
@@ -130,7 +137,7 @@ class EntropyProbe:
             raise LayerCollapseError(f"activations: expected numbers, got NaN at {', '.join(bad)}")
         return EntropyReport(
             [
-                LayerEntropy(name, site.call.kind, table, zeros, average)
+                LayerEntropy(name, site.call.kind, table, zeros, average, site.all_patterns())
                 for (name, site), table in zip(self._sites.items(), counts, strict=True)
             ]
         )
@@ -151,7 +158,7 @@ class EntropyProbe:
             self._abandon()
             explicit, self._pending = self._pending, None
             found = self._masks(args, kwargs) if explicit is None else None
-            self._local.forward = forward = ForwardWatch(explicit, found)
+            self._local.forward = forward = ForwardWatch(explicit, found, self._patterns)
             forward.__enter__()
         current = getattr(self._local, "forward", None)
         if current is not None:
@@ -175,14 +182,14 @@ class EntropyProbe:
         if forward is not None:
             forward.__exit__(None, None, None)
 
-    def _commit(self, seen: dict[str, tuple[RectifierCall, Tensor]]) -> None:
+    def _commit(self, seen: dict[str, tuple[RectifierCall, Signs]]) -> None:
         with self._lock:
             for name, (call, _) in seen.items():
                 known = self._sites[name].call if name in self._sites else call
                 if call != known:
                     raise LayerCollapseError(f"site {name!r}: expected {known} as before, got {call}")
-            for name, (call, counts) in seen.items():
-                self._sites.setdefault(name, _Site(call, {})).add(counts)
+            for name, (call, signs) in seen.items():
+                self._sites.setdefault(name, _Site(call, {}, {})).add(signs)
             self._forwards += 1
 
 
@@ -204,12 +211,23 @@ class _Hook:
 class _Site:
     call: RectifierCall
     counts: dict[torch.device, Tensor]  # int64 (C, 4 or 5), one for each device that ran the site
+    patterns: dict[torch.device, SignPatterns]
 
-    def add(self, counts: Tensor) -> None:
-        if counts.device in self.counts:
-            self.counts[counts.device] += counts
+    def add(self, signs: Signs) -> None:
+        device = signs.counts.device
+        if device in self.counts:
+            self.counts[device] += signs.counts
         else:
-            self.counts[counts.device] = counts
+            self.counts[device] = signs.counts
+        if signs.hashes is not None:
+            state = self.patterns.get(device, SignPatterns.empty(self.call.channels, device=device))
+            with torch.inference_mode(False):
+                self.patterns[device] = state.add(signs.hashes)
+
+    def all_patterns(self) -> SignPatterns | None:
+        """The patterns of all devices, on the CPU."""
+        states = [state.to("cpu") for state in self.patterns.values()]
+        return reduce(SignPatterns.merge, states) if states else None
 
 
 def _gathered(sites: list[dict[torch.device, Tensor]]) -> list[Tensor]:

@@ -68,9 +68,12 @@ class Inputs:
 
 
 @torch.no_grad()
-def measure_entropy(model: nn.Module, inputs: Iterable[Any]) -> EntropyReport:
-    """The sign entropy of every site over all batches (tensors or dicts), in the mode the model is in."""
-    with EntropyProbe(model) as probe:
+def measure_entropy(model: nn.Module, inputs: Iterable[Any], *, patterns: bool = False) -> EntropyReport:
+    """The sign entropy of every site over all batches (tensors or dicts), in the mode the model is in.
+
+    With `patterns`, also the joint patterns of the signs.
+    """
+    with EntropyProbe(model, patterns=patterns) as probe:
         for batch in inputs:
             args, kwargs = call_arguments(batch)
             model(*args, **kwargs)

@@ -11,9 +11,24 @@ from typing import Any
 
 from layercollapse.errors import LayerCollapseError
 from layercollapse.files import read_json, write_json
+from layercollapse.sign_patterns import SignPatterns
 
 FILE = "run.json"
 METRICS_FILE = "metrics.json"
+
+
+@dataclass
+class Pieces:
+    """The sign patterns of a site: how many, their entropy in bits, and whether these are exact."""
+
+    distinct: int
+    entropy: float
+    exact: bool
+
+    @classmethod
+    def of(cls, patterns: SignPatterns) -> Pieces:
+        """What there is to say of patterns that were counted."""
+        return cls(patterns.distinct, patterns.entropy, patterns.exact)
 
 
 @dataclass
@@ -30,6 +45,7 @@ class Step:
         seconds: wall time of the step.
         emptied: sites that lost the last of their weights in the pruning before it.
         guarded: sites at which that kept weights, as the output would not have depended on the input without.
+        patterns: the sign patterns, per site; empty if they were not counted.
     """
 
     step: int
@@ -41,6 +57,7 @@ class Step:
     seconds: float
     emptied: int = 0
     guarded: list[str] = field(default_factory=list)
+    patterns: list[Pieces] = field(default_factory=list)
 
 
 @dataclass
@@ -168,6 +185,8 @@ class Record:
         raw = read_json(path, argument)
         try:
             raw["steps"] = [Step(**step) for step in raw["steps"]]
+            for step in raw["steps"]:
+                step.patterns = [Pieces(**pieces) for pieces in step.patterns]
             raw["verdicts"] = [Verdict(**verdict) for verdict in raw["verdicts"]]
             raw["regions"] = [Region(**region) for region in raw.get("regions", [])]
             for side in ("before", "after"):

@@ -80,6 +80,7 @@ def run(
     ignore: Sequence[str] = (),
     box: Any = None,
     mode: str = "exact",
+    patterns: bool = False,
     seed: int = 0,
     out: str | Path | None = None,
     resume: bool = False,
@@ -126,6 +127,7 @@ def run(
         mode: ``"exact"`` or ``"repad"``, as for `collapse`. Where ``"repad"`` merges layers that differ at the border
             then, the collapsed model is trained once more, and taken if it is within the accuracy budget; otherwise
             the exact collapse is.
+        patterns: whether to count the joint sign patterns of every site at every step, for the record and the report.
         seed: torch is seeded with seed + step before each training.
         out: folder for the results; must not hold another run unless `resume`. By default the first of `runs/run`,
             `runs/run-2`, ... that is not there yet.
@@ -185,6 +187,7 @@ def run(
         record=record,
         box=box,
         mode=mode,
+        patterns=patterns,
         progress=progress or (lambda event: None),
     )
     if resume and (folder / FILE).exists():

@@ -24,7 +24,7 @@ from layercollapse.export import reason
 from layercollapse.inputs import Inputs, measure_entropy
 from layercollapse.metric import Metric
 from layercollapse.prune import Pruner, StepResult
-from layercollapse.record import Record, Step
+from layercollapse.record import Pieces, Record, Step
 from layercollapse.report import write_html
 
 PATIENCE = 2  # steps in a row below the accuracy budget after which the schedule gives up
@@ -93,6 +93,7 @@ class Schedule:
     progress: Callable[[Event], object]
     box: Any = None
     mode: str = "exact"
+    patterns: bool = False
     pruned: StepResult | None = None  # what the last step removed
 
     def resume(self) -> None:
@@ -175,6 +176,7 @@ class Schedule:
             seconds=time.perf_counter() - started,
             emptied=len(self.pruned.emptied) if self.pruned else 0,
             guarded=list(self.pruned.floors) if self.pruned else [],
+            patterns=[Pieces.of(layer.patterns) for layer in report.layers if layer.patterns is not None],
         )
         checkpoint.save(self.folder, number, self.model, self.pruner)
         record.steps.append(step)
@@ -192,7 +194,7 @@ class Schedule:
     def _measure(self, number: int) -> EntropyReport:
         self.progress(Event("measure", number, self.record))
         self.model.eval()
-        return measure_entropy(self.model, self.inputs)
+        return measure_entropy(self.model, self.inputs, patterns=self.patterns)
 
     def _pointless(self) -> bool:
         steps = self.record.steps

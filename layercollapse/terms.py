@@ -37,7 +37,7 @@ class Term:
         value: the tensor, as the follower keeps it.
         match: the rectifier that it is, of the term `variable`.
         site: what the follower keeps of that.
-        signs: of a variable, int64 (C, 4), once they have been counted.
+        signs: of a variable, once they have been looked at: `watch.Signs`, its counts (C, 4).
     """
 
     __slots__ = (

@@ -11,7 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -51,13 +51,20 @@ class RectifierCall:
         return f"{self.kind}{bends} with {self.channels} channels"
 
 
+class Signs(NamedTuple):
+    """Of a rectifier's input: counts relative to its bends, int64 (C, 4 or 5), and a hash of each row if asked for."""
+
+    counts: Tensor
+    hashes: Tensor | None
+
+
 @dataclass(eq=False)
 class _Sighting:
-    """One rectifier call of a forward pass: where it is made, and the counts of its input."""
+    """One rectifier call of a forward pass: where it is made, and the signs of its input."""
 
     path: str
     call: RectifierCall
-    counts: Tensor
+    signs: Signs
 
 
 class ForwardWatch(TorchFunctionMode):
@@ -66,10 +73,12 @@ class ForwardWatch(TorchFunctionMode):
     Args:
         explicit: bool (N, T), the mask that the user gave; a site that it does not fit is an error.
         found: bool (N, T), from the model's attention mask; used where it fits.
+        patterns: whether to hash the signs of every row, too.
     """
 
-    def __init__(self, explicit: Tensor | None, found: Tensor | None) -> None:
+    def __init__(self, explicit: Tensor | None, found: Tensor | None, patterns: bool = False) -> None:
         super().__init__()
+        self._patterns = patterns
         self.path: list[str] = []  # site paths of the modules whose forward is running
         self._explicit, self._found = explicit, found
         self._sites: list[_Sighting] = []
@@ -78,12 +87,12 @@ class ForwardWatch(TorchFunctionMode):
         self._handling = sys.exc_info()[1]  # the model may run inside somebody's `except`
 
     @property
-    def seen(self) -> dict[str, tuple[RectifierCall, Tensor]]:
-        """The sites by name, in order, with their counts."""
+    def seen(self) -> dict[str, tuple[RectifierCall, Signs]]:
+        """The sites by name, in order, with their signs."""
         numbers: Counter[str] = Counter()
         named = {}
         for site in self._sites:
-            named[numbered(site.path, numbers[site.path])] = site.call, site.counts
+            named[numbered(site.path, numbers[site.path])] = site.call, site.signs
             numbers[site.path] += 1
         return named
 
@@ -142,7 +151,7 @@ class ForwardWatch(TorchFunctionMode):
             return None  # a clamp that is none
         # Several slopes lie along dimension 1.
         dim = 1 if rectifier.kind == "prelu" and len(rest) and rest[0].numel() > 1 else None
-        return self._saw(found, lambda: self._counts(x, *found[1:], dim))
+        return self._saw(found, lambda: self._signs(x, *found[1:], dim))
 
     def _follow(self, term: Term, site: _Sighting | None) -> None:
         """See whether a call completes a rectifier that is written out; `site` is the one that it calls."""
@@ -154,23 +163,23 @@ class ForwardWatch(TorchFunctionMode):
             # All but a factor: the tensor may be gone when that comes.
             if variable.signs is None and (x := self._terms.tensor(variable)) is not None:
                 with contextlib.suppress(LayerCollapseError):  # it may be none
-                    variable.signs = self._counts(x, 0.0, None)
+                    variable.signs = self._signs(x, 0.0, None)
             return
         if site is None:
             upper = found.match.upper
-            counts = self._written(found, upper)
-            if counts is None:
+            signs = self._written(found, upper)
+            if signs is None:
                 return
-            site = self._saw((found.match.kind, 0.0, upper), counts)
+            site = self._saw((found.match.kind, 0.0, upper), signs)
             gone = [part.site for part in found.inner[1:] if part.site is not None]
             self._sites = [other for other in self._sites if not any(other is part for part in gone)]
         elif variable is not term.operands[0]:
             return
         term.match, term.variable, term.site = found.match, variable, site
-        variable.signs = site.counts[:, :4]
+        variable.signs = site.signs._replace(counts=site.signs.counts[:, :4])
 
-    def _written(self, found: Found, upper: float | None) -> Callable[[], Tensor] | None:
-        """What counts the variable of a rectifier that is written out.
+    def _written(self, found: Found, upper: float | None) -> Callable[[], Signs] | None:
+        """What gives the signs of the variable of a rectifier that is written out.
 
         Where the tensor is gone, or written over, one that has its signs may be there, half of it, say, and one that
         is above the upper bend where it is.
@@ -178,30 +187,35 @@ class ForwardWatch(TorchFunctionMode):
         variable, parts = found.variable, [part for part in found.inner[1:] if self._terms.tensor(part) is not None]
         x = self._terms.tensor(variable)
         if x is not None:
-            return lambda: self._counts(x, 0.0, upper)
+            return lambda: self._signs(x, 0.0, upper)
         like = next((p for p in parts if same_sign(found.body(p))), None) if variable.signs is None else None
         if variable.signs is None and like is None:
             return None
-        signs = variable.signs if like is None else self._counts(self._terms.tensor(like), 0.0, None)  # type: ignore[arg-type]
+        signs: Signs = variable.signs if like is None else self._signs(self._terms.tensor(like), 0.0, None)  # type: ignore[arg-type]
         if upper is None:
             return lambda: signs
         top = next((p for p in parts if reaches(found.body(p), upper)), None)
         if top is None:
             return None
-        return lambda: torch.cat([signs, self._counts(self._terms.tensor(top), 0.0, upper)[:, 4:]], 1)  # type: ignore[arg-type]
 
-    def _saw(self, found: tuple[str, float, float | None], counts: Callable[[], Tensor]) -> _Sighting:
+        def with_top() -> Signs:
+            above = self._signs(self._terms.tensor(top), 0.0, upper).counts[:, 4:]  # type: ignore[arg-type]
+            return signs._replace(counts=torch.cat([signs.counts, above], 1))
+
+        return with_top
+
+    def _saw(self, found: tuple[str, float, float | None], look: Callable[[], Signs]) -> _Sighting:
         path = self.path[-1] or "forward"
         try:
-            table = counts()
+            signs = look()
         except LayerCollapseError as error:
             name = numbered(path, sum(site.path == path for site in self._sites))
             raise LayerCollapseError(f"site {name!r}: {error}") from error
-        self._sites.append(_Sighting(path, RectifierCall(found[0], len(table), *found[1:]), table))
+        self._sites.append(_Sighting(path, RectifierCall(found[0], len(signs.counts), *found[1:]), signs))
         return self._sites[-1]
 
-    def _counts(self, x: Tensor, lower: float, upper: float | None, dim: int | None = None) -> Tensor:
-        """Counts relative to the bends, int64 (C, 4), or (C, 5) with an upper one; `dim` where channels must lie."""
+    def _signs(self, x: Tensor, lower: float, upper: float | None, dim: int | None = None) -> Signs:
+        """The signs relative to the bends; `dim` where channels must lie."""
         dim = self._dims.get(x, -1 if x.ndim == 3 else 1) if dim is None else dim
         if torch._C._functorch.is_functorch_wrapped_tensor(x):
             raise LayerCollapseError(
@@ -212,7 +226,9 @@ class ForwardWatch(TorchFunctionMode):
         if x.ndim < 2:
             x, dim = x.reshape(-1, 1), 1
         with torch.no_grad(), torch.inference_mode(False):
-            return _histogram(*self._data(x, dim), lower, upper)
+            x, dim = self._data(x, dim)
+            hashes = ops.sign_hashes(_from(x, lower), channel_dim=dim) if self._patterns else None
+            return Signs(_histogram(x, dim, lower, upper), hashes)
 
     def _data(self, x: Tensor, dim: int) -> tuple[Tensor, int]:
         """A site's tensor and channel dimension; with a mask that fits, only what is data, (samples, C)."""
@@ -286,9 +302,13 @@ def _histogram(x: Tensor, dim: int, lower: float, upper: float | None) -> Tensor
     """Counts of x relative to two bends: int64 (C, 4), or (C, 5) with an upper bend."""
     if lower == 0:
         return ops.sign_histogram(x, channel_dim=dim, upper=upper)
-    wide = x if x.dtype == torch.float64 else x.float()  # the sign of a difference is exact in floating point
-    counts = ops.sign_histogram(wide - lower, channel_dim=dim)
+    counts = ops.sign_histogram(_from(x, lower), channel_dim=dim)
     if upper is None:
         return counts
-    above = ops.sign_histogram(wide - upper, channel_dim=dim)
+    above = ops.sign_histogram(_from(x, upper), channel_dim=dim)
     return torch.cat([counts, above[:, 1:3].sum(1, keepdim=True)], dim=1)
+
+
+def _from(x: Tensor, bend: float) -> Tensor:
+    """How far x is from a bend, its sign exact, as that of a difference is in floating point."""
+    return x if bend == 0 else (x if x.dtype == torch.float64 else x.float()) - bend

@@ -99,9 +99,18 @@ def test_analyze_prints_the_entropy_of_the_chosen_model(made, tmp_path):
 
 
 def test_analyze_without_a_run_trains_first():
-    result = call("analyze", *SMALL)
+    result = call("analyze", *SMALL, "--patterns")
     assert result.exit_code == 0, result.output
     assert "layers.relu1" in result.output
+    assert "their entropy" in result.output
+
+
+def test_run_counts_patterns_for_the_report(tmp_path):
+    result = call("run", *SMALL, "--steps", 1, "--max-drop", 100, "--patterns", "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    steps = json.loads((tmp_path / "run" / "run.json").read_text())["steps"]
+    assert all(len(step["patterns"]) == 4 and step["patterns"][0]["exact"] for step in steps)
+    assert "Sign patterns per site" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_collapse_again_gives_the_same_model(made):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from layercollapse import LayerCollapseError
 from layercollapse.counts import STATES, EntropyReport, LayerEntropy
+from layercollapse.ops import SignPatterns, sign_patterns
 
 Q = 2 - 0.75 * math.log2(3)  # H(1/4) in bits
 
@@ -183,3 +184,54 @@ def test_viewed_changes_conventions_only():
     it = report([[6, 2, 0, 0], [4, 0, 4, 0]])
     assert it.viewed("on", "active")["relu0"].mean == pytest.approx((Q + 1) / 2)
     assert it["relu0"].mean == 0.5
+
+
+# --- patterns ---------------------------------------------------------------------------------------------
+
+
+def with_patterns(x, **conventions):
+    return layer([[1, 0, 1, 0]] * x.shape[1], patterns=sign_patterns(x), **conventions)
+
+
+def test_patterns_are_in_the_table_in_json_and_in_merges():
+    signs = torch.tensor([[1.0, 1.0], [1.0, -1.0], [1.0, 1.0], [1.0, 1.0]])
+    report = EntropyReport([with_patterns(signs)])
+    assert report.table().splitlines()[0].endswith("mixed  saturated  patterns  their entropy")
+    assert report.table().splitlines()[2].endswith("2         0.8113")
+    again = EntropyReport.from_json(report.to_json())
+    assert again["relu"].patterns.hashes.tolist() == report["relu"].patterns.hashes.tolist()
+    merged = report.merge(EntropyReport([with_patterns(-signs)])).viewed(zeros="off")
+    assert (merged["relu"].patterns.rows, merged["relu"].patterns.distinct) == (8, 4)
+    with pytest.raises(LayerCollapseError, match="other: expected patterns in both reports or in none, got one at"):
+        report.merge(EntropyReport([layer([[1, 0, 1, 0]] * 2)]))
+
+
+def test_estimates_say_so_in_the_table():
+    x = torch.randn(500, 20, generator=torch.Generator().manual_seed(0))
+    patterns = sign_patterns(x, state=SignPatterns.empty(20, capacity=16))
+    report = EntropyReport([layer([[1, 0, 1, 0]] * 20, patterns=patterns)])
+    assert f"  ~{patterns.distinct:,}  " in report.table()
+    assert EntropyReport.from_json(report.to_json()).table() == report.table()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p: p | {"rows": 3}, "rows: expected those of the counts, 4, got 3"),
+        (lambda p: p | {"counts": [3.0, 1]}, "patterns of 'relu': expected integers"),
+        (lambda p: p | {"hashes": p["hashes"][::-1]}, "hashes, counts: expected ascending"),
+        (lambda p: {"rows": 4}, "patterns of 'relu': expected integers"),
+        (lambda p: 7, "patterns of 'relu': expected integers"),
+    ],
+)
+def test_damaged_patterns(change, message):
+    signs = torch.tensor([[1.0, 1.0], [1.0, -1.0], [1.0, 1.0], [1.0, 1.0]])
+    data = json.loads(EntropyReport([with_patterns(signs)]).to_json())
+    data["layers"][0]["patterns"] = change(data["layers"][0]["patterns"])
+    with pytest.raises(LayerCollapseError, match=message):
+        EntropyReport.from_json(json.dumps(data))
+
+
+def test_patterns_of_other_neurons():
+    with pytest.raises(LayerCollapseError, match="patterns of 'relu': expected those of 3 neurons, got 2"):
+        layer([[1, 0, 1, 0]] * 3, patterns=SignPatterns.empty(2))

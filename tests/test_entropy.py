@@ -1,9 +1,11 @@
 """The probe against a count of stored activations, and against the names that the graph capture gives."""
 
 import copy
+import math
 import pickle
 import threading
 import warnings
+from collections import Counter
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils.checkpoint import checkpoint
 
 from layercollapse import LayerCollapseError
-from layercollapse.entropy import EntropyProbe
+from layercollapse.entropy import EntropyProbe, EntropyReport
 from layercollapse.graph import capture
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -90,6 +92,60 @@ def test_counts_equal_those_of_stored_activations(device, training, grad):
         assert torch.equal(layer.counts, expected), layer.name
     assert report["relu6"].kind == "relu6"
     assert report["tanh"].kind == "hardtanh"
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("grad", [torch.enable_grad, torch.inference_mode])
+def test_patterns_are_those_of_stored_activations(device, grad):
+    model = Mixed().eval().to(device)
+    with EntropyProbe(model, patterns=True) as probe:
+        for size in (9, 12, 9):
+            with grad():
+                model(torch.randn(4, 3, size, size, device=device))
+    report = probe.report()
+    for layer in report:
+        rows = Counter()
+        for name, x, dim, lower, _ in model.seen:
+            if name == layer.name:
+                rows.update(map(tuple, (x.movedim(dim, -1).flatten(0, -2).double() > lower).tolist()))
+        assert sorted(layer.patterns.counts.tolist()) == sorted(rows.values()), layer.name
+        assert layer.patterns.rows == rows.total() == layer.samples
+        assert layer.patterns.channels == layer.neurons
+        neurons = layer.counts[:, 2] / layer.counts[:, :3].sum(1)
+        bits = torch.special.entr(torch.stack([neurons, 1 - neurons])).sum(0) / math.log(2)
+        assert float(bits.max()) - 1e-6 <= layer.patterns.entropy <= float(bits.sum()) + 1e-6
+    again = EntropyReport.from_json(report.to_json())
+    assert again.table() == report.table()
+    twice = report.merge(again)
+    for one, two in zip(report, twice, strict=True):
+        assert (two.patterns.distinct, two.patterns.rows) == (one.patterns.distinct, 2 * one.patterns.rows)
+
+
+def test_patterns_of_written_activations_and_of_what_is_no_padding():
+    class Written(nn.Module):
+        def forward(self, x):
+            return 0.5 * x * (1 + torch.erf(x / math.sqrt(2)))
+
+    x = torch.tensor([[1.0, -1.0], [2.0, -2.0], [-1.0, 1.0], [3.0, 3.0]])
+    with EntropyProbe(Written(), patterns=True) as probe:
+        probe.model(x)
+    (layer,) = probe.report()
+    assert sorted(layer.patterns.counts.tolist()) == [1, 1, 2]
+    with EntropyProbe(nn.Sequential(nn.ReLU()), patterns=True) as probe:
+        probe.keep(torch.tensor([[True, True], [False, True]]))
+        probe.model(x.view(2, 2, 2))
+    (layer,) = probe.report()
+    assert (layer.patterns.rows, layer.patterns.distinct) == (3, 2)
+
+
+def test_patterns_are_counted_on_request_only():
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
+    with EntropyProbe(model) as probe:
+        model(torch.randn(5, 3))
+    assert probe.report()["1"].patterns is None
+    assert "patterns" not in probe.report().table()
+    with pytest.raises(LayerCollapseError, match="patterns: expected True or False, got 3"):
+        EntropyProbe(model, patterns=3)
 
 
 def test_names_agree_with_the_capture():

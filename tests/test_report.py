@@ -7,7 +7,7 @@ from rich.console import Console
 
 from layercollapse import plots, report
 from layercollapse.errors import LayerCollapseError
-from layercollapse.record import Record, Region, Side, Step, Verdict
+from layercollapse.record import Pieces, Record, Region, Side, Step, Verdict
 
 TIMED = ("Every region as it is fastest.", "a, b", "layers kept in sequence 0.250 ms; every rule applied 0.500 ms")
 SITES = ["relu", "layer1.0.relu", "layer1.0.relu#2"]
@@ -171,6 +171,17 @@ def test_heat_map_has_a_cell_per_site_and_step():
         ("layer1.0.relu", "2", "linear"),
     ]
     assert len(cells) == 9
+
+
+def test_patterns_have_a_table_where_they_were_counted(tmp_path):
+    record = make_record(steps=2)
+    assert "Sign patterns" not in report.html(record)
+    record.steps[1].patterns = [Pieces(1, 0.0, True), Pieces(12_345, 11.5, True), Pieces(98_765, 15.25, False)]
+    record.save(tmp_path)
+    assert Record.load(tmp_path) == record
+    page = report.html(record)
+    for text in ("Sign patterns per site", ">1<br>", ">12,345<br>", "11.50 bits", ">~98,765<br>"):
+        assert text in page
 
 
 def test_interruption_is_said():
