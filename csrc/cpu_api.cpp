@@ -67,21 +67,17 @@ lc_status guarded(const Call& call) {
 LC_EXPORT lc_status lc_cpu_sign_histogram(const lc_activation* activations, int64_t count, int threads) {
   return guarded([&] {
     lc::kernels();  // all or nothing: what can throw comes before the first count
-    for (int64_t i = 0; i < count; ++i) {
-      const lc_activation& a = activations[i];
-      dtype_of(a.dtype);
-      dims_of(a.dims, a.sizes, a.strides);
-      const bool bound = a.upper == 0 || float(a.upper) > 0;  // one that rounds to 0 would count as none
-      if (a.channel_dim < 0 || a.channel_dim >= a.dims || !bound) throw std::invalid_argument("activation");
-    }
+    std::vector<lc::Activation> made;
     for (int64_t i = 0; i < count; ++i) {
       const lc_activation& a = activations[i];
       std::vector<lc::Dim> dims = dims_of(a.dims, a.sizes, a.strides);
+      const bool bound = a.upper == 0 || a.upper > 0x1p-150;  // one that rounds to 0 would count as none
+      if (a.channel_dim < 0 || a.channel_dim >= a.dims || !bound) throw std::invalid_argument("activation");
       const lc::Dim channels = dims[std::size_t(a.channel_dim)];
       dims.erase(dims.begin() + a.channel_dim);
-      if (channels.size == 0 || lc::product(dims) == 0) continue;
-      lc::sign_histogram(a.x, dtype_of(a.dtype), channels, std::move(dims), float(a.upper), a.out, threads_of(threads));
+      made.push_back({a.x, dtype_of(a.dtype), channels, std::move(dims), a.upper, a.out});
     }
+    lc::sign_histogram(made, threads_of(threads));
     return LC_DONE;
   });
 }

@@ -38,15 +38,20 @@ std::vector<Dim> dims_of(const std::vector<int64_t>& sizes, const std::vector<in
   return dims;
 }
 
-void sign_histogram(std::uintptr_t x, int dtype, const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
-                    std::size_t channel_dim, float upper, std::uintptr_t out, int threads) {
-  std::vector<Dim> dims = dims_of(sizes, strides);
-  const Dim channels = dims.at(channel_dim);
-  dims.erase(dims.begin() + static_cast<std::ptrdiff_t>(channel_dim));
-  const lc::Dtype type = dtype_of(dtype);
+void sign_histogram(const std::vector<std::uintptr_t>& xs, const std::vector<int>& dtypes,
+                    const std::vector<std::vector<int64_t>>& sizes, const std::vector<std::vector<int64_t>>& strides,
+                    const std::vector<std::size_t>& channel_dims, const std::vector<double>& uppers,
+                    const std::vector<std::uintptr_t>& outs, int threads) {
+  std::vector<lc::Activation> activations;
+  for (std::size_t i = 0; i < xs.size(); ++i) {
+    std::vector<Dim> dims = dims_of(sizes.at(i), strides.at(i));
+    const Dim channels = dims.at(channel_dims.at(i));
+    dims.erase(dims.begin() + static_cast<std::ptrdiff_t>(channel_dims[i]));
+    activations.push_back({reinterpret_cast<const void*>(xs[i]), dtype_of(dtypes.at(i)), channels, std::move(dims),
+                           uppers.at(i), reinterpret_cast<int64_t*>(outs.at(i))});
+  }
   py::gil_scoped_release release;
-  lc::sign_histogram(reinterpret_cast<const void*>(x), type, channels, std::move(dims), upper,
-                     reinterpret_cast<int64_t*>(out), threads);
+  lc::sign_histogram(activations, threads);
 }
 
 void sign_hashes(std::uintptr_t x, int dtype, const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
@@ -131,8 +136,8 @@ PYBIND11_MODULE(_core, m) {
 #else
       false;
 #endif
-  m.def("sign_histogram", &sign_histogram, py::arg("x"), py::arg("dtype"), py::arg("sizes"), py::arg("strides"),
-        py::arg("channel_dim"), py::arg("upper"), py::arg("out"), py::arg("threads"));
+  m.def("sign_histogram", &sign_histogram, py::arg("xs"), py::arg("dtypes"), py::arg("sizes"), py::arg("strides"),
+        py::arg("channel_dims"), py::arg("uppers"), py::arg("outs"), py::arg("threads"));
   m.def("sign_hashes", &sign_hashes, py::arg("x"), py::arg("dtype"), py::arg("sizes"), py::arg("strides"),
         py::arg("channel_dim"), py::arg("out"), py::arg("threads"));
   m.def("masked_topk", &masked_topk, py::arg("values"), py::arg("keep"), py::arg("dtypes"), py::arg("sizes"),

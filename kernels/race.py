@@ -28,12 +28,12 @@ def faster(runners: Sequence[Backend], op: str, tensors: Sequence[Tensor], chann
 
     Args:
         runners: at least one.
-        op: ``"sign_histogram_"``, timed on the tensor itself, or ``"masked_topk_"`` or ``"apply_mask_"``, timed on a
-            weight of its own.
+        op: ``"sign_histogram_"`` or ``"sign_histograms_"``, timed on the first tensor itself, or ``"masked_topk_"`` or
+            ``"apply_mask_"``, timed on a weight of its own.
         tensors: what the op reads.
         channel_dim: of sign_histogram_.
     """
-    first = tensors[0]
+    first, op = tensors[0], op.replace("histograms", "histogram")
     if len(runners) == 1 or sum(tensor.nbytes for tensor in tensors) < SMALL or capturing(first):
         return runners[0]
     layout = (first.is_contiguous(), channel_dim % first.dim() == 1) if op == "sign_histogram_" else None

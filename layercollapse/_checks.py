@@ -16,27 +16,71 @@ from layercollapse.errors import LayerCollapseError
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def check_sign_histogram(x: Tensor, channel_dim: int, upper: float | None, out: Tensor) -> None:
-    """Raise unless the arguments of ``sign_histogram_`` are ones that every backend may read and write."""
-    check_activation(x, channel_dim, upper)
+def check_sign_histogram(x: Tensor, channel_dim: int, upper: float | None, out: Tensor, at: str = "") -> None:
+    """Raise unless the arguments of ``sign_histogram_`` are ones that every backend may read and write.
+
+    Args:
+        x: the activation.
+        channel_dim: its dimension of channels.
+        upper: the bound.
+        out: the counts.
+        at: ``"[2]"`` where these are the third of lists, for the message.
+    """
+    check_activation(x, channel_dim, upper, at)
     expected = (x.shape[channel_dim], 4 if upper is None else 5)
     if out.dtype != torch.int64 or tuple(out.shape) != expected or not out.is_contiguous():
-        raise LayerCollapseError(f"out: expected a contiguous int64 tensor of shape {expected}, got {describe(out)}")
+        raise LayerCollapseError(
+            f"out{at}: expected a contiguous int64 tensor of shape {expected}, got {describe(out)}"
+        )
     if out.device != x.device:
-        raise LayerCollapseError(f"out: expected the device of x, {x.device}, got {out.device}")
+        raise LayerCollapseError(f"out{at}: expected the device of x{at}, {x.device}, got {out.device}")
 
 
-def check_activation(x: Tensor, channel_dim: int, upper: float | None) -> None:
+def check_sign_histograms(
+    xs: Sequence[Tensor], channel_dims: Sequence[int], uppers: Sequence[float | None], outs: Sequence[Tensor]
+) -> None:
+    """Raise unless the arguments of ``sign_histograms_`` are ones that every backend may read and write."""
+    check_lengths(len(xs), channel_dim=channel_dims, upper=uppers, out=outs)
+    for index, (x, channel_dim, upper, out) in enumerate(zip(xs, channel_dims, uppers, outs, strict=True)):
+        check_sign_histogram(x, channel_dim, upper, out, f"[{index}]")
+    check_one_device(x=xs)
+    shared = overlap([out.data_ptr() for out in outs], [out.nbytes for out in outs])
+    if shared:
+        one, other = sorted(shared)
+        raise LayerCollapseError(f"out[{other}]: expected memory of its own, got some that out[{one}] covers too")
+
+
+def check_lengths(count: int, **lists: Sequence[object]) -> None:
+    """Raise unless each list has one entry for each of so many tensors."""
+    for name, entries in lists.items():
+        if len(entries) != count:
+            raise LayerCollapseError(f"{name}: expected one for each of {count} tensors, got {len(entries)}")
+
+
+def check_one_device(**lists: Sequence[Tensor]) -> None:
+    """Raise unless all tensors are on the device of the first."""
+    first = next(((name, tensors[0].device) for name, tensors in lists.items() if tensors), ("", None))
+    for name, tensors in lists.items():
+        for index, tensor in enumerate(tensors):
+            if tensor.device != first[1]:
+                raise LayerCollapseError(
+                    f"{name}[{index}]: expected the device of {first[0]}[0], {first[1]}, got {tensor.device}"
+                )
+
+
+def check_activation(x: Tensor, channel_dim: int, upper: float | None, at: str = "") -> None:
     """Raise unless x is a float tensor with that channel dimension and ``upper`` is positive in float32."""
     if not isinstance(x, Tensor):
-        raise LayerCollapseError(f"x: expected a tensor, got {type(x).__name__}")
+        raise LayerCollapseError(f"x{at}: expected a tensor, got {type(x).__name__}")
     if x.dtype not in DTYPES or x.layout != torch.strided:
-        raise LayerCollapseError(f"x: expected a dense {_names(DTYPES)} tensor, got {describe(x)}")
+        raise LayerCollapseError(f"x{at}: expected a dense {_names(DTYPES)} tensor, got {describe(x)}")
     if not isinstance(channel_dim, int | SupportsIndex) or not -x.dim() <= operator.index(channel_dim) < x.dim():
-        raise LayerCollapseError(f"channel_dim: expected a dimension of x, which has {x.dim()}, got {channel_dim!r}")
+        raise LayerCollapseError(
+            f"channel_dim{at}: expected a dimension of x{at}, which has {x.dim()}, got {channel_dim!r}"
+        )
     # The smallest float32 is 2**-149; half of it and less round to zero.
     if upper is not None and not (isinstance(upper, float | SupportsFloat) and float(upper) > 2.0**-150):
-        raise LayerCollapseError(f"upper: expected a float32 above 0, got {upper!r}")
+        raise LayerCollapseError(f"upper{at}: expected a float32 above 0, got {upper!r}")
 
 
 def check_masked_topk(weights: Sequence[Tensor], masks: Sequence[Tensor], k: Sequence[int], scope: str) -> None:

@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from threading import RLock
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -35,6 +36,9 @@ class BackendStatus(NamedTuple):
     detail: str
 
 
+SignHistograms: TypeAlias = Callable[[Sequence[Tensor], Sequence[int], Sequence[float | None], Sequence[Tensor]], None]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Backend:
     """One implementation of the ops, with the signatures of `layercollapse.reference`.
@@ -48,6 +52,8 @@ class Backend:
         devices: torch device types that it runs on; empty: all.
         dtypes: float types that it reads; empty: all.
         sign_histogram_: see ``reference.sign_histogram_``.
+        sign_histograms_: the same for lists of its arguments, with no empty tensor; without, sign_histogram_ is called
+            for each.
         masked_topk_: see ``reference.masked_topk_``.
         apply_mask_: see ``reference.apply_mask_``.
         sign_hashes_: see ``reference.sign_hashes_``.
@@ -58,9 +64,14 @@ class Backend:
     devices: frozenset[str] = frozenset()
     dtypes: frozenset[torch.dtype] = frozenset()
     sign_histogram_: Callable[[Tensor, int, float | None, Tensor], None]
+    sign_histograms_: SignHistograms | None = None
     masked_topk_: Callable[[Sequence[Tensor], Sequence[Tensor], Sequence[int], str], Tensor]
     apply_mask_: Callable[[Sequence[Tensor], Sequence[Tensor]], None] | None = None
     sign_hashes_: Callable[[Tensor, int, Tensor], None] | None = None
+
+    def __post_init__(self) -> None:
+        if self.sign_histograms_ is None:
+            object.__setattr__(self, "sign_histograms_", partial(_one_by_one, self.sign_histogram_))
 
     def state(self) -> BackendStatus:
         """Return the status; an error in finding it out is a reason why the backend is not available."""
@@ -82,6 +93,11 @@ class Backend:
             names = sorted(str(dtype).removeprefix("torch.") for dtype in self.dtypes)
             return f"it reads {', '.join(names)}, got {str(unread.pop()).removeprefix('torch.')}"
         return None
+
+
+def _one_by_one(count: Callable[[Tensor, int, float | None, Tensor], None], *lists: Sequence[Any]) -> None:
+    for arguments in zip(*lists, strict=True):
+        count(*arguments)
 
 
 _registry: dict[str, Backend] = {}
@@ -265,6 +281,7 @@ register(
         dtypes=frozenset(FLOAT_TYPES),
         status=lambda: BackendStatus(*cuda.status()),
         sign_histogram_=cuda.sign_histogram_,
+        sign_histograms_=cuda.sign_histograms_,
         masked_topk_=cuda.masked_topk_,
         apply_mask_=cuda.apply_mask_,
     )
@@ -276,6 +293,7 @@ register(
         dtypes=frozenset(cpu.DTYPE_CODES),
         status=lambda: BackendStatus(*cpu.status()),
         sign_histogram_=cpu.sign_histogram_,
+        sign_histograms_=cpu.sign_histograms_,
         masked_topk_=cpu.masked_topk_,
         apply_mask_=cpu.apply_mask_,
         sign_hashes_=cpu.sign_hashes_,

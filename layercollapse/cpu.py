@@ -32,13 +32,31 @@ def sign_histogram_(x: Tensor, channel_dim: int, upper: float | None, out: Tenso
     from layercollapse_core import _core
 
     _core.sign_histogram(
-        x.data_ptr(),
-        DTYPE_CODES[x.dtype],
-        x.shape,
-        x.stride(),
-        channel_dim % x.dim(),
-        upper or 0.0,
-        out.data_ptr(),
+        [x.data_ptr()],
+        [DTYPE_CODES[x.dtype]],
+        [x.shape],
+        [x.stride()],
+        [channel_dim % x.dim()],
+        [upper or 0.0],
+        [out.data_ptr()],
+        torch.get_num_threads(),
+    )
+
+
+def sign_histograms_(
+    xs: Sequence[Tensor], channel_dims: Sequence[int], uppers: Sequence[float | None], outs: Sequence[Tensor]
+) -> None:
+    """Count many activations, in one loop over the threads; see `sign_histogram_`."""
+    from layercollapse_core import _core
+
+    _core.sign_histogram(
+        [x.data_ptr() for x in xs],
+        [DTYPE_CODES[x.dtype] for x in xs],
+        [x.shape for x in xs],
+        [x.stride() for x in xs],
+        [channel_dim % x.dim() for x, channel_dim in zip(xs, channel_dims, strict=True)],
+        [upper or 0.0 for upper in uppers],
+        [out.data_ptr() for out in outs],
         torch.get_num_threads(),
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -34,33 +34,88 @@ __all__ = [
 ]
 
 
-def sign_histogram(x: Tensor, *, channel_dim: int = 1, upper: float | None = None, out: Tensor | None = None) -> Tensor:
+@overload
+def sign_histogram(
+    x: Tensor, *, channel_dim: int = 1, upper: float | None = None, out: Tensor | None = None
+) -> Tensor: ...
+@overload
+def sign_histogram(
+    x: Sequence[Tensor],
+    *,
+    channel_dim: int | Sequence[int] = 1,
+    upper: float | Sequence[float | None] | None = None,
+    out: Sequence[Tensor] | None = None,
+) -> list[Tensor]: ...
+def sign_histogram(
+    x: Tensor | Sequence[Tensor],
+    *,
+    channel_dim: int | Sequence[int] = 1,
+    upper: float | Sequence[float | None] | None = None,
+    out: Tensor | Sequence[Tensor] | None = None,
+) -> Tensor | list[Tensor]:
     """Count the signs in every channel, exactly, reading x once.
 
     >>> sign_histogram(torch.tensor([[-1.0, 0.0], [2.0, float("nan")]]))
     tensor([[1, 0, 1, 0],
             [0, 1, 0, 1]])
 
+    A list is counted as a whole: on a GPU in one launch for all tensors of one width that are read in one way, on the
+    CPU in one loop over the threads. On an error no count has changed.
+
+    >>> sign_histogram([torch.tensor([[-1.0], [2.0]]), torch.tensor([3.0, 0.0])], channel_dim=[1, 0])
+    [tensor([[1, 0, 1, 0]]), tensor([[0, 0, 1, 0],
+            [0, 1, 0, 0]])]
+
     Args:
-        x: float32, bfloat16, float16 or float64 (which runs on the reference); any shape and strides, with C
-            entries along ``channel_dim``. All other dimensions are samples.
-        channel_dim: 1 for (N, C, *spatial), -1 for (N, *, C).
-        upper: also count ``x >= upper``, for rectifiers with an upper bend. Above 0; compared in float32.
-        out: int64 (C, 4), or (C, 5) with ``upper``: counts to add to.
+        x: float32, bfloat16, float16 or float64 (which runs on the reference, with the whole list that it is in); any
+            shape and strides, with C entries along ``channel_dim``. All other dimensions are samples. Or a list of such
+            tensors, of any types and shapes, on one device.
+        channel_dim: 1 for (N, C, *spatial), -1 for (N, *, C); of a list, one for all or one for each.
+        upper: also count ``x >= upper``, for rectifiers with an upper bend. Above 0; compared in float32. Of a list,
+            one for all or one or None for each.
+        out: int64 (C, 4), or (C, 5) with ``upper``: counts to add to. Of a list, one for each, without overlap.
 
     Returns:
         ``out``, or a new tensor like it: the numbers of negative, zero (-0 too), positive and NaN entries, and
-        with ``upper`` those at or above it (which are counted as positive too).
+        with ``upper`` those at or above it (which are counted as positive too). Of a list, a list of these.
     """
-    _checks.check_activation(x, channel_dim, upper)
+    if not isinstance(x, Tensor):
+        return _sign_histograms(x, channel_dim, upper, out)
+    _checks.check_activation(x, channel_dim, upper)  # type: ignore[arg-type]
     if out is None:
-        out = torch.zeros(x.shape[channel_dim], 4 if upper is None else 5, dtype=torch.int64, device=x.device)
+        size = (x.shape[channel_dim], 4 if upper is None else 5)  # type: ignore[index]
+        out = torch.zeros(size, dtype=torch.int64, device=x.device)
     elif not isinstance(out, Tensor):
         raise LayerCollapseError(f"out: expected a tensor, got {type(out).__name__}")
     else:
         _checks.check_in_place("out", out)
     torch.ops.layercollapse.sign_histogram_(x.detach(), channel_dim, upper, out)
     return out
+
+
+def _sign_histograms(xs: Any, channel_dim: Any, upper: Any, out: Any) -> list[Tensor]:
+    if not isinstance(xs, (list, tuple)):
+        raise LayerCollapseError(f"x: expected a tensor or a list of tensors, got {type(xs).__name__}")
+    dims = list(channel_dim) if isinstance(channel_dim, (list, tuple)) else [channel_dim] * len(xs)
+    uppers = list(upper) if isinstance(upper, (list, tuple)) else [upper] * len(xs)
+    _checks.check_lengths(len(xs), channel_dim=dims, upper=uppers)
+    for index, (x, dim, bound) in enumerate(zip(xs, dims, uppers, strict=True)):
+        _checks.check_activation(x, dim, bound, f"[{index}]")
+    if out is None:
+        sizes = [(x.shape[dim], 4 if bound is None else 5) for x, dim, bound in zip(xs, dims, uppers, strict=True)]
+        outs = [torch.zeros(size, dtype=torch.int64, device=x.device) for x, size in zip(xs, sizes, strict=True)]
+    else:
+        if not isinstance(out, (list, tuple)) or not all(isinstance(entry, Tensor) for entry in out):
+            raise LayerCollapseError(f"out: expected a list of tensors, got {type(out).__name__}")
+        outs = list(out)
+        for index, entry in enumerate(outs):
+            _checks.check_in_place(f"out[{index}]", entry)
+    _checks.check_lengths(len(xs), out=outs)
+    _checks.check_one_device(x=xs, out=outs)
+    if xs:  # torch's dispatcher needs a tensor to find a kernel
+        bounds = [0.0 if bound is None else bound for bound in uppers]
+        torch.ops.layercollapse.sign_histograms_([x.detach() for x in xs], dims, bounds, outs)
+    return outs
 
 
 def sign_hashes(x: Tensor, *, channel_dim: int = 1) -> Tensor:
@@ -270,6 +325,8 @@ def _numbers(k: int | Sequence[int]) -> list[int]:
 # torch.library.Library directly: torch.library.custom_op adds 25 us to a call.
 _library = torch.library.Library("layercollapse", "DEF")
 _library.define("sign_histogram_(Tensor x, int channel_dim, float? upper, Tensor(a!) out) -> ()")
+# upper: 0 for none, because a schema has no lists of optional numbers.
+_library.define("sign_histograms_(Tensor[] x, int[] channel_dim, float[] upper, Tensor(a!)[] out) -> ()")
 _library.define("masked_topk_(Tensor(a!)[] weights, Tensor(b!)[] masks, SymInt[] k, str scope) -> Tensor")
 _library.define("sign_hashes(Tensor x, int channel_dim) -> Tensor")
 _library.define("apply_mask_(Tensor(a!)[] weights, Tensor[] masks) -> ()")
@@ -280,6 +337,17 @@ def _run_sign_histogram(x: Tensor, channel_dim: int, upper: float | None, out: T
     if x.numel():
         run("sign_histogram_", [x], x, channel_dim, upper, out, channel_dim=channel_dim)
         torch.autograd.graph.increment_version(out)
+
+
+def _run_sign_histograms(xs: list[Tensor], channel_dims: list[int], upper: list[float], outs: list[Tensor]) -> None:
+    uppers = [bound or None for bound in upper]
+    _checks.check_sign_histograms(xs, channel_dims, uppers, outs)
+    calls = [call for call in zip(xs, channel_dims, uppers, outs, strict=True) if call[0].numel()]
+    if calls:
+        calls.sort(key=lambda call: -call[0].nbytes)  # the largest is the one that backends are timed on
+        tensors, dims, bounds, counts = map(list, zip(*calls, strict=True))
+        run("sign_histograms_", tensors, tensors, dims, bounds, counts, channel_dim=dims[0])
+        torch.autograd.graph.increment_version(counts)
 
 
 def _run_masked_topk(weights: list[Tensor], masks: list[Tensor], k: list[int], scope: str) -> Tensor:
@@ -313,6 +381,10 @@ def _fake_sign_histogram(x: Tensor, channel_dim: int, upper: float | None, out: 
     pass
 
 
+def _fake_sign_histograms(xs: list[Tensor], channel_dims: list[int], upper: list[float], outs: list[Tensor]) -> None:
+    pass
+
+
 def _fake_masked_topk(weights: list[Tensor], masks: list[Tensor], k: list[int], scope: str) -> Tensor:
     double = any(weight.dtype == torch.float64 for weight in weights)
     size = len(weights) if scope == "layer" else 1
@@ -325,10 +397,12 @@ def _fake_apply_mask(weights: list[Tensor], masks: list[Tensor]) -> None:
 
 # One implementation for every device: it chooses the backend, and the reference runs on any.
 _library.impl("sign_histogram_", _run_sign_histogram, "CompositeExplicitAutograd")
+_library.impl("sign_histograms_", _run_sign_histograms, "CompositeExplicitAutograd")
 _library.impl("masked_topk_", _run_masked_topk, "CompositeExplicitAutograd")
 _library.impl("sign_hashes", _run_sign_hashes, "CompositeExplicitAutograd")
 _library.impl("apply_mask_", _run_apply_mask, "CompositeExplicitAutograd")
 torch.library.register_fake("layercollapse::sign_histogram_", _fake_sign_histogram, lib=_library)
+torch.library.register_fake("layercollapse::sign_histograms_", _fake_sign_histograms, lib=_library)
 torch.library.register_fake("layercollapse::masked_topk_", _fake_masked_topk, lib=_library)
 torch.library.register_fake("layercollapse::apply_mask_", _fake_apply_mask, lib=_library)
 torch.library.register_fake("layercollapse::sign_hashes", _fake_sign_hashes, lib=_library)

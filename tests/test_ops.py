@@ -81,6 +81,9 @@ def test_opcheck(backend):
         out = torch.zeros(3, 5, dtype=torch.int64, device=DEVICES[backend])
         torch.library.opcheck(torch.ops.layercollapse.sign_hashes.default, (make(2, 70, 5), 1))
         torch.library.opcheck(torch.ops.layercollapse.sign_histogram_.default, (make(2, 3, 5), 1, 6.0, out))
+        outs = [out.clone(), torch.zeros(3, 4, dtype=torch.int64, device=DEVICES[backend])]
+        both = ([make(2, 3, 5), make(3)], [1, 0], [6.0, 0.0], outs)
+        torch.library.opcheck(torch.ops.layercollapse.sign_histograms_.default, both)
         weights, masks = [make(3, 3), make(20)], [bits(9), bits(20)]
         op = torch.ops.layercollapse.masked_topk_.default
         torch.library.opcheck(op, (weights, masks, [2, 0], "layer"))
@@ -99,7 +102,9 @@ def test_compiled_function_calls_them(backend, dynamic):
         weight.add_(2.0)
         ops.apply_mask_([weight, other], [mask, other_mask])
         counts = ops.sign_histogram(weight * 1, channel_dim=0)
-        return thresholds + 1, ops.sign_histogram(other, channel_dim=0, out=counts[:2].clone())
+        lists = ops.sign_histogram([weight, other * 1], channel_dim=[0, 1], upper=[None, 2.0])
+        lists = ops.sign_histogram((other, weight), channel_dim=0, out=[lists[1][:2, :4].clone(), lists[0]])
+        return thresholds + 1, ops.sign_histogram(other, channel_dim=0, out=counts[:2].clone()), *lists
 
     def inputs():
         return make(4, 5), bits(20), make(2, 8), bits(16)
@@ -173,7 +178,7 @@ def test_pack_mask_reads_in_logical_order():
 # --- bad input --------------------------------------------------------------------------------------------
 
 BAD_HISTOGRAM = [
-    ({"x": [1.0]}, "x: expected a tensor, got list"),
+    ({"x": 1.0}, "x: expected a tensor or a list of tensors, got float"),
     ({"x": torch.ones(2, 3, dtype=torch.int32)}, "x: expected .*float32.*, got int32 of shape"),
     ({"x": torch.ones(2, 3).to_sparse()}, "x: expected a dense .*layout"),
     ({"x": torch.ones(3)}, "channel_dim: expected a dimension of x, which has 1, got 1"),

@@ -15,7 +15,6 @@ array([ 3.,  0.,  0., -2.], dtype=float32)
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 
@@ -69,13 +68,13 @@ def sign_histogram(
     elif (out.dtype, out.shape) != (np.int64, shape) or not out.flags.c_contiguous or not out.flags.writeable:
         raise _error(f"out: expected a writeable contiguous int64 array of shape {shape}, got {_describe(out)}")
     _compiled().sign_histogram(
-        x.ctypes.data,
-        _CODES[x.dtype.name],
-        x.shape,
-        _strides(x),
-        channel_dim % x.ndim,
-        _as_float32(upper),
-        out.ctypes.data,
+        [x.ctypes.data],
+        [_CODES[x.dtype.name]],
+        [x.shape],
+        [_strides(x)],
+        [channel_dim % x.ndim],
+        [upper or 0.0],
+        [out.ctypes.data],
         threads or _cpus(),
     )
     return out
@@ -220,12 +219,6 @@ def _check_floats(name: str, array: np.ndarray) -> None:
 
 def _strides(array: np.ndarray) -> list[int]:
     return [stride // array.itemsize for stride in array.strides]
-
-
-def _as_float32(upper: float | None) -> float:
-    if upper is None:
-        return 0.0
-    return float(np.float32(upper)) if upper < 3.5e38 else math.inf
 
 
 def _describe(value: object) -> str:

@@ -9,13 +9,13 @@ topk_columns: dict[str, int]
 def isa() -> str: ...
 def use_isa(name: str) -> None: ...
 def sign_histogram(
-    x: int,
-    dtype: int,
-    sizes: Sequence[int],
-    strides: Sequence[int],
-    channel_dim: int,
-    upper: float,
-    out: int,
+    xs: Sequence[int],
+    dtypes: Sequence[int],
+    sizes: Sequence[Sequence[int]],
+    strides: Sequence[Sequence[int]],
+    channel_dims: Sequence[int],
+    uppers: Sequence[float],
+    outs: Sequence[int],
     threads: int,
 ) -> None: ...
 def sign_hashes(

@@ -84,8 +84,12 @@ void histogram_case(int threads) {
       }
     }
   }
-  lc::sign_histogram(x.bytes.get(), dtype, channels, samples, upper, got.data(), threads);
+  lc::sign_histogram({{x.bytes.get(), dtype, channels, samples, upper, got.data()}}, threads);
   require(got == expected, "sign_histogram");
+  const lc::Activation activation{x.bytes.get(), dtype, channels, samples, upper, got.data()};
+  lc::sign_histogram({activation, activation, activation}, threads);  // several threads add to one out
+  for (size_t i = 0; i < got.size(); ++i) expected[i] = 5 + 4 * (expected[i] - 5);
+  require(got == expected, "sign_histogram: three activations");
 }
 
 uint64_t mixed(uint64_t z) {

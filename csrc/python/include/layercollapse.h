@@ -3,8 +3,7 @@
 //     #include <layercollapse.h>     // python -m layercollapse_core --cflags --libs
 //
 // Functions that begin with lc_cpu_ are in the library of the CPU (layercollapse_core.library("cpu")): memory is the
-// host's, and they return when the work is done. Nothing is thrown; on an error nothing has changed, but that of several
-// activations some may have been counted before memory ran out.
+// host's, and they return when the work is done. Nothing is thrown; on an error nothing has changed.
 #pragma once
 
 #include <stdint.h>
@@ -46,8 +45,8 @@ typedef struct lc_weight {
   const int64_t* strides;  // in entries, on the host; above 0 where the size is above 1
 } lc_weight;
 
-// Adds, per channel, the numbers of negative, zero, positive and NaN entries of each activation to its out, and with
-// `upper` of those at or above it. threads: 0 for as many as there are processors.
+// Adds, per channel, the numbers of negative, zero, positive and NaN entries of each activation to its out (which several
+// may share), and with `upper` of those at or above it. threads: 0 for as many as there are processors.
 lc_status lc_cpu_sign_histogram(const lc_activation* activations, int64_t count, int threads);
 
 // Clears the k smallest magnitudes among the entries kept, of each weight (k: `count` numbers) or, with `global`, of all
