@@ -19,7 +19,7 @@ from layercollapse import agreement as verify
 from layercollapse.compiler.backend.modules import ChannelAffine, ConstantMap
 from layercollapse.compiler.driver import search
 from layercollapse.compiler.ir.algebra import add, compose, mergeable
-from layercollapse.compiler.ir.records import Affine, Window
+from layercollapse.compiler.ir.records import Affine, ConvGeometry
 from layercollapse.models import build
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
@@ -34,18 +34,20 @@ def report_on(model: nn.Module, x: torch.Tensor) -> lc.EntropyReport:
 def affine(weight: torch.Tensor, bias: torch.Tensor, **window: int) -> Affine:
     dims = weight.ndim - 2
     settings = {"stride": 1, "padding": 0, "dilation": 1, **window}
-    shape = Window(tuple(weight.shape[2:]), *((settings[name],) * dims for name in ("stride", "padding", "dilation")))
+    shape = ConvGeometry(
+        tuple(weight.shape[2:]), *((settings[name],) * dims for name in ("stride", "padding", "dilation"))
+    )
     return Affine(weight, bias, shape, 1, torch.float64)
 
 
 def apply(op: Affine, x: torch.Tensor) -> torch.Tensor:
-    w = op.window
+    w = op.geometry
     if not w.kernel:
         return F.linear(x, op.weight, op.bias)
     out = F.conv2d(x, op.weight, op.bias, w.stride, w.padding, w.dilation, op.groups)
-    if op.plane is not None:
+    if op.border_weight is not None:
         ones = torch.ones_like(x[:, :1])
-        out = out + F.conv2d(ones, op.plane.unsqueeze(1), None, w.stride, w.padding, w.dilation)
+        out = out + F.conv2d(ones, op.border_weight.unsqueeze(1), None, w.stride, w.padding, w.dilation)
     return out
 
 

@@ -14,15 +14,15 @@ from torch import Tensor, nn
 import layercollapse as lc
 from layercollapse.compiler.analysis.cost import macs
 from layercollapse.compiler.ir.algebra import add, compose, diagonal, mergeable, stack
-from layercollapse.compiler.ir.records import Affine, Scale, Window
-from layercollapse.compiler.ir.weights import Deferred, computed, held
+from layercollapse.compiler.ir.records import Affine, ChannelAffine, ConvGeometry
+from layercollapse.compiler.ir.weights import Deferred, computed, raw_weight
 
 merge = importlib.import_module("layercollapse.compiler.ir.algebra")
 
 
 def apply(op: Affine, x: Tensor) -> Tensor:
     """What a record says, by torch alone."""
-    w = op.window
+    w = op.geometry
     if not w.kernel:
         return F.linear(x, op.weight, op.bias)
     dims = len(w.kernel) - 1
@@ -35,14 +35,18 @@ def apply(op: Affine, x: Tensor) -> Tensor:
         return turn(x, turned, bias, w.stride, w.padding, w.output_padding, groups, w.dilation)
 
     out = run(x, op.weight, op.bias, op.groups)
-    return out if op.plane is None else out + run(torch.ones_like(x[:, :1]), op.plane.unsqueeze(1), None, 1)
+    return (
+        out
+        if op.border_weight is None
+        else out + run(torch.ones_like(x[:, :1]), op.border_weight.unsqueeze(1), None, 1)
+    )
 
 
 def drawn(rng: random.Random, inputs: int, dims: int, dtype: torch.dtype = torch.float64) -> Affine:
     """A layer over so many channels: a convolution of any kind, or, without dimensions, a linear layer."""
     groups = rng.choice([g for g in (1, 1, 2, 3, inputs) if inputs % g == 0]) if dims else 1
     outputs = groups * rng.choice((1, 1, 2, 3))
-    window = Window()
+    window = ConvGeometry()
     if dims:
         kernel = tuple(rng.choice((1, 1, 2, 3)) for _ in range(dims))
         if rng.random() < 0.4:
@@ -50,9 +54,9 @@ def drawn(rng: random.Random, inputs: int, dims: int, dtype: torch.dtype = torch
         padding = tuple(0 if max(kernel) == 1 or rng.random() < 0.5 else rng.randrange(k) for k in kernel)
         stride, dilation = (tuple(rng.choice((1, 1, 2)) for _ in range(dims)) for _ in range(2))
         more = tuple(s - 1 for s in stride) if rng.random() < 0.2 else None
-        window = Window(kernel, stride, padding, dilation, more)
+        window = ConvGeometry(kernel, stride, padding, dilation, more)
     plane = None
-    if window.uneven and rng.random() < 0.3:
+    if window.border_sensitive and rng.random() < 0.3:
         plane = torch.randn(outputs, *window.kernel).double()
     bias = torch.randn(outputs).double() if rng.random() < 0.7 else torch.zeros(outputs).double()
     return Affine(torch.randn(outputs, inputs // groups, *window.kernel).double(), bias, window, groups, dtype, plane)
@@ -69,8 +73,8 @@ def test_the_size_of_a_merged_layer_is_known_and_its_values_are_right(dims: int)
         x = torch.randn(2, first.inputs, *(9 + i for i in range(dims))).double()
         other = drawn(rng, first.inputs, dims)
         if rng.random() < 0.3:
-            other = replace(first, weight=torch.randn(first.size).double(), plane=None)
-        scale = Scale(
+            other = replace(first, weight=torch.randn(first.size).double(), border_weight=None)
+        scale = ChannelAffine(
             torch.randn(first.inputs).double(), torch.randn(first.inputs).double(), first.channel_dim, x.dtype
         )
         second = drawn(rng, first.outputs, dims)
@@ -83,12 +87,12 @@ def test_the_size_of_a_merged_layer_is_known_and_its_values_are_right(dims: int)
             if mergeable(both, third) and (not dims or min(made[-1][1].shape[2:]) >= 6):
                 made.append((compose(both, third), apply(third, made[-1][1])))
             counts["sequence"] += 1
-        if other.outputs == first.outputs and other.window.transposed == first.window.transposed:
+        if other.outputs == first.outputs and other.geometry.transposed == first.geometry.transposed:
             z = apply(other, x)
             if z.shape == y.shape:
                 made.append((add(first, other), y + z))
                 counts["sum"] += made[-1][0] is not None
-                if not first.window.transposed:
+                if not first.geometry.transposed:
                     made.append((stack(first, other), torch.cat([y, z], first.channel_dim)))
         beside = diagonal(first, scale)
         if beside is not None:
@@ -98,15 +102,15 @@ def test_the_size_of_a_merged_layer_is_known_and_its_values_are_right(dims: int)
         for op, expected in made:
             if op is None:
                 continue
-            assert isinstance(held(op), Deferred)
+            assert isinstance(raw_weight(op), Deferred)
             now = computed(op)
-            assert op.size == now.weight.shape == (len(op.bias), op.inputs // op.groups, *op.window.kernel)
+            assert op.size == now.weight.shape == (len(op.bias), op.inputs // op.groups, *op.geometry.kernel)
             assert macs(op, expected.shape) == macs(now, expected.shape)
-            assert now.plane is None or now.plane.shape == (op.outputs, *op.window.kernel)
+            assert now.border_weight is None or now.border_weight.shape == (op.outputs, *op.geometry.kernel)
             torch.testing.assert_close(apply(now, x), expected, atol=1e-11, rtol=1e-11)
             counts["grouped"] += op.groups > 1
-            counts["transposed"] += op.window.transposed
-            counts["plane"] += op.plane is not None
+            counts["transposed"] += op.geometry.transposed
+            counts["plane"] += op.border_weight is not None
     assert counts["sequence"] > 40
     assert counts["sum"] > 3
     assert not dims or min(counts["grouped"], counts["plane"]) > 10
@@ -114,7 +118,7 @@ def test_the_size_of_a_merged_layer_is_known_and_its_values_are_right(dims: int)
 
 
 def conv(outputs: int, inputs: int, kernel: int, groups: int, padding: int = 0) -> Affine:
-    window = Window((kernel,) * 2, (1, 1), (padding,) * 2, (1, 1))
+    window = ConvGeometry((kernel,) * 2, (1, 1), (padding,) * 2, (1, 1))
     weight = torch.randn(outputs, inputs // groups, kernel, kernel).double()
     return Affine(weight, torch.zeros(outputs).double(), window, groups, torch.float64)
 

@@ -252,7 +252,7 @@ def steps(model: nn.Module, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> int:
         patch.setattr(paths._Search, "_after", counted)
         net = lower(lc.capture(model, x), model)
         simplify(net)
-    assert all(op.window.kernel == (3, 3) and op.size == (8, 8, 3, 3) for _, op in net.records(Affine))
+    assert all(op.geometry.kernel == (3, 3) and op.size == (8, 8, 3, 3) for _, op in net.records(Affine))
     assert len(list(net.records(Affine))) == len(model.blocks)
     torch.testing.assert_close(emit(net)(x), model(x))
     return count

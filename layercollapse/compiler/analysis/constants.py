@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from layercollapse.compiler.analysis.norm_constants import normed
 from layercollapse.compiler.ir.channel_map import carry, factors, function_of, parts
 from layercollapse.compiler.ir.graph import Net, operands, shape, source
-from layercollapse.compiler.ir.records import Affine, Field, Op, Rectify, Scale
+from layercollapse.compiler.ir.records import Activation, Affine, ChannelAffine, ConstantMap, Op
 from layercollapse.nodes import SHAPE_ONLY, packet
 from layercollapse.rectifiers import quick_gelu, tanh_gelu
 
@@ -93,9 +93,11 @@ def _of_record(op: Op, value: Tensor | None) -> Tensor | None:
     """The constants of a record's output, given those of its input."""
     if isinstance(op, Affine):
         return _affine(op, value)
-    if isinstance(op, Field):
-        return op.bias if op.plane is None else op.bias.masked_fill(op.plane.flatten(1).any(1), torch.nan)
-    if isinstance(op, Scale):
+    if isinstance(op, ConstantMap):
+        return (
+            op.bias if op.border_weight is None else op.bias.masked_fill(op.border_weight.flatten(1).any(1), torch.nan)
+        )
+    if isinstance(op, ChannelAffine):
         # A scale of zero makes a constant of anything.
         varies = torch.full_like(op.scale, torch.nan) if value is None else value
         return torch.where(op.scale == 0, op.shift, op.scale * varies + op.shift)
@@ -108,13 +110,13 @@ def _of_record(op: Op, value: Tensor | None) -> Tensor | None:
 def _affine(op: Affine, value: Tensor | None) -> Tensor | None:
     unknown, out = op.writes(), op.bias.clone()
     # A constant that meets a zero padding is not constant at the border.
-    if value is not None and not op.window.uneven:
-        weight = op.weight.flatten(2).sum(2) if op.window.kernel else op.weight  # (O, I / groups)
+    if value is not None and not op.geometry.border_sensitive:
+        weight = op.weight.flatten(2).sum(2) if op.geometry.kernel else op.weight  # (O, I / groups)
         unknown = (op.pairs() & op.spread(value.isnan())).any(1)
         filled = value.nan_to_num(0.0)
         out += weight @ filled if op.groups == 1 else (weight * op.spread(filled)).sum(1)
-    if op.plane is not None:
-        unknown = unknown | op.plane.flatten(1).any(1)
+    if op.border_weight is not None:
+        unknown = unknown | op.border_weight.flatten(1).any(1)
     return out.masked_fill(unknown, torch.nan)
 
 
@@ -157,16 +159,16 @@ def _any(reached: Tensor | bool) -> bool:
 
 def _through(op: Op, reached: Tensor | bool) -> Tensor | bool:
     """The channels of a record's output that depend on the inputs, given those of its input."""
-    if isinstance(op, Field):
+    if isinstance(op, ConstantMap):
         return torch.zeros(len(op.bias), dtype=torch.bool)
     if isinstance(op, Affine):
         return (op.pairs() & (op.spread(reached) if isinstance(reached, Tensor) else reached)).any(1)
-    if isinstance(op, Scale):
+    if isinstance(op, ChannelAffine):
         return op.scale.ne(0) & reached
     return reached
 
 
-def rectified(op: Rectify, value: Tensor) -> Tensor:
+def rectified(op: Activation, value: Tensor) -> Tensor:
     """The rectifier's value, float64 (C,), at one value per channel; NaN stays NaN."""
     call: dict[str, Any] = {
         "gelu": torch.nn.functional.gelu,

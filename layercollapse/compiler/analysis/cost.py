@@ -12,7 +12,7 @@ from torch import fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from layercollapse.compiler.ir.graph import Net
-from layercollapse.compiler.ir.records import Affine, Field, Window
+from layercollapse.compiler.ir.records import Affine, ConstantMap, ConvGeometry
 from layercollapse.export import call_arguments, copied
 from layercollapse.graph import Capture
 from layercollapse.modes import evaluating
@@ -38,18 +38,18 @@ class Summary:
 def macs(op: Affine, shape: tuple[int, ...]) -> int:
     """Multiply-accumulates of a layer for one output of a shape (N, O, *spatial) or (N, *, O), per sample.
 
-    A plane counts as one more input channel and its addition: that is how it is emitted.
+    A border weight counts as one more input channel and its addition: that is how it is emitted.
     """
-    positions = math.prod(_reads(op.window, shape[2:])) if op.window.kernel else math.prod(shape[1:-1])
-    plane = 0 if op.plane is None else op.plane.numel() + op.outputs
-    return (math.prod(op.size) + plane) * positions
+    positions = math.prod(_reads(op.geometry, shape[2:])) if op.geometry.kernel else math.prod(shape[1:-1])
+    border = 0 if op.border_weight is None else op.border_weight.numel() + op.outputs
+    return (math.prod(op.size) + border) * positions
 
 
-def _reads(window: Window, sizes: tuple[int, ...]) -> tuple[int, ...]:
+def _reads(geometry: ConvGeometry, sizes: tuple[int, ...]) -> tuple[int, ...]:
     """The positions at which a window is laid on: those of the output, or, transposed, those of the input."""
-    if window.output_padding is None:
+    if geometry.output_padding is None:
         return sizes
-    parts = zip(sizes, window.extent, window.stride, window.padding, window.output_padding, strict=True)
+    parts = zip(sizes, geometry.extent, geometry.stride, geometry.padding, geometry.output_padding, strict=True)
     return tuple((size + 2 * p - extent - more) // s + 1 for size, extent, s, p, more in parts)
 
 
@@ -89,7 +89,7 @@ def net_depth(net: Net) -> int:
         net.graph,
         weighs=lambda node: net.affine(node) is not None or has_weight(node, made),
         starts=lambda node: node.op == "placeholder",
-        carries=lambda node: not isinstance(net.op(node), Field) and packet(node) not in SHAPE_ONLY,
+        carries=lambda node: not isinstance(net.op(node), ConstantMap) and packet(node) not in SHAPE_ONLY,
     )
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from layercollapse.compiler.ir.graph import Net, source
-from layercollapse.compiler.ir.records import Affine, Field, Rectify, Scale
+from layercollapse.compiler.ir.records import Activation, Affine, ChannelAffine, ConstantMap
 from layercollapse.nodes import SHAPE_ONLY, packet
 
 _SUMS = {torch.ops.aten.add, torch.ops.aten.sub}
@@ -41,7 +41,7 @@ def obstacles(net: Net) -> dict[tuple[str, str], str]:
                     found[pair] = f"between them: {', '.join(dict.fromkeys(between))}"
                 elif others := sorted({_reader(net, other) for other in node.users if other is not user}):
                     found[pair] = f"the first is also read by {', '.join(others)}"
-            elif not isinstance(op, Rectify | Field):
+            elif not isinstance(op, Activation | ConstantMap):
                 sums += packet(user) in _SUMS and len(user.all_input_nodes) > 1
                 if sums < 2:
                     paths += [(reader, (*between, _name(net, user)), sums) for reader in user.users]
@@ -56,9 +56,9 @@ def _reader(net: Net, node: fx.Node) -> str:
 def _name(net: Net, node: fx.Node) -> str:
     """What an operation is called: the site of a rectifier, the name of a layer, or of the aten operation."""
     op = net.op(node)
-    if isinstance(op, Rectify):
+    if isinstance(op, Activation):
         return op.site
-    if isinstance(op, Scale):
+    if isinstance(op, ChannelAffine):
         return f"the scale {node.target}"
     if op is not None or node.op != "call_function":
         return str(node.target)

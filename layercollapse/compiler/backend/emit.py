@@ -8,13 +8,22 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from layercollapse.compiler.backend.modules import ChannelAffine, ConstantMap, QuickGELU, TanhGELU, to_buffer
+from layercollapse.compiler.backend import modules as emitted
 from layercollapse.compiler.backend.outputs import own_memory, pack
 from layercollapse.compiler.frontend.elementwise import restore_numbers
 from layercollapse.compiler.ir.graph import Net, shape, source
 from layercollapse.compiler.ir.names import identifier
-from layercollapse.compiler.ir.records import Affine, Field, Op, Origin, Rectify, Scale, Window, transposed
-from layercollapse.compiler.ir.weights import held
+from layercollapse.compiler.ir.records import (
+    Activation,
+    Affine,
+    ChannelAffine,
+    ConstantMap,
+    ConvGeometry,
+    Op,
+    Origin,
+    transposed,
+)
+from layercollapse.compiler.ir.weights import raw_weight
 
 aten = torch.ops.aten
 
@@ -25,7 +34,7 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "leaky_relu": nn.LeakyReLU,
     "rrelu": nn.RReLU,
     "gelu": nn.GELU,
-    "quick_gelu": QuickGELU,
+    "quick_gelu": emitted.QuickGELU,
     "silu": nn.SiLU,
     "mish": nn.Mish,
     "hardswish": nn.Hardswish,
@@ -55,8 +64,8 @@ def emit(net: Net, device: torch.device | None = None, shared: dict[str, Tensor]
     """
     shared = {} if shared is None else shared
     for node, layer in net.records(Affine):
-        if layer.plane is not None:
-            _split_plane(net, node, layer)
+        if layer.border_weight is not None:
+            _split_border(net, node, layer)
     _require_sizes(net)
     restore_numbers(net)
     modules: dict[str, Any] = {}
@@ -68,12 +77,12 @@ def emit(net: Net, device: torch.device | None = None, shared: dict[str, Tensor]
     return _assemble(net, modules, shared)
 
 
-def _split_plane(net: Net, node: fx.Node, op: Affine) -> None:
-    """A layer with a plane becomes the layer without, plus a constant map."""
-    assert op.plane is not None
-    plane = Field(op.plane, torch.zeros_like(op.bias), op.window, (), op.dtype, op.origin)
-    net.set(node, replace(op, weight=held(op), plane=None, source=None))
-    border = net.insert(f"{node.target}_border", plane, source(node), after=node)
+def _split_border(net: Net, node: fx.Node, op: Affine) -> None:
+    """A layer with a border weight becomes the layer without, plus a constant map."""
+    assert op.border_weight is not None
+    values = ConstantMap(op.border_weight, torch.zeros_like(op.bias), op.geometry, (), op.dtype, op.origin)
+    net.set(node, replace(op, weight=raw_weight(op), border_weight=None, source=None))
+    border = net.insert(f"{node.target}_border", values, source(node), after=node)
     border.meta["shape"] = shape(node)
     with net.graph.inserting_after(border):
         total = net.graph.call_function(aten.add.Tensor, (node, border))
@@ -83,10 +92,10 @@ def _split_plane(net: Net, node: fx.Node, op: Affine) -> None:
 
 def _of_origin(module: nn.Module, op: Op) -> nn.Module:
     """The module with what the algebra made as what it was made of: parameters, frozen ones, or buffers."""
-    origin = Origin.TRAINED if isinstance(op, Rectify) else op.origin
+    origin = Origin.TRAINED if isinstance(op, Activation) else op.origin
     if origin is Origin.BUFFER:
         for name in [name for name, value in module.named_parameters(recurse=False)]:
-            to_buffer(module, name)
+            emitted.to_buffer(module, name)
     return module if origin is Origin.TRAINED else module.requires_grad_(False)
 
 
@@ -97,7 +106,7 @@ def _shared(module: nn.Module, op: Op, shared: dict[str, Tensor], net: Net) -> n
             if name is None:
                 continue
             if name in net.buffers and attribute in module._parameters:
-                to_buffer(module, attribute)
+                emitted.to_buffer(module, attribute)
             own = getattr(module, attribute)
             if isinstance(own, nn.Parameter):
                 own.requires_grad_(op.origin is Origin.TRAINED and name not in net.frozen)
@@ -151,53 +160,53 @@ def _require_sizes(net: Net) -> None:
 
 
 def build(op: Op, device: torch.device | None) -> nn.Module:
-    """The module of one record; a plane, which `emit` splits off before, is not part of it."""
+    """The module of one record; a border weight, which `emit` splits off before, is not part of it."""
     if isinstance(op, Affine):
         return _affine(op, device)
-    if isinstance(op, Scale):
+    if isinstance(op, ChannelAffine):
         channels = len(op.scale) if op.uniform is None else 1
         scale = None if op.shifts_only else op.scale[:channels]
         shift = None if op.scales_only else op.shift[:channels]
-        module: nn.Module = ChannelAffine(channels, op.channel_dim, scale is not None, shift is not None)
+        module: nn.Module = emitted.ChannelAffine(channels, op.channel_dim, scale is not None, shift is not None)
         return _filled(module, op.dtype, device, scale=scale, shift=shift)
-    if isinstance(op, Field):
-        windows = [_plain(window) for window in (*op.before, op.window) if window.kernel]
-        module = ConstantMap(len(op.bias), windows, bordered=op.plane is not None)
-        weight = None if op.plane is None else op.plane.unsqueeze(1)
+    if isinstance(op, ConstantMap):
+        windows = [_plain(geometry) for geometry in (*op.before, op.geometry) if geometry.kernel]
+        module = emitted.ConstantMap(len(op.bias), windows, bordered=op.border_weight is not None)
+        weight = None if op.border_weight is None else op.border_weight.unsqueeze(1)
         return _filled(module, op.dtype, device, weight=weight, bias=op.bias)
-    assert isinstance(op, Rectify)
+    assert isinstance(op, Activation)
     if op.kind == "prelu":
         assert op.slope is not None
         same = bool((op.slope == op.slope[0]).all())
         module = nn.PReLU(1 if same else len(op.slope))
         return _filled(module, op.dtype, device, weight=op.slope[:1] if same else op.slope)
-    return (TanhGELU if "factor" in op.arguments else _ACTIVATIONS[op.kind])(**op.arguments)
+    return (emitted.TanhGELU if "factor" in op.arguments else _ACTIVATIONS[op.kind])(**op.arguments)
 
 
 def _affine(op: Affine, device: torch.device | None) -> nn.Module:
     # A zero that was a parameter of the model's stays one; one that the rules made is none.
     own = bool(op.bias.any()) if op.source is None else op.source[1] is not None
     bias = op.bias if own else None
-    if not op.window.kernel:
+    if not op.geometry.kernel:
         module: nn.Module = nn.Linear(op.inputs, op.outputs, bias=bias is not None, device="meta")
     else:
-        more = op.window.output_padding
+        more = op.geometry.output_padding
         kinds: Any = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
         if more is not None:
             kinds = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-        module = kinds[len(op.window.kernel) - 1](
+        module = kinds[len(op.geometry.kernel) - 1](
             op.inputs,
             op.outputs,
-            op.window.kernel,
-            stride=op.window.stride,
-            padding=op.window.padding,
-            dilation=op.window.dilation,
+            op.geometry.kernel,
+            stride=op.geometry.stride,
+            padding=op.geometry.padding,
+            dilation=op.geometry.dilation,
             groups=op.groups,
             bias=bias is not None,
             device="meta",
             **({} if more is None else {"output_padding": more}),
         )
-    weight = transposed(op.weight, op.groups) if op.window.transposed else op.weight
+    weight = transposed(op.weight, op.groups) if op.geometry.transposed else op.weight
     return _filled(module, op.dtype, device, weight=weight, bias=bias)
 
 
@@ -208,6 +217,6 @@ def _filled(module: nn.Module, dtype: torch.dtype, device: torch.device | None, 
     return module
 
 
-def _plain(window: Window) -> list[list[int]]:
-    parts = [window.kernel, window.stride, window.padding, window.dilation]
-    return [list(part) for part in (parts if window.output_padding is None else [*parts, window.output_padding])]
+def _plain(geometry: ConvGeometry) -> list[list[int]]:
+    parts = [geometry.kernel, geometry.stride, geometry.padding, geometry.dilation]
+    return [list(part) for part in (parts if geometry.output_padding is None else [*parts, geometry.output_padding])]

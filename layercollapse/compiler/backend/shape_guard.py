@@ -288,15 +288,15 @@ def _pooling_everything(model: fx.GraphModule) -> fx.GraphModule | None:
             continue
         schema = [argument.name for argument in node.target._schema.arguments]
         given = {**dict(zip(schema, node.args, strict=False)), **node.kwargs}
-        window, pads, dilation = (
+        geometry, pads, dilation = (
             spread(given.get(name, default), count)
             for name, default in (("kernel_size", 1), ("padding", 0), ("dilation", 1))
         )
-        dims = [dim + 2 for dim, size in enumerate(window) if size == shape[dim + 2]]
-        strides = spread(given.get("stride") or window, count)
+        dims = [dim + 2 for dim, size in enumerate(geometry) if size == shape[dim + 2]]
+        strides = spread(given.get("stride") or geometry, count)
         rest = [dim for dim in range(count) if dim + 2 not in dims]
         plain = not any(pads) and not given.get("divisor_override") and set(dilation) == {1}
-        if not dims or not plain or any((window[dim], strides[dim]) != (1, 1) for dim in rest):
+        if not dims or not plain or any((geometry[dim], strides[dim]) != (1, 1) for dim in rest):
             continue
         with graph.inserting_before(node):
             new = graph.call_function(reduction, (node.args[0], dims, True))

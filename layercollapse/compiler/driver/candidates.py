@@ -14,7 +14,7 @@ from layercollapse import rectifiers
 from layercollapse.compiler.analysis.bounds.propagate import Box, neuron_states
 from layercollapse.compiler.analysis.constants import constants
 from layercollapse.compiler.ir.graph import Net, shape, source
-from layercollapse.compiler.ir.records import Affine, Rectify
+from layercollapse.compiler.ir.records import Activation, Affine
 from layercollapse.compiler.passes.linearize import bending_sites, constant_sites, mixed
 from layercollapse.counts import MIXED, OFF, SATURATED, STATES, EntropyReport, LayerEntropy
 from layercollapse.errors import LayerCollapseError
@@ -89,7 +89,7 @@ def _partial(
     """
     already, found = constants(net), {}
     calls = Counter(op.source[0] for _, op in net.records(Affine) if op.source is not None)
-    for node, op in net.records(Rectify):
+    for node, op in net.records(Activation):
         readers = [reader.source[0] for user in node.users if (reader := net.affine(user)) and reader.source]
         if op.site in whole or any(calls[name] > 1 for name in (*captured.site(op.site).feeding, *readers)):
             continue

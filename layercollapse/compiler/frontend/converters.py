@@ -15,7 +15,7 @@ from torch import fx
 from layercollapse.compiler.frontend.elementwise import elementwise
 from layercollapse.compiler.frontend.model import Model
 from layercollapse.compiler.ir.arguments import argument, float64, rank
-from layercollapse.compiler.ir.records import Affine, Op, Rectify, Scale, Window, transposed
+from layercollapse.compiler.ir.records import Activation, Affine, ChannelAffine, ConvGeometry, Op, transposed
 from layercollapse.compiler.ir.weights import Lazy
 from layercollapse.nodes import module_path, packet, spread
 from layercollapse.rectifiers import tanh_gelu
@@ -52,8 +52,8 @@ def _convolution(node: fx.Node, model: Model) -> Reading | None:
     ahead = _padding(source, dims)
     if ahead is not None:
         source, padding = source.args[0], tuple(p + a for p, a in zip(padding, ahead, strict=True))
-    window = Window(kernel, spread(argument(node, 3, 1), dims), padding, dilation)
-    op = _affine(node, model, window, int(argument(node, 6, 1)))
+    geometry = ConvGeometry(kernel, spread(argument(node, 3, 1), dims), padding, dilation)
+    op = _affine(node, model, geometry, int(argument(node, 6, 1)))
     return None if op is None else (op, source)
 
 
@@ -65,15 +65,15 @@ def _transposed(node: fx.Node, model: Model) -> Reading | None:
     stride, padding, more, dilation = (
         spread(argument(node, at, default), dims) for at, default in ((3, 1), (4, 0), (5, 0), (7, 1))
     )
-    window = Window(tuple(weight.shape[2:]), stride, padding, dilation, more)
-    op = _affine(node, model, window, groups)
+    geometry = ConvGeometry(tuple(weight.shape[2:]), stride, padding, dilation, more)
+    op = _affine(node, model, geometry, groups)
     if op is None:
         return None
     op = replace(op, weight=transposed(op.weight, groups))
     if len(op.bias) != len(op.weight):  # there was none
         op = replace(op, bias=torch.zeros(len(op.weight), dtype=torch.float64))
-    if replace(window, output_padding=None).pointwise and not any(more):
-        op = replace(op, window=replace(window, output_padding=None), source=None)
+    if replace(geometry, output_padding=None).pointwise and not any(more):
+        op = replace(op, geometry=replace(geometry, output_padding=None), source=None)
     return op, source
 
 
@@ -96,11 +96,11 @@ def _padding(node: Any, dims: int) -> tuple[int, ...] | None:
 
 
 def _linear(node: fx.Node, model: Model) -> Reading | None:
-    op = _affine(node, model, Window(), 1)
+    op = _affine(node, model, ConvGeometry(), 1)
     return None if op is None else (op, argument(node, 0))
 
 
-def _affine(node: fx.Node, model: Model, window: Window, groups: int) -> Affine | None:
+def _affine(node: fx.Node, model: Model, geometry: ConvGeometry, groups: int) -> Affine | None:
     bias = argument(node, 2)
     w, b = model.tensor(argument(node, 1)), model.tensor(bias)
     if w is None or not w.is_floating_point() or (bias is not None and b is None):
@@ -112,7 +112,7 @@ def _affine(node: fx.Node, model: Model, window: Window, groups: int) -> Affine 
     )
     shift = torch.zeros(len(w), dtype=torch.float64) if b is None else float64(b)
     origin = model.origin(argument(node, 1), bias)
-    return Affine(Lazy(w), shift, window, groups, w.dtype, source=source, origin=origin)  # type: ignore[arg-type]
+    return Affine(Lazy(w), shift, geometry, groups, w.dtype, source=source, origin=origin)  # type: ignore[arg-type]
 
 
 def _product(node: fx.Node, model: Model) -> Reading | None:
@@ -126,7 +126,7 @@ def _product(node: fx.Node, model: Model) -> Reading | None:
         return None
     shift = torch.zeros(w.shape[1], dtype=torch.float64) if b is None else float64(b)
     origin = model.origin(operands[1], bias)
-    return Affine(Lazy(w.T), shift, Window(), 1, w.dtype, origin=origin), operands[0]  # type: ignore[arg-type]
+    return Affine(Lazy(w.T), shift, ConvGeometry(), 1, w.dtype, origin=origin), operands[0]  # type: ignore[arg-type]
 
 
 def _batch_norm(node: fx.Node, model: Model) -> Reading | None:
@@ -146,7 +146,7 @@ def _batch_norm(node: fx.Node, model: Model) -> Reading | None:
         shift = shift + float64(b)
     # In a model of half precision a batch norm may keep float32 parameters, and still gives what it gets.
     dim, origin = -1 if rank(source) == 2 else 1, model.origin(gamma, beta, mean, variance)
-    return Scale(scale, shift, dim, source.meta["val"].dtype, origin=origin), source
+    return ChannelAffine(scale, shift, dim, source.meta["val"].dtype, origin=origin), source
 
 
 def _rectifier(node: fx.Node, model: Model) -> Reading | None:
@@ -185,7 +185,7 @@ def _rectifier(node: fx.Node, model: Model) -> Reading | None:
         arguments = {"alpha": float(argument(node, 1, node.kwargs.get("alpha", 1.0)))}
         if any(a != 1 for a in node.args[2:]):
             return None  # a SELU written as an ELU with scales
-    return Rectify(site.name, site.kind, dim, site.lower, site.upper, slope, arguments, dtype), source
+    return Activation(site.name, site.kind, dim, site.lower, site.upper, slope, arguments, dtype), source
 
 
 READERS: dict[Any, Callable[[fx.Node, Model], Reading | None]] = {

@@ -15,13 +15,13 @@ from torch import Tensor, fx
 from layercollapse.compiler.frontend.model import Model
 from layercollapse.compiler.ir.arguments import argument, fixed, float64, rank
 from layercollapse.compiler.ir.graph import Net, operands, sole_user, source
-from layercollapse.compiler.ir.records import Origin, Scale
+from layercollapse.compiler.ir.records import ChannelAffine, Origin
 from layercollapse.nodes import packet
 
 aten = torch.ops.aten
 
 
-def elementwise(node: fx.Node, model: Model) -> tuple[Scale, fx.Node] | None:
+def elementwise(node: fx.Node, model: Model) -> tuple[ChannelAffine, fx.Node] | None:
     """The record of ``x ∘ v`` or ``v ∘ x`` for a number or a tensor v of the model, and x."""
     a, b = argument(node, 0), argument(node, 1)
     alpha = node.kwargs.get("alpha", argument(node, 2, 1))
@@ -38,11 +38,11 @@ def elementwise(node: fx.Node, model: Model) -> tuple[Scale, fx.Node] | None:
     scale = _operation(packet(node), v, swapped, float(alpha))
     if scale is None or not all(bool(part.isfinite().all()) for part in scale):
         return None
-    return Scale(*scale, dim, dtype, uniform, model.origin(value)), read
+    return ChannelAffine(*scale, dim, dtype, uniform, model.origin(value)), read
 
 
 def _operation(called: Any, v: Tensor, swapped: bool, alpha: float) -> tuple[Tensor, Tensor] | None:
-    """Scale and shift of an operation with the values v on its right, or its left if swapped."""
+    """ChannelAffine and shift of an operation with the values v on its right, or its left if swapped."""
     ones, zeros = torch.ones_like(v), torch.zeros_like(v)
     if called is aten.neg:
         return -ones, zeros
@@ -63,7 +63,8 @@ def _values(value: Any, read: fx.Node, model: Model) -> tuple[Tensor, int, str |
     """What a number or a tensor is along the channels of what it meets.
 
     Returns:
-        Values (C,); their dimension, 1 or -1; where one value for all channels came from, see `Scale`; and the dtype.
+        Values (C,); their dimension, 1 or -1; where one value for all channels came from, see `ChannelAffine`; and the
+        dtype.
     """
     size, dim = read.meta["val"].shape, channel_dim(read, model)
     if value is None:
@@ -104,7 +105,7 @@ def channel_dim(node: fx.Node, model: Model) -> int:
     return 1 if dim == 1 and rank(node) > 2 else -1
 
 
-def weighted_sum(node: fx.Node, model: Model) -> tuple[fx.Node, fx.Node, Scale] | None:
+def weighted_sum(node: fx.Node, model: Model) -> tuple[fx.Node, fx.Node, ChannelAffine] | None:
     """``x − y`` and ``x + α y`` of two tensors of one shape as x, y and the scale of y."""
     if packet(node) not in (aten.add, aten.sub) or set(node.kwargs) - {"alpha"} or len(node.args) != 2:
         return None
@@ -122,12 +123,12 @@ def weighted_sum(node: fx.Node, model: Model) -> tuple[fx.Node, fx.Node, Scale] 
     if model.tensor(x) is not None or model.tensor(y) is not None or channels is None:
         return None
     values = torch.full((channels,), float(-factor if packet(node) is aten.sub else factor), dtype=torch.float64)
-    return x, y, Scale(values, torch.zeros_like(values), dim, y.meta["val"].dtype, "number", Origin.BUFFER)
+    return x, y, ChannelAffine(values, torch.zeros_like(values), dim, y.meta["val"].dtype, "number", Origin.BUFFER)
 
 
 def restore_numbers(net: Net) -> None:
     """Scales that are still the numbers of the model become arithmetic with numbers: ``a − b``, ``2 * x + 1``."""
-    for node, op in net.records(Scale):
+    for node, op in net.records(ChannelAffine):
         if op.uniform != "number":
             continue
         scale, shift, read = float(op.scale[0]), float(op.shift[0]), source(node)

@@ -19,7 +19,7 @@ from layercollapse.compiler.frontend.model import Model
 from layercollapse.compiler.ir.arguments import argument, fixed, rank
 from layercollapse.compiler.ir.graph import Net
 from layercollapse.compiler.ir.names import identifier
-from layercollapse.compiler.ir.records import Affine, Op, Origin, Rectify, Scale
+from layercollapse.compiler.ir.records import Activation, Affine, ChannelAffine, Op, Origin
 from layercollapse.graph import Capture, channel_dims
 from layercollapse.nodes import WRITTEN, example_shape, module_path, packet
 
@@ -49,7 +49,9 @@ def lower(capture: Capture, model: nn.Module, untouched: Collection[str] = ()) -
 def written_anew(net: Net) -> dict[str, str]:
     """The captured nodes that became layers or scales -> the names of these, in the order of the network."""
     return {
-        node.meta["origin"]: str(node.target) for node in net.graph.nodes if isinstance(net.op(node), Affine | Scale)
+        node.meta["origin"]: str(node.target)
+        for node in net.graph.nodes
+        if isinstance(net.op(node), Affine | ChannelAffine)
     }
 
 
@@ -215,7 +217,7 @@ def _path(node: fx.Node, op: Op, modules: Mapping[str, nn.Module]) -> str:
     module = modules.get(path)
     if path and (module is None or next(module.children(), None) is None):
         return path
-    kind = op.kind if isinstance(op, Rectify) else node.name
+    kind = op.kind if isinstance(op, Activation) else node.name
     return f"{path}.{kind}" if path else kind
 
 

@@ -1,12 +1,12 @@
-"""Make one affine layer of two: the algebra of layers in sequence and side by side, and the rule for outer taps.
+"""Make one record of two: layers in sequence and side by side, and scales before and after them.
 
 In sequence, for sizes k, strides s, paddings p and dilations d:
 
     k = k₁ + (k₂ − 1)·s₁      s = s₁·s₂      p = p₁ + p₂·s₁          (extents for k where d > 1)
 
 which is exact where p₂ = 0, and where the first reads one position (k₁ = 1, p₁ = 0); its bias then meets the padding
-of the second and becomes a plane. For p₂ > 0 and k₁ > 1 no single convolution is exact at the border: the two stay, or
-the padding moves from the second to the first (`repadded`).
+of the second and becomes its border weight. For p₂ > 0 and k₁ > 1 no single convolution is exact at the border: the two
+stay, or the padding moves from the second to the first (`repadded`).
 """
 
 from __future__ import annotations
@@ -20,23 +20,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from layercollapse.compiler.ir.records import Affine, Field, Origin, Scale, Window, input_channels, ungrouped
-from layercollapse.compiler.ir.weights import Deferred, held, scaled
+from layercollapse.compiler.ir.records import (
+    Affine,
+    ChannelAffine,
+    ConstantMap,
+    ConvGeometry,
+    Origin,
+    input_channels,
+    ungrouped,
+)
+from layercollapse.compiler.ir.weights import Deferred, raw_weight, scaled
 
 
 def mergeable(first: Affine, second: Affine) -> bool:
     """Whether one layer can do what the two do in sequence, at every position."""
-    if len(first.window.kernel) != len(second.window.kernel):
+    if len(first.geometry.kernel) != len(second.geometry.kernel):
         return False
-    if first.window.transposed or second.window.transposed:
-        return first.window.pointwise or second.window.pointwise
-    reads_one = all(k == 1 for k in first.window.kernel) and not first.window.uneven
-    return not second.window.uneven or reads_one
+    if first.geometry.transposed or second.geometry.transposed:
+        return first.geometry.pointwise or second.geometry.pointwise
+    reads_one = all(k == 1 for k in first.geometry.kernel) and not first.geometry.border_sensitive
+    return not second.geometry.border_sensitive or reads_one
 
 
 def movable(first: Affine, second: Affine) -> bool:
     """Whether the padding of the second layer may move to the first, see `repadded`: neither is transposed."""
-    return not (first.window.transposed or second.window.transposed)
+    return not (first.geometry.transposed or second.geometry.transposed)
 
 
 def repadded(first: Affine, second: Affine) -> tuple[Affine, Affine]:
@@ -45,41 +53,46 @@ def repadded(first: Affine, second: Affine) -> tuple[Affine, Affine]:
     The second then reads what the first makes of zeros, where it read zeros.
     """
     padding = tuple(
-        p + q * s for p, q, s in zip(first.window.padding, second.window.padding, first.window.stride, strict=True)
+        p + q * s
+        for p, q, s in zip(first.geometry.padding, second.geometry.padding, first.geometry.stride, strict=True)
     )
-    none = replace(second.window, padding=(0,) * len(padding))
-    wide = replace(first, weight=held(first), window=replace(first.window, padding=padding), source=None)
-    bare = replace(second, weight=held(second), window=none, plane=None, source=None)
-    return wide, bare if second.plane is None else add_plane(bare, second.plane)
+    none = replace(second.geometry, padding=(0,) * len(padding))
+    wide = replace(first, weight=raw_weight(first), geometry=replace(first.geometry, padding=padding), source=None)
+    bare = replace(second, weight=raw_weight(second), geometry=none, border_weight=None, source=None)
+    return wide, bare if second.border_weight is None else add_border_weight(bare, second.border_weight)
 
 
 def compose(first: Affine, second: Affine) -> Affine:
     """The layer ``second(first(x))`` for two layers that are `mergeable`; its weight is computed when it is read.
 
     What the first layer adds (its bias where the second is padded: the first then reads one position, and the bias is
-    a plane with one tap) is one more of its input channels.
+    a border weight of one tap) is one more of its input channels.
     """
-    one, two = first.window, second.window
+    one, two = first.geometry, second.geometry
     groups = math.gcd(first.groups, second.groups)
-    window = _window_of_both(one, two)
-    taps = _Taps.of(one, two, window)
-    size = (second.outputs, first.inputs // groups, *window.kernel)
+    geometry = _composed_geometry(one, two)
+    taps = _Taps.of(one, two, geometry)
+    size = (second.outputs, first.inputs // groups, *geometry.kernel)
     parts = (second.groups, first.groups, taps)
-    weight: Any = Deferred(size, (held(second), held(first)), lambda outer, inner: _multiplied(outer, inner, *parts))
-    added, bias = first.plane, second.bias
-    if two.uneven:
+    weight: Any = Deferred(
+        size, (raw_weight(second), raw_weight(first)), lambda outer, inner: _multiplied(outer, inner, *parts)
+    )
+    added, bias = first.border_weight, second.bias
+    if two.border_sensitive:
         added = first.bias.reshape(-1, *[1] * len(one.kernel))
     elif bool(first.bias.any()):
         ones = second.weight.flatten(2).sum(2) if two.kernel else second.weight
         bias = bias + (ones.unflatten(0, (second.groups, -1)) @ first.bias.reshape(second.groups, -1, 1)).flatten()
     origin = max(first.origin, second.origin)
-    merged = Affine(weight, bias, window, groups, second.dtype, second.plane, origin=origin)
+    merged = Affine(weight, bias, geometry, groups, second.dtype, second.border_weight, origin=origin)
     if added is None or not bool(added.any()):
         return merged
-    return add_plane(merged, _multiplied(second.weight, added.unsqueeze(1), second.groups, second.groups, taps)[:, 0])
+    return add_border_weight(
+        merged, _multiplied(second.weight, added.unsqueeze(1), second.groups, second.groups, taps)[:, 0]
+    )
 
 
-def _window_of_both(one: Window, two: Window) -> Window:
+def _composed_geometry(one: ConvGeometry, two: ConvGeometry) -> ConvGeometry:
     """The window of two layers in sequence; one of them reads one position where the other is transposed."""
     if one.transposed or two.transposed:
         return one if one.transposed else two
@@ -88,7 +101,7 @@ def _window_of_both(one: Window, two: Window) -> Window:
         steps = [step for k, step in ((k1, d1), (k2, s1 * d2)) if k > 1]
         dilation.append(math.gcd(*steps) or 1)
         kernel.append((d1 * (k1 - 1) + s1 * d2 * (k2 - 1)) // dilation[-1] + 1)
-    return Window(
+    return ConvGeometry(
         kernel=tuple(kernel),
         stride=tuple(a * b for a, b in zip(one.stride, two.stride, strict=True)),
         padding=tuple(a + b * s for a, b, s in zip(one.padding, two.padding, one.stride, strict=True)),
@@ -108,7 +121,7 @@ class _Taps:
     inner: tuple[int, ...]
 
     @classmethod
-    def of(cls, one: Window, two: Window, both: Window) -> _Taps:
+    def of(cls, one: ConvGeometry, two: ConvGeometry, both: ConvGeometry) -> _Taps:
         if both.transposed:  # the taps of the one that has several, in their order
             return cls((1,) * len(both.kernel), (1,) * len(both.kernel))
         # Along an axis of a single tap there is no next one.
@@ -165,17 +178,17 @@ def _multiplied(outer: Tensor, inner: Tensor, outer_groups: int, inner_groups: i
     return out.flatten(0, 1)
 
 
-def diagonal(like: Affine, scale: Scale | None) -> Affine | None:
+def diagonal(like: Affine, scale: ChannelAffine | None) -> Affine | None:
     """A per-channel scale, or the identity, as a 1×1 convolution with the groups of another layer, or None."""
     channels = like.inputs
     if scale is None:
         ones = torch.ones(channels, dtype=torch.float64)
-        scale = Scale(ones, torch.zeros_like(ones), like.channel_dim, like.dtype, origin=Origin.BUFFER)
+        scale = ChannelAffine(ones, torch.zeros_like(ones), like.channel_dim, like.dtype, origin=Origin.BUFFER)
     if like.outputs != channels or len(scale.scale) != channels or scale.channel_dim != like.channel_dim:
         return None
-    dims = len(like.window.kernel)
-    window = Window((1,) * dims, (1,) * dims, (0,) * dims, (1,) * dims)
-    size = (channels, channels // like.groups, *window.kernel)
+    dims = len(like.geometry.kernel)
+    geometry = ConvGeometry((1,) * dims, (1,) * dims, (0,) * dims, (1,) * dims)
+    size = (channels, channels // like.groups, *geometry.kernel)
 
     def spread(values: Tensor) -> Tensor:
         weight = values.new_zeros(size[:2])
@@ -183,70 +196,77 @@ def diagonal(like: Affine, scale: Scale | None) -> Affine | None:
         return weight.reshape(size)
 
     weight: Any = Deferred(size, (scale.scale,), spread)
-    return Affine(weight, scale.shift, window, like.groups, like.dtype, origin=scale.origin)
+    return Affine(weight, scale.shift, geometry, like.groups, like.dtype, origin=scale.origin)
 
 
 def add(first: Affine, second: Affine) -> Affine | None:
     """The layer ``first(x) + second(x)``, or None if no one window gives both; its weight is computed when read."""
-    one, two = first.window, second.window
+    one, two = first.geometry, second.geometry
     if one.stride != two.stride or first.outputs != second.outputs or first.inputs != second.inputs:
         return None
-    window = _union(one, two)
-    if window is None:
+    geometry = _union(one, two)
+    if geometry is None:
         return None
     groups = math.gcd(first.groups, second.groups)
-    size = (first.outputs, first.inputs // groups, *window.kernel)
+    size = (first.outputs, first.inputs // groups, *geometry.kernel)
 
     def total(a: Tensor, b: Tensor) -> Tensor:
         # The one with more taps, or fewer groups, may be as large as the sum.
         a, b = (regroup(weight, op.groups, groups) for weight, op in ((a, first), (b, second)))
-        return _align(a, one, window).add_(_align(b, two, window))
+        return _align(a, one, geometry).add_(_align(b, two, geometry))
 
-    weight: Any = Deferred(size, (held(first), held(second)), total)
+    weight: Any = Deferred(size, (raw_weight(first), raw_weight(second)), total)
     origin = max(first.origin, second.origin)
-    merged = Affine(weight, first.bias + second.bias, window, groups, first.dtype, origin=origin)
-    return _with_planes(merged, (first, second), sum)
+    merged = Affine(weight, first.bias + second.bias, geometry, groups, first.dtype, origin=origin)
+    return _with_borders(merged, (first, second), sum)
 
 
 def covers(first: Affine, second: Affine) -> bool:
     """Whether the first layer has every tap and every pair of channels that the second has, over one tensor."""
-    one, two = first.window, second.window
-    if one.stride != two.stride or second.groups % first.groups or (first.plane is None and second.plane is not None):
+    one, two = first.geometry, second.geometry
+    if (
+        one.stride != two.stride
+        or second.groups % first.groups
+        or (first.border_weight is None and second.border_weight is not None)
+    ):
         return False
     return one == two or _union(one, two) == one
 
 
 def stack(first: Affine, second: Affine) -> Affine | None:
     """The layer whose outputs are those of the first and then those of the second, or None if no one window does."""
-    one, two = first.window, second.window
+    one, two = first.geometry, second.geometry
     if len(one.kernel) != len(two.kernel) or one.stride != two.stride or first.inputs != second.inputs:
         return None
     if first.groups > 1 or second.groups > 1 or first.dtype != second.dtype:
         return None
-    window = _union(one, two)
-    if window is None:
+    geometry = _union(one, two)
+    if geometry is None:
         return None
-    size = (first.outputs + second.outputs, first.inputs, *window.kernel)
+    size = (first.outputs + second.outputs, first.inputs, *geometry.kernel)
     weight: Any = Deferred(
         size,
-        (held(first), held(second)),
-        lambda a, b: torch.cat([_align(a, one, window), _align(b, two, window)]),
+        (raw_weight(first), raw_weight(second)),
+        lambda a, b: torch.cat([_align(a, one, geometry), _align(b, two, geometry)]),
     )
     origin = max(first.origin, second.origin)
-    merged = Affine(weight, torch.cat([first.bias, second.bias]), window, 1, first.dtype, origin=origin)
-    return _with_planes(merged, (first, second), torch.cat)
+    merged = Affine(weight, torch.cat([first.bias, second.bias]), geometry, 1, first.dtype, origin=origin)
+    return _with_borders(merged, (first, second), torch.cat)
 
 
-def _with_planes(merged: Affine, ops: Sequence[Affine], join: Callable[[list[Tensor]], Any]) -> Affine:
-    """A layer made of others with what their planes, each in the merged window, are together."""
-    if all(op.plane is None for op in ops):
+def _with_borders(merged: Affine, ops: Sequence[Affine], join: Callable[[list[Tensor]], Any]) -> Affine:
+    """A layer made of others with what their border weights, each in the merged geometry, are together."""
+    if all(op.border_weight is None for op in ops):
         return merged
-    planes = [op.bias.new_zeros(op.outputs, *op.window.kernel) if op.plane is None else op.plane for op in ops]
-    aligned = [_align(p.unsqueeze(1), op.window, merged.window) for p, op in zip(planes, ops, strict=True)]
-    return add_plane(merged, join(aligned).squeeze(1))
+    borders = [
+        op.bias.new_zeros(op.outputs, *op.geometry.kernel) if op.border_weight is None else op.border_weight
+        for op in ops
+    ]
+    aligned = [_align(p.unsqueeze(1), op.geometry, merged.geometry) for p, op in zip(borders, ops, strict=True)]
+    return add_border_weight(merged, join(aligned).squeeze(1))
 
 
-def _union(one: Window, two: Window) -> Window | None:
+def _union(one: ConvGeometry, two: ConvGeometry) -> ConvGeometry | None:
     """The window over the taps of both, if it gives the same output size for every input size."""
     if one.transposed or two.transposed:
         return one if one == two else None
@@ -261,15 +281,15 @@ def _union(one: Window, two: Window) -> Window | None:
         kernel.append((max(p1, p2) + max(r1, r2)) // d + 1)
         padding.append(max(p1, p2))
         dilation.append(d)
-    return Window(tuple(kernel), one.stride, tuple(padding), tuple(dilation))
+    return ConvGeometry(tuple(kernel), one.stride, tuple(padding), tuple(dilation))
 
 
-def _align(weight: Tensor, window: Window, into: Window) -> Tensor:
+def _align(weight: Tensor, geometry: ConvGeometry, into: ConvGeometry) -> Tensor:
     """The taps (O, I, *kernel) of one window at their places in a larger one; zeros elsewhere."""
     out = weight.new_zeros(*weight.shape[:2], *into.kernel)
     places = [slice(None), slice(None)]
     for k, p, d, into_p, into_d in zip(
-        window.kernel, window.padding, window.dilation, into.padding, into.dilation, strict=True
+        geometry.kernel, geometry.padding, geometry.dilation, into.padding, into.dilation, strict=True
     ):
         start, step = (into_p - p) // into_d, max(1, d // into_d)
         places.append(slice(start, start + (k - 1) * step + 1, step))
@@ -284,50 +304,55 @@ def regroup(weight: Tensor, groups: int, fewer: int) -> Tensor:
     return torch.cat([ungrouped(block, groups // fewer) for block in weight.chunk(fewer)])
 
 
-def after(op: object, scale: Scale) -> Affine | Field | Scale | None:
+def after(op: object, scale: ChannelAffine) -> Affine | ConstantMap | ChannelAffine | None:
     """The record of ``scale(op(x))``, or None where they differ on what a channel is (a batch norm of (N, L, C))."""
-    if not isinstance(op, Affine | Field | Scale) or op.channel_dim != scale.channel_dim:
+    if not isinstance(op, Affine | ConstantMap | ChannelAffine) or op.channel_dim != scale.channel_dim:
         return None
     origin = max(op.origin, scale.origin)
     if isinstance(op, Affine):
         s = scale.scale
-        plane = None if op.plane is None else op.plane * _rows(s, op.plane)
+        border = None if op.border_weight is None else op.border_weight * _rows(s, op.border_weight)
         return replace(
             op,
             weight=scaled(op, row=s),
             bias=op.bias * s + scale.shift,
-            plane=plane,
+            border_weight=border,
             source=None,
             origin=origin,
         )
-    if isinstance(op, Field):
-        plane = None if op.plane is None else op.plane * _rows(scale.scale, op.plane)
-        return replace(op, bias=op.bias * scale.scale + scale.shift, plane=plane, origin=origin)
+    if isinstance(op, ConstantMap):
+        border = None if op.border_weight is None else op.border_weight * _rows(scale.scale, op.border_weight)
+        return replace(op, bias=op.bias * scale.scale + scale.shift, border_weight=border, origin=origin)
     uniform = "parameter" if op.uniform and scale.uniform else None
     uniform = op.uniform if op.uniform == scale.uniform else uniform
     factor, shift = op.scale * scale.scale, op.shift * scale.scale + scale.shift
     return replace(op, scale=factor, shift=shift, uniform=uniform, origin=origin)
 
 
-def before(scale: Scale, op: Affine) -> Affine:
+def before(scale: ChannelAffine, op: Affine) -> Affine:
     """The record of ``op(scale(x))``."""
     index = input_channels(op)
-    shape = (*index.shape, *[1] * len(op.window.kernel))
+    shape = (*index.shape, *[1] * len(op.geometry.kernel))
     scaled_weight = scaled(op, column=scale.scale) if op.groups == 1 else op.weight * scale.scale[index].reshape(shape)
     new = replace(op, weight=scaled_weight, source=None, origin=max(op.origin, scale.origin))
     if not bool(scale.shift.any()):
         return new
-    return add_plane(new, (op.weight * scale.shift[index].reshape(shape)).sum(1))
+    return add_border_weight(new, (op.weight * scale.shift[index].reshape(shape)).sum(1))
 
 
-def add_plane(op: Affine, plane: Tensor) -> Affine:
-    """Add the response to a plane of constants, float64 (O, *kernel): in the bias where no padding can tell."""
-    if not plane.any():
+def add_border_weight(op: Affine, border: Tensor) -> Affine:
+    """Add the response to a map of ones, float64 (O, *kernel): in the bias where no padding can tell."""
+    if not border.any():
         return op
-    if not op.window.uneven:
-        total = plane.flatten(1).sum(1) if plane.ndim > 1 else plane
-        return replace(op, weight=held(op), bias=op.bias + total, source=None)
-    return replace(op, weight=held(op), plane=plane if op.plane is None else op.plane + plane, source=None)
+    if not op.geometry.border_sensitive:
+        total = border.flatten(1).sum(1) if border.ndim > 1 else border
+        return replace(op, weight=raw_weight(op), bias=op.bias + total, source=None)
+    return replace(
+        op,
+        weight=raw_weight(op),
+        border_weight=border if op.border_weight is None else op.border_weight + border,
+        source=None,
+    )
 
 
 def _rows(values: Tensor, weight: Tensor) -> Tensor:

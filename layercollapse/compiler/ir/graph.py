@@ -1,9 +1,4 @@
-"""The representation that the rules rewrite: an fx graph whose affine and rectifier calls are plain records.
-
-Every affine layer, whatever module or function it came from, is one `Affine`; batch norms and rectifiers that
-became linear are `Scale`; a branch that no longer reads its input is a `Field`. All algebra is done in float64 and
-rounded once, when the model is emitted.
-"""
+"""The graph that passes rewrite: an fx graph whose layers and rectifiers are calls that stand for records."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The records that stand for layers: plain data, float64 on the CPU, rounded once when the model is emitted.
 
 Every affine layer, whatever module or function it came from, is one `Affine`; batch norms and rectifiers that
-became linear are `Scale`; a branch that no longer reads its input is a `Field`.
+became linear are `ChannelAffine`; a branch that no longer reads its input is a `ConstantMap`.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
-from layercollapse.compiler.ir.weights import Float64, held, nonzero
+from layercollapse.compiler.ir.weights import Float64, nonzero, raw_weight
 
 
 @dataclass(frozen=True)
-class Window:
+class ConvGeometry:
     """How a convolution moves over its input: one integer per spatial dimension, none for a linear layer.
 
     A transposed convolution has an output padding, None for the others: what is added to the size of its output.
@@ -35,7 +35,7 @@ class Window:
         return self.output_padding is not None
 
     @property
-    def uneven(self) -> bool:
+    def border_sensitive(self) -> bool:
         """Whether the same constant everywhere may come out as different values: some positions read fewer taps."""
         return any(self.padding) or self.transposed
 
@@ -47,7 +47,7 @@ class Window:
     @property
     def pointwise(self) -> bool:
         """Whether every output position reads the input position it stands on, and no other."""
-        return all(k == 1 for k in self.kernel) and not self.uneven and all(s == 1 for s in self.stride)
+        return all(k == 1 for k in self.kernel) and not self.border_sensitive and all(s == 1 for s in self.stride)
 
 
 class Origin(enum.IntEnum):
@@ -63,17 +63,17 @@ class Origin(enum.IntEnum):
 
 @dataclass(frozen=True)
 class Affine:
-    """A linear layer or a convolution: ``y = conv(x, weight) + conv(ones, plane) + bias``.
+    """A linear layer or a convolution: ``y = conv(x, weight) + conv(ones, border_weight) + bias``.
 
     Attributes:
         weight: float64, (O, I / groups, *kernel), for a transposed convolution too; see `weights` for what is
             held.
         bias: float64, (O,).
-        window: kernel, stride, padding, dilation; empty for a linear layer.
+        geometry: kernel, stride, padding, dilation; empty for a linear layer.
         groups: number of channel groups.
-        plane: float64, (O, *kernel), or None: the weight of one more input channel that is 1 everywhere and padded
-            with zeros like the others. It carries, exactly, constants that meet a zero padding. Always None for a
-            window that is not `Window.uneven`, where it is part of the bias.
+        border_weight: float64, (O, *kernel), or None: the weight of one more input channel that is 1 everywhere and
+            padded with zeros like the others. It carries, exactly, constants that meet a zero padding. Always None
+            where the geometry is not `ConvGeometry.border_sensitive`: there it is part of the bias.
         dtype: what the layer is emitted in: what it computes in, also where the model casts float32 weights to it.
         source: names of the model's own weight and bias while the layer is unchanged, else None.
         origin: see `Origin`.
@@ -81,17 +81,17 @@ class Affine:
 
     weight: Tensor
     bias: Tensor
-    window: Window
+    geometry: ConvGeometry
     groups: int
     dtype: torch.dtype
-    plane: Tensor | None = None
+    border_weight: Tensor | None = None
     source: tuple[str, str | None] | None = None
     origin: Origin = Origin.TRAINED
 
     @property
     def size(self) -> tuple[int, ...]:
         """Shape of the weight; reading the weight itself may compute it."""
-        return held(self).size()
+        return raw_weight(self).size()
 
     @property
     def outputs(self) -> int:
@@ -107,7 +107,7 @@ class Affine:
 
     @property
     def channel_dim(self) -> int:
-        return 1 if self.window.kernel else -1
+        return 1 if self.geometry.kernel else -1
 
     def dense(self) -> Tensor:
         """The weight without groups: (O, I, *kernel)."""
@@ -119,7 +119,7 @@ class Affine:
 
     def pairs(self) -> Tensor:
         """Mask (O, I / groups) of the outputs and the inputs between which there is any weight."""
-        return nonzero(self).flatten(2).any(2) if self.window.kernel else nonzero(self)
+        return nonzero(self).flatten(2).any(2) if self.geometry.kernel else nonzero(self)
 
     def reads(self) -> Tensor:
         """Mask (I,) of the input channels that any weight multiplies."""
@@ -139,7 +139,7 @@ Affine.weight = Float64("weight")  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
-class Scale:
+class ChannelAffine:
     """``y = scale * x + shift``, per channel: a batch norm, or a rectifier that became linear.
 
     Attributes:
@@ -173,7 +173,7 @@ class Scale:
 
 
 @dataclass(frozen=True)
-class Rectify:
+class Activation:
     """A rectifier that still bends.
 
     Attributes:
@@ -201,34 +201,36 @@ class Rectify:
 
 
 @dataclass(frozen=True)
-class Field:
-    """A map that does not depend on the data: ``y = conv(ones, plane) + bias``; its input gives only the size.
+class ConstantMap:
+    """A map that does not depend on the data: ``y = conv(ones, border_weight) + bias``.
+
+    Its input gives only the size.
 
     Attributes:
-        plane: float64, (O, *kernel), or None: y is the bias everywhere.
+        border_weight: float64, (O, *kernel), or None: y is the bias everywhere.
         bias: float64, (O,).
-        window: of the convolution over the ones.
-        before: the windows that lead from the size of the input to the size of the plane of ones.
+        geometry: of the convolution over the ones.
+        before: the geometries that lead from the size of the input to the size of the map of ones.
         dtype: what it is emitted in.
         origin: see `Origin`.
     """
 
-    plane: Tensor | None
+    border_weight: Tensor | None
     bias: Tensor
-    window: Window
-    before: tuple[Window, ...]
+    geometry: ConvGeometry
+    before: tuple[ConvGeometry, ...]
     dtype: torch.dtype
     origin: Origin = Origin.TRAINED
 
     @property
     def channel_dim(self) -> int:
-        return 1 if self.window.kernel else -1
+        return 1 if self.geometry.kernel else -1
 
 
-Op: TypeAlias = Affine | Scale | Rectify | Field
+Op: TypeAlias = Affine | ChannelAffine | Activation | ConstantMap
 
 
-AnyOp = TypeVar("AnyOp", Affine, Scale, Rectify, Field)
+AnyOp = TypeVar("AnyOp", Affine, ChannelAffine, Activation, ConstantMap)
 
 
 def input_channels(op: Affine) -> Tensor:

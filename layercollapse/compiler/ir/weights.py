@@ -157,7 +157,7 @@ class Float64:
         return value if isinstance(value, Tensor) or record is None else value.tensor()
 
 
-def held(record: Any) -> Any:
+def raw_weight(record: Any) -> Any:
     """A record's weight as it is held: a tensor, a `Lazy` or a `Deferred` one."""
     return record.__dict__["weight"]
 
@@ -170,19 +170,19 @@ def computed(record: Any) -> Any:
 
 def nonzero(record: Any) -> Tensor:
     """Mask of a record's weights that are not zero, bool (O, I, *kernel)."""
-    value = held(record)
+    value = raw_weight(record)
     return value.ne(0) if isinstance(value, Tensor) else value.nonzero()
 
 
 def scaled(record: Any, row: Tensor | None = None, column: Tensor | None = None) -> Any:
     """A record's weight (O, I, *kernel) with a factor for each row, float64 (O,), and each column, float64 (I,)."""
-    value = held(record)
+    value = raw_weight(record)
     return _scaled(value, row, column) if isinstance(value, Tensor) else value.scaled(row, column)
 
 
 def taken(record: Any, rows: Tensor | None = None, columns: Tensor | None = None) -> Any:
     """A record's weight (O, I, *kernel) with the rows, and the columns, that masks keep."""
-    value = held(record)
+    value = raw_weight(record)
     return _taken(value, rows, columns) if isinstance(value, Tensor) else value.taken(rows, columns)
 
 

@@ -11,7 +11,7 @@ from layercollapse.compiler.analysis.cost import macs
 from layercollapse.compiler.ir.algebra import add, after, compose, mergeable, stack
 from layercollapse.compiler.ir.channel_map import parts
 from layercollapse.compiler.ir.graph import Net, shape, sole_user, source
-from layercollapse.compiler.ir.records import Affine, Scale
+from layercollapse.compiler.ir.records import Affine, ChannelAffine
 
 aten = torch.ops.aten
 
@@ -41,7 +41,7 @@ def flatten_concatenations(net: Net) -> bool:
 def lift_through_concatenations(net: Net) -> bool:
     """A scale behind a concatenation joins the layers that make its parts, if all of them can take it."""
     changed = False
-    for node, op in net.records(Scale):
+    for node, op in net.records(ChannelAffine):
         joined = parts(source(node))
         if joined is None or joined[0] != op.channel_dim or sole_user(source(node)) is not node:
             continue
@@ -136,7 +136,7 @@ def _pieces(
         end = start + shape(x)[op.channel_dim]
         piece = replace(op, weight=op.weight[:, start:end], source=None)
         if start:
-            piece = replace(piece, bias=torch.zeros_like(op.bias), plane=None)
+            piece = replace(piece, bias=torch.zeros_like(op.bias), border_weight=None)
         start, read, made = end, x, net.affine(x)
         if made is not None and sole_user(x) is source(node) and joined.count(x) == 1 and mergeable(made, piece):
             piece, read = compose(made, piece), source(x)

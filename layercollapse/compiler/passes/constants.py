@@ -10,7 +10,7 @@ from torch import fx
 from layercollapse.compiler.analysis.constants import Constants, constants
 from layercollapse.compiler.ir.channel_map import affine_readers, carry, factors
 from layercollapse.compiler.ir.graph import Net, dtype, operands
-from layercollapse.compiler.ir.records import Scale
+from layercollapse.compiler.ir.records import ChannelAffine
 from layercollapse.nodes import packet
 
 aten = torch.ops.aten
@@ -54,7 +54,7 @@ def _as_scale(net: Net, node: fx.Node, kept: fx.Node, other: fx.Node, known: Con
     product = packet(node) is aten.mul
     scale, shift = (value, torch.zeros_like(value)) if product else (torch.ones_like(value), value)
     name = f"{_layer_above(other)}_{'scale' if product else 'shift'}"
-    net.replace(node, net.insert(name, Scale(scale, shift, dim, dtype_of(net, other)), kept, after=kept))
+    net.replace(node, net.insert(name, ChannelAffine(scale, shift, dim, dtype_of(net, other)), kept, after=kept))
     return True
 
 

@@ -72,7 +72,7 @@ def _next(net: Net, node: fx.Node) -> fx.Node | None:
     follower = net.affine(user)
     if op is None or user is None or follower is None or not net.permits(merge_in_sequence, node, user):
         return None
-    return user if len(op.window.kernel) == len(follower.window.kernel) else None
+    return user if len(op.geometry.kernel) == len(follower.geometry.kernel) else None
 
 
 def _segments(net: Net, chain: list[fx.Node]) -> Segments:

@@ -32,8 +32,8 @@ from torch import fx
 from layercollapse.compiler.analysis.cost import macs
 from layercollapse.compiler.ir.algebra import add, after, before, compose, covers, diagonal, mergeable
 from layercollapse.compiler.ir.graph import Net, operands, shape, source
-from layercollapse.compiler.ir.records import Affine, Scale
-from layercollapse.compiler.ir.weights import held
+from layercollapse.compiler.ir.records import Affine, ChannelAffine
+from layercollapse.compiler.ir.weights import raw_weight
 from layercollapse.compiler.passes.contract_chain import merge_in_sequence
 
 aten = torch.ops.aten
@@ -50,7 +50,7 @@ class _Term:
     """
 
     read: fx.Node
-    op: Affine | Scale | None
+    op: Affine | ChannelAffine | None
     last: fx.Node
 
 
@@ -91,7 +91,7 @@ def _same(one: list[Any], two: list[Any]) -> bool:
 
 
 def _linear(net: Net, node: fx.Node) -> bool:
-    return isinstance(net.op(node), Affine | Scale) or operands(node) is not None
+    return isinstance(net.op(node), Affine | ChannelAffine) or operands(node) is not None
 
 
 def _inside(net: Net, root: fx.Node) -> set[fx.Node]:
@@ -156,8 +156,8 @@ class _Search:
         self._net, self._root, self._inside = net, root, set(region)
         self._order = _depth_first(root, self._inside)
         # With what they are made of: while that is held, nothing else has its id.
-        self._composed: dict[tuple[int, fx.Node, bool], tuple[object, Affine | Scale | None]] = {}
-        self._sums: dict[tuple[int, ...], tuple[object, Affine | Scale | None]] = {}
+        self._composed: dict[tuple[int, fx.Node, bool], tuple[object, Affine | ChannelAffine | None]] = {}
+        self._sums: dict[tuple[int, ...], tuple[object, Affine | ChannelAffine | None]] = {}
         self._fewest: dict[tuple[Any, ...], tuple[_Terms, int, _Terms]] = {}
 
     def run(self) -> _State:
@@ -182,7 +182,7 @@ class _Search:
                 for second, right in self._ways(first, pair[1], node):
                     yield self._with(second, node, (*left, *right))
             return
-        assert isinstance(op, Affine | Scale)
+        assert isinstance(op, Affine | ChannelAffine)
         for new, terms in self._ways(state, source(node), node):
             made = [self._through(term, op, node, index == 0) for index, term in enumerate(terms)]
             if None not in made:
@@ -210,7 +210,7 @@ class _Search:
     def _with(self, state: _State, node: fx.Node, terms: _Terms) -> _State:
         return replace(state, terms={**state.terms, node: self._simpler(terms, node)})
 
-    def _through(self, term: _Term, op: Affine | Scale, node: fx.Node, adds: bool) -> _Term | None:
+    def _through(self, term: _Term, op: Affine | ChannelAffine, node: fx.Node, adds: bool) -> _Term | None:
         """A term of what a layer reads as a term of what it makes; one of all adds what the layer does."""
         key = id(term.op), node, adds
         if key not in self._composed:
@@ -218,18 +218,18 @@ class _Search:
         made = self._composed[key][1]
         return None if made is None else _Term(term.read, made, node)
 
-    def _follow(self, term: _Term, op: Affine | Scale, node: fx.Node) -> Affine | Scale | None:
+    def _follow(self, term: _Term, op: Affine | ChannelAffine, node: fx.Node) -> Affine | ChannelAffine | None:
         first = term.op
         if first is None:
             return op
-        if isinstance(op, Scale):
+        if isinstance(op, ChannelAffine):
             made = after(first, op)
-            return made if isinstance(made, Affine | Scale) else None
+            return made if isinstance(made, Affine | ChannelAffine) else None
         if first.channel_dim != op.channel_dim:
             return None
-        if isinstance(first, Scale):
+        if isinstance(first, ChannelAffine):
             return before(first, op)
-        if len(first.window.kernel) != len(op.window.kernel) or not mergeable(first, op):
+        if len(first.geometry.kernel) != len(op.geometry.kernel) or not mergeable(first, op):
             return None
         return compose(first, op) if self._net.permits(merge_in_sequence, term.last, node) else None
 
@@ -287,7 +287,7 @@ class _Search:
 
     def _added(self, terms: tuple[_Term, _Term], node: fx.Node) -> _Term | None:
         """One term that does what two over one tensor do together."""
-        first, second = sorted(terms, key=lambda term: (term.op is None, isinstance(term.op, Scale)))
+        first, second = sorted(terms, key=lambda term: (term.op is None, isinstance(term.op, ChannelAffine)))
         if not self._net.permits(merge_paths, first.last, second.last, node):
             return None
         key = id(first.op), id(second.op)
@@ -342,7 +342,7 @@ class _Search:
                 continue
             if not isinstance(term.op, Affine):
                 return True
-            if term.op.inputs >= term.op.outputs and not term.op.window.transposed:
+            if term.op.inputs >= term.op.outputs and not term.op.geometry.transposed:
                 return True
         return False
 
@@ -361,9 +361,9 @@ def _depth_first(root: fx.Node, inside: set[fx.Node]) -> list[fx.Node]:
     return order
 
 
-def _class(op: Affine | Scale | None) -> Any:
+def _class(op: Affine | ChannelAffine | None) -> Any:
     """What of a record its costs depend on, alone and merged."""
-    return (op.window, op.groups, op.plane is None) if isinstance(op, Affine) else op is None
+    return (op.geometry, op.groups, op.border_weight is None) if isinstance(op, Affine) else op is None
 
 
 def _no_more(some: _Terms, terms: _Terms) -> bool:
@@ -377,14 +377,14 @@ def _no_more(some: _Terms, terms: _Terms) -> bool:
     return True
 
 
-def _no_larger(one: Affine | Scale | None, two: Affine | Scale | None) -> bool:
+def _no_larger(one: Affine | ChannelAffine | None, two: Affine | ChannelAffine | None) -> bool:
     """Whether a record over a tensor is no more work than another, whatever both are merged with."""
     if isinstance(one, Affine):
         return isinstance(two, Affine) and covers(two, one)
     return one is None or two is not None
 
 
-def _sum(one: Affine | Scale | None, two: Affine | Scale | None) -> Affine | Scale | None:
+def _sum(one: Affine | ChannelAffine | None, two: Affine | ChannelAffine | None) -> Affine | ChannelAffine | None:
     """The record that adds two over one tensor, the first of which is the layer, or the scale, if there is one."""
     if isinstance(one, Affine):
         other = two if isinstance(two, Affine) else diagonal(one, two)
@@ -398,11 +398,11 @@ def _sum(one: Affine | Scale | None, two: Affine | Scale | None) -> Affine | Sca
     return replace(one, scale=one.scale + two.scale, shift=one.shift + two.shift, uniform=uniform, origin=origin)
 
 
-def _bare(op: Affine | Scale) -> Affine | Scale:
+def _bare(op: Affine | ChannelAffine) -> Affine | ChannelAffine:
     """A record that adds nothing."""
-    if isinstance(op, Scale):
+    if isinstance(op, ChannelAffine):
         return replace(op, shift=torch.zeros_like(op.shift))
-    return replace(op, weight=held(op), bias=torch.zeros_like(op.bias), plane=None, source=None)
+    return replace(op, weight=raw_weight(op), bias=torch.zeros_like(op.bias), border_weight=None, source=None)
 
 
 def _write(net: Net, root: fx.Node, made: dict[fx.Node, _Terms]) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from layercollapse.compiler.ir.channel_map import VIEWS, carry, factors, function_of, parts
 from layercollapse.compiler.ir.graph import Net, operands, shape, source
-from layercollapse.compiler.ir.records import Affine, Field, Rectify, Scale
+from layercollapse.compiler.ir.records import Activation, Affine, ChannelAffine, ConstantMap
 from layercollapse.compiler.ir.weights import taken
 from layercollapse.nodes import packet
 from layercollapse.operations import Does, that
@@ -102,7 +102,7 @@ class _Channels:
 
     def _spares(self, user: fx.Node, empty: set[fx.Node]) -> bool:
         """Whether a reader of a tensor without needed channels can do without the tensor."""
-        return (user in empty and not isinstance(self.net.op(user), Field)) or parts(user) is not None
+        return (user in empty and not isinstance(self.net.op(user), ConstantMap)) or parts(user) is not None
 
     def _visit(self, node: fx.Node) -> None:
         op, pair, joined = self.net.op(node), operands(node) or factors(node), parts(node)
@@ -125,9 +125,9 @@ class _Channels:
         else:
             self._freeze(node)
 
-    def _record(self, node: fx.Node, op: Affine | Scale | Rectify | Field) -> None:
+    def _record(self, node: fx.Node, op: Affine | ChannelAffine | Activation | ConstantMap) -> None:
         reads = source(node)
-        if isinstance(op, Field):
+        if isinstance(op, ConstantMap):
             self._put(node, op.channel_dim, self._new(len(op.bias)))
             return
         matches = self.dims.get(reads) == op.channel_dim
@@ -175,14 +175,20 @@ def _shrink(net: Net, node: fx.Node, dim: int, keep: Tensor, kept: dict[fx.Node,
     """Give a node only some of its channels."""
     op, joined = net.op(node), parts(node)
     if isinstance(op, Affine):
-        plane = None if op.plane is None else op.plane[keep]
+        border = None if op.border_weight is None else op.border_weight[keep]
         groups = int(keep.sum()) if op.depthwise else op.groups
-        net.set(node, replace(op, weight=taken(op, keep), bias=op.bias[keep], plane=plane, groups=groups, source=None))
-    elif isinstance(op, Field):
-        net.set(node, replace(op, plane=None if op.plane is None else op.plane[keep], bias=op.bias[keep]))
-    elif isinstance(op, Scale):
+        net.set(
+            node,
+            replace(op, weight=taken(op, keep), bias=op.bias[keep], border_weight=border, groups=groups, source=None),
+        )
+    elif isinstance(op, ConstantMap):
+        net.set(
+            node,
+            replace(op, border_weight=None if op.border_weight is None else op.border_weight[keep], bias=op.bias[keep]),
+        )
+    elif isinstance(op, ChannelAffine):
         net.set(node, replace(op, scale=op.scale[keep], shift=op.shift[keep]))
-    elif isinstance(op, Rectify):
+    elif isinstance(op, Activation):
         slope, fixed = (None if v is None else v[keep] for v in (op.slope, op.fixed))
         net.set(node, replace(op, slope=slope, fixed=fixed))
     elif joined is not None:

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from layercollapse.compiler.analysis.constants import constants
-from layercollapse.compiler.ir.algebra import add_plane, after, before
+from layercollapse.compiler.ir.algebra import add_border_weight, after, before
 from layercollapse.compiler.ir.channel_map import INTERPOLATIONS, MAXIMA, affine_readers, carry
 from layercollapse.compiler.ir.graph import Net, operands, sole_user, source, tied
-from layercollapse.compiler.ir.records import Affine, Field, Origin, Rectify, Scale, input_channels
-from layercollapse.compiler.ir.weights import held, scaled
+from layercollapse.compiler.ir.records import Activation, Affine, ChannelAffine, ConstantMap, Origin, input_channels
+from layercollapse.compiler.ir.weights import raw_weight, scaled
 from layercollapse.nodes import packet
 
 aten = torch.ops.aten
@@ -21,7 +21,7 @@ aten = torch.ops.aten
 def drop_identities(net: Net) -> bool:
     """A scale of one and a shift of zero goes."""
     changed = False
-    for node, op in net.records(Scale):
+    for node, op in net.records(ChannelAffine):
         if op.identity:
             net.replace(node, source(node))
             changed = True
@@ -29,9 +29,9 @@ def drop_identities(net: Net) -> bool:
 
 
 def fold_scales_up(net: Net) -> bool:
-    """A scale joins the affine layer, field or scale that it alone reads."""
+    """A scale joins the affine layer, constant map or scale that it alone reads."""
     changed = False
-    for node, op in net.records(Scale):
+    for node, op in net.records(ChannelAffine):
         producer = source(node)
         if sole_user(producer) is not node or tied(net, net.affine(producer)):
             continue
@@ -46,10 +46,10 @@ def fold_scales_up(net: Net) -> bool:
 def fold_scales_down(net: Net) -> bool:
     """A scale joins the affine layers that read it, when all its readers are such.
 
-    A shift that meets a padding stays where it is, as a plane would cost more, but where there is a plane already.
+    A shift that meets a padding stays where it is, as a border weight would cost more, but where there is one already.
     """
     changed = False
-    for node, op in net.records(Scale):
+    for node, op in net.records(ChannelAffine):
         readers = affine_readers(net, node, op.channel_dim)
         if not readers:
             continue
@@ -64,7 +64,7 @@ def fold_scales_down(net: Net) -> bool:
                 scale[start : start + len(op.scale)] = op.scale
                 shift[start : start + len(op.scale)] = op.shift
             folded[user] = before(replace(op, scale=scale, shift=shift), reader)
-            if folded[user].plane is not None and reader.plane is None:
+            if folded[user].border_weight is not None and reader.border_weight is None:
                 break
         else:
             for user, taker in folded.items():
@@ -80,7 +80,7 @@ def sink_scales(net: Net) -> bool:
     A maximum commutes with a scale only where the scale is not negative.
     """
     changed = False
-    for node, op in net.records(Scale):
+    for node, op in net.records(ChannelAffine):
         user = sole_user(node)
         place = carry(user, op.channel_dim) if user is not None else None
         if user is None or place is None or (packet(user) in MAXIMA and bool((op.scale < 0).any())):
@@ -103,15 +103,15 @@ def sink_scales(net: Net) -> bool:
 def lift_through_sums(net: Net) -> bool:
     """A scale behind a sum joins the layers that the sum adds: all of them, or one if it only shifts."""
     changed = False
-    for node, op in net.records(Scale):
+    for node, op in net.records(ChannelAffine):
         total = source(node)
         pair = operands(total)
         if pair is None or pair[0] is pair[1] or sole_user(total) is not node:
             continue
         takers = []
-        for x in sorted(pair, key=lambda x: isinstance(net.op(x), Field)):
+        for x in sorted(pair, key=lambda x: isinstance(net.op(x), ConstantMap)):
             made = net.op(x)
-            if sole_user(x) is total and isinstance(made, Affine | Field) and made.channel_dim == op.channel_dim:
+            if sole_user(x) is total and isinstance(made, Affine | ConstantMap) and made.channel_dim == op.channel_dim:
                 takers.append(x)
         if op.shifts_only and takers:
             takers = takers[:1]
@@ -131,7 +131,7 @@ def fold_constants(net: Net) -> bool:
     """The constant channels that a layer reads move into its bias; at a zero padding, into one of these channels.
 
     Every constant that meets a padding has the same shape at the border, so one channel can carry them all: the one
-    with the largest value. A layer that reads nothing else keeps them as its plane.
+    with the largest value. A layer that reads nothing else keeps them as its border weight.
     """
     known = constants(net)
     changed = False
@@ -141,7 +141,9 @@ def fold_constants(net: Net) -> bool:
             continue
         folded = _fold_grouped(op, value) if op.groups > 1 else _fold_constants(op, value)
         if folded is not None:
-            net.set(node, replace(folded, weight=held(folded), origin=Origin.TRAINED))  # of whatever made the constants
+            net.set(
+                node, replace(folded, weight=raw_weight(folded), origin=Origin.TRAINED)
+            )  # of whatever made the constants
             changed = True
     return changed
 
@@ -150,64 +152,64 @@ def _fold_constants(op: Affine, value: Tensor) -> Affine | None:
     gone = ~value.isnan()
     filled = value.nan_to_num(0.0)
     carrier = None
-    if op.window.uneven and not bool(gone.all()):
+    if op.geometry.border_sensitive and not bool(gone.all()):
         largest = int(filled.abs().argmax())
         if filled[largest] != 0:
             carrier = largest
             gone[carrier] = False
         else:
             gone &= filled == 0
-    if not bool((op.reads() & gone).any()) and (carrier is None or op.plane is None):
+    if not bool((op.reads() & gone).any()) and (carrier is None or op.border_weight is None):
         return None
     weight = op.weight
     part = (weight[:, gone] * _columns(filled[gone], weight)).sum(1)  # (O, *kernel)
     if carrier is None:
-        return add_plane(replace(op, weight=scaled(op, column=(~gone).double()), source=None), part)
-    if op.plane is not None:
-        part = part + op.plane
+        return add_border_weight(replace(op, weight=scaled(op, column=(~gone).double()), source=None), part)
+    if op.border_weight is not None:
+        part = part + op.border_weight
     weight = weight.masked_fill(_columns(gone, weight), 0.0)
     weight[:, carrier] += part / filled[carrier]
-    return replace(op, weight=weight, plane=None, source=None)
+    return replace(op, weight=weight, border_weight=None, source=None)
 
 
 def _fold_grouped(op: Affine, value: Tensor) -> Affine | None:
     """Without a carrier, which would have to stand in every group: nonzero constants stay where they meet a padding."""
     filled = value.nan_to_num(0.0)
     constant = ~value.isnan()
-    if op.window.uneven and not bool(constant.all()):
+    if op.geometry.border_sensitive and not bool(constant.all()):
         constant &= filled == 0
-    taps = [1] * len(op.window.kernel)
+    taps = [1] * len(op.geometry.kernel)
     index, weight = input_channels(op), op.weight
     gone = constant[index].reshape(*index.shape, *taps)
     if not bool((weight.ne(0) & gone).any()):
         return None
     part = (weight * gone * filled[index].reshape(gone.shape)).sum(1)
-    return add_plane(replace(op, weight=weight.masked_fill(gone, 0.0), source=None), part)
+    return add_border_weight(replace(op, weight=weight.masked_fill(gone, 0.0), source=None), part)
 
 
 def cut_dead_layers(net: Net) -> bool:
-    """A layer whose weights are all zero becomes a field: it reads only the size of its input."""
+    """A layer whose weights are all zero becomes a constant map: it reads only the size of its input."""
     changed = False
     for node, op in net.records(Affine):
         if not bool(op.reads().any()):
-            net.set(node, Field(op.plane, op.bias, op.window, (), op.dtype, op.origin))
+            net.set(node, ConstantMap(op.border_weight, op.bias, op.geometry, (), op.dtype, op.origin))
             changed = True
     return changed
 
 
 def raise_references(net: Net) -> bool:
-    """A field takes its size from an earlier tensor, when nothing but fields reads the one it has."""
+    """A constant map takes its size from an earlier tensor, when nothing but constant maps reads the one it has."""
     changed = False
-    for node, op in net.records(Field):
+    for node, op in net.records(ConstantMap):
         reference = source(node)
-        if any(not isinstance(net.op(user), Field) for user in reference.users):
+        if any(not isinstance(net.op(user), ConstantMap) for user in reference.users):
             continue
         previous, pair = net.op(reference), operands(reference)
-        if isinstance(previous, Scale | Rectify):
+        if isinstance(previous, ChannelAffine | Activation):
             node.replace_input_with(reference, source(reference))
-        elif isinstance(previous, Affine | Field) and len(previous.window.kernel) == len(op.window.kernel):
-            earlier = previous.before if isinstance(previous, Field) else ()
-            net.set(node, replace(op, before=(*earlier, previous.window, *op.before)))
+        elif isinstance(previous, Affine | ConstantMap) and len(previous.geometry.kernel) == len(op.geometry.kernel):
+            earlier = previous.before if isinstance(previous, ConstantMap) else ()
+            net.set(node, replace(op, before=(*earlier, previous.geometry, *op.before)))
             node.replace_input_with(reference, source(reference))
         elif pair is not None:
             node.replace_input_with(reference, pair[0])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from layercollapse.compiler.analysis.constants import constants, rectified
 from layercollapse.compiler.ir.graph import Net, shape, source
-from layercollapse.compiler.ir.records import Origin, Rectify, Scale
+from layercollapse.compiler.ir.records import Activation, ChannelAffine, Origin
 from layercollapse.counts import MIXED, OFF, SATURATED
 
 aten = torch.ops.aten
@@ -18,14 +18,14 @@ aten = torch.ops.aten
 
 def bending_sites(net: Net) -> set[str]:
     """The sites whose rectifier can be replaced: all but those in a form that has no record."""
-    return {op.site for _, op in net.records(Rectify)}
+    return {op.site for _, op in net.records(Activation)}
 
 
 def constant_sites(net: Net) -> dict[str, Tensor]:
     """The sites whose input holds one value per channel whatever the data: name -> these values, float64 (C,)."""
     known = constants(net)
     found = {}
-    for node, op in net.records(Rectify):
+    for node, op in net.records(Activation):
         value = known.get(source(node), op.channel_dim)
         if value is not None and not bool(value.isnan().any()):
             found[op.site] = value
@@ -46,7 +46,7 @@ def linearize(net: Net, states: Mapping[str, Tensor]) -> bool:
         Whether any rectifier has gone, or any neuron has one value.
     """
     changed = False
-    for node, op in net.records(Rectify):
+    for node, op in net.records(Activation):
         if op.site not in states:
             continue
         state = states[op.site]
@@ -72,7 +72,7 @@ def replace_neurons(net: Net, states: Mapping[str, Tensor]) -> None:
     Where others of its site bend, the rectifier is computed for all of them, and its values are taken for these.
     """
     linearize(net, states)
-    for node, op in net.records(Rectify):
+    for node, op in net.records(Activation):
         if op.fixed is None:
             continue
         state = states[op.site]
@@ -88,9 +88,9 @@ def replace_neurons(net: Net, states: Mapping[str, Tensor]) -> None:
         net.reroute(node, both)
 
 
-def _scale(op: Rectify, states: Tensor) -> Scale:
+def _scale(op: Activation, states: Tensor) -> ChannelAffine:
     if states.is_floating_point():
-        return Scale(torch.zeros_like(states), rectified(op, states), op.channel_dim, op.dtype)
+        return ChannelAffine(torch.zeros_like(states), rectified(op, states), op.channel_dim, op.dtype)
     off, saturated = states == OFF, states == SATURATED
     scale = torch.ones(len(states), dtype=torch.float64)
     shift = torch.zeros_like(scale)
@@ -101,4 +101,4 @@ def _scale(op: Rectify, states: Tensor) -> Scale:
     if op.upper is not None:
         scale[saturated], shift[saturated] = 0.0, op.upper
     origin = Origin.BUFFER if op.slope is None else Origin.TRAINED
-    return Scale(scale, shift, op.channel_dim, op.dtype, origin=origin)
+    return ChannelAffine(scale, shift, op.channel_dim, op.dtype, origin=origin)

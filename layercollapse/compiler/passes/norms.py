@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from layercollapse.compiler.ir.algebra import before
 from layercollapse.compiler.ir.arguments import float64
 from layercollapse.compiler.ir.graph import Net, shape, shared
-from layercollapse.compiler.ir.records import Scale
+from layercollapse.compiler.ir.records import ChannelAffine
 from layercollapse.nodes import packet
 
 aten = torch.ops.aten
@@ -36,7 +36,7 @@ def strip_norms(net: Net) -> bool:
         shift = torch.zeros_like(scale) if bias is None else float64(bias)
         for user, op in readers:
             assert op is not None
-            net.set(user, before(Scale(scale, shift, -1, op.dtype), op))
+            net.set(user, before(ChannelAffine(scale, shift, -1, op.dtype), op))
         node.args = (*arguments[:2], None, None, *arguments[4:])
         changed = True
     return changed

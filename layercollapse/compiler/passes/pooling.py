@@ -19,7 +19,7 @@ from layercollapse.compiler.analysis.cost import macs
 from layercollapse.compiler.ir.algebra import compose, mergeable
 from layercollapse.compiler.ir.channel_map import AVERAGES, carry
 from layercollapse.compiler.ir.graph import Net, shape, sole_user, source
-from layercollapse.compiler.ir.records import Affine, Window
+from layercollapse.compiler.ir.records import Affine, ConvGeometry
 from layercollapse.nodes import packet, spread
 
 aten = torch.ops.aten
@@ -55,20 +55,20 @@ def sink_layers(net: Net) -> bool:
 
 
 def _reads_one_position(op: Affine) -> bool:
-    return not op.window.kernel or (op.window.pointwise and op.plane is None)
+    return not op.geometry.kernel or (op.geometry.pointwise and op.border_weight is None)
 
 
 def _at(op: Affine, dim: int, rank: int) -> Affine | None:
     """The same layer over a tensor with its channels along another dimension, or with fewer dimensions."""
     dims = rank - 2 if dim == 1 else 0
-    if dims == len(op.window.kernel):
+    if dims == len(op.geometry.kernel):
         return op if dim == op.channel_dim else None
-    if dim == 1 and op.window.kernel:
-        window = Window((1,) * dims, (1,) * dims, (0,) * dims, (1,) * dims)
-        return replace(op, weight=op.weight.reshape(*op.size[:2], *window.kernel), window=window, source=None)
+    if dim == 1 and op.geometry.kernel:
+        geometry = ConvGeometry((1,) * dims, (1,) * dims, (0,) * dims, (1,) * dims)
+        return replace(op, weight=op.weight.reshape(*op.size[:2], *geometry.kernel), geometry=geometry, source=None)
     if dim == -1 and op.groups == 1 and rank == 2:
-        return replace(op, weight=op.weight.flatten(1), window=Window(), source=None)
-    return op if not op.window.kernel and dim == -1 else None
+        return replace(op, weight=op.weight.flatten(1), geometry=ConvGeometry(), source=None)
+    return op if not op.geometry.kernel and dim == -1 else None
 
 
 def merge_with_pooling(net: Net) -> bool:
@@ -91,9 +91,9 @@ def merge_with_pooling(net: Net) -> bool:
 
 def _pooling(node: fx.Node, op: Affine) -> Affine | None:
     """An average pooling of what a convolution gives, as a depthwise convolution."""
-    if packet(node) not in _POOLS or len(shape(node)) != len(op.window.kernel) + 2:
+    if packet(node) not in _POOLS or len(shape(node)) != len(op.geometry.kernel) + 2:
         return None
-    dims = len(op.window.kernel)
+    dims = len(op.geometry.kernel)
     defaults: list[Any] = [None, None, None, 0, False, True, None]
     arguments: list[Any] = [*node.args, *defaults[len(node.args) :]]
     if node.kwargs or len(arguments) > len(defaults):
@@ -103,7 +103,7 @@ def _pooling(node: fx.Node, op: Affine) -> Affine | None:
         return None  # windows beyond the border, or with weights that differ there
     weight = torch.full((op.outputs, 1, *kernel), 1 / (arguments[6] or math.prod(kernel)), dtype=torch.float64)
     bias = torch.zeros(op.outputs, dtype=torch.float64)
-    return Affine(weight, bias, Window(kernel, stride, padding, (1,) * dims), op.outputs, op.dtype)
+    return Affine(weight, bias, ConvGeometry(kernel, stride, padding, (1,) * dims), op.outputs, op.dtype)
 
 
 def merge_through_flatten(net: Net) -> bool:
@@ -117,14 +117,14 @@ def merge_through_flatten(net: Net) -> bool:
         user = sole_user(node)
         below = sole_user(user) if user is not None and packet(user) is aten.flatten else None
         second = net.affine(below)
-        if user is None or below is None or second is None or not op.window.kernel or op.window.transposed:
+        if user is None or below is None or second is None or not op.geometry.kernel or op.geometry.transposed:
             continue
         if not net.permits(merge_through_flatten, node, user, below):
             continue
-        if second.window.kernel or carry(user, 1) != (-1, math.prod(shape(node)[2:])) or len(shape(user)) != 2:
+        if second.geometry.kernel or carry(user, 1) != (-1, math.prod(shape(node)[2:])) or len(shape(user)) != 2:
             continue
         size = shape(source(node))
-        if any(s > 1 for s in op.window.stride):
+        if any(s > 1 for s in op.geometry.stride):
             continue  # the network also takes inputs of other sizes, which leave as many positions
         if second.inputs != math.prod(shape(node)[1:]) or size[1] != op.inputs:
             continue
@@ -135,7 +135,7 @@ def merge_through_flatten(net: Net) -> bool:
         flat = (size[0], merged.inputs)
         user.replace_input_with(node, source(node))
         user.meta["shape"] = flat
-        if not op.window.pointwise:
+        if not op.geometry.pointwise:
             user.meta["maps"] = size[2:]  # flattened, maps of another size may have as many positions
         net.set(below, merged)
         net.erase(node)
@@ -145,17 +145,17 @@ def merge_through_flatten(net: Net) -> bool:
 
 def _through_flatten(op: Affine, second: Affine, made: tuple[int, ...], read: tuple[int, ...]) -> Affine:
     """The linear layer ``second(flatten(op(x)))`` for maps of the sizes that the convolution makes and reads."""
-    dims, window = len(read), op.window
+    dims, geometry = len(read), op.geometry
     rows = second.weight.reshape(second.outputs, op.outputs, *made)
     turn: Any = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[dims - 1]
-    parts = zip(read, made, window.extent, window.stride, window.padding, strict=True)
+    parts = zip(read, made, geometry.extent, geometry.stride, geometry.padding, strict=True)
     beyond = [size - ((out - 1) * s - 2 * p + extent) for size, out, extent, s, p in parts]  # what no window reaches
     ones = op.bias.reshape(-1, *[1] * dims).expand(-1, *made)
-    if op.plane is not None:
+    if op.border_weight is not None:
         convolve: Any = (F.conv1d, F.conv2d, F.conv3d)[dims - 1]
-        settings = (window.stride, window.padding, window.dilation)
-        ones = ones + convolve(rows.new_ones(1, 1, *read), op.plane.unsqueeze(1), None, *settings).squeeze(0)
-    weight = turn(rows, op.dense(), None, window.stride, window.padding, 0, 1, window.dilation)
+        settings = (geometry.stride, geometry.padding, geometry.dilation)
+        ones = ones + convolve(rows.new_ones(1, 1, *read), op.border_weight.unsqueeze(1), None, *settings).squeeze(0)
+    weight = turn(rows, op.dense(), None, geometry.stride, geometry.padding, 0, 1, geometry.dilation)
     weight = F.pad(weight, [amount for more in reversed(beyond) for amount in (0, more)])
     bias = second.bias + (rows * ones).flatten(1).sum(1)
-    return Affine(weight.flatten(1), bias, Window(), 1, second.dtype)
+    return Affine(weight.flatten(1), bias, ConvGeometry(), 1, second.dtype)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from layercollapse.compiler.ir.algebra import add_plane
+from layercollapse.compiler.ir.algebra import add_border_weight
 from layercollapse.compiler.ir.graph import Net
 from layercollapse.compiler.ir.records import Affine
 from layercollapse.compiler.ir.weights import nonzero
@@ -14,7 +14,7 @@ def trim_kernels(net: Net) -> bool:
     """Outer taps that are zero go, as far as the padding allows the same cut on both sides."""
     changed = False
     for node, op in net.records(Affine):
-        if not op.window.kernel or op.window.transposed or not net.permits(trim_kernels, node):
+        if not op.geometry.kernel or op.geometry.transposed or not net.permits(trim_kernels, node):
             continue
         if not bool(op.reads().any()):
             continue
@@ -27,21 +27,21 @@ def trim_kernels(net: Net) -> bool:
 
 def _trim(op: Affine) -> Affine | None:
     used = nonzero(op).flatten(0, 1).any(0)
-    if op.plane is not None:
-        used |= op.plane.ne(0).any(0)
+    if op.border_weight is not None:
+        used |= op.border_weight.ne(0).any(0)
     cuts = []
-    for dim, (k, p, d) in enumerate(zip(op.window.kernel, op.window.padding, op.window.dilation, strict=True)):
+    for dim, (k, p, d) in enumerate(zip(op.geometry.kernel, op.geometry.padding, op.geometry.dilation, strict=True)):
         taps = used.movedim(dim, 0).reshape(k, -1).any(1).nonzero().flatten()
         cuts.append(min(int(taps[0]), k - 1 - int(taps[-1]), p // d))
     if not any(cuts):
         return None
-    inside = tuple(slice(c, k - c) for c, k in zip(cuts, op.window.kernel, strict=True))
-    window = replace(
-        op.window,
-        kernel=tuple(k - 2 * c for c, k in zip(cuts, op.window.kernel, strict=True)),
-        padding=tuple(p - c * d for c, p, d in zip(cuts, op.window.padding, op.window.dilation, strict=True)),
+    inside = tuple(slice(c, k - c) for c, k in zip(cuts, op.geometry.kernel, strict=True))
+    geometry = replace(
+        op.geometry,
+        kernel=tuple(k - 2 * c for c, k in zip(cuts, op.geometry.kernel, strict=True)),
+        padding=tuple(p - c * d for c, p, d in zip(cuts, op.geometry.padding, op.geometry.dilation, strict=True)),
     )
-    plane = None if op.plane is None else op.plane[(slice(None), *inside)]
+    border = None if op.border_weight is None else op.border_weight[(slice(None), *inside)]
     weight = op.weight[(slice(None), slice(None), *inside)].clone()
-    trimmed = replace(op, weight=weight, window=window, plane=None, source=None)
-    return trimmed if plane is None else add_plane(trimmed, plane)
+    trimmed = replace(op, weight=weight, geometry=geometry, border_weight=None, source=None)
+    return trimmed if border is None else add_border_weight(trimmed, border)

@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 
 from layercollapse.compiler.backend.emit import build
-from layercollapse.compiler.ir.records import Affine, Field
+from layercollapse.compiler.ir.records import Affine, ConstantMap
 
 _ROUNDS = 15
 
@@ -30,13 +30,15 @@ class Clock:
         """Time of ``op`` on an input (N, I, *spatial) or (N, *, I), in ms."""
         channels = list(inputs)
         channels[op.channel_dim] = op.inputs  # channels may have gone since the shape was noted
-        key = (op.size, op.window, op.groups, op.plane is None, tuple(channels), op.dtype)
+        key = (op.size, op.geometry, op.groups, op.border_weight is None, tuple(channels), op.dtype)
         if key not in self._times:
             # Zeros are as fast as anything else: nothing that is merged is computed for this.
             zeros = replace(op, weight=torch.zeros(op.size, dtype=op.dtype))
             parts = [build(zeros, self._device).eval()]
-            if op.plane is not None:
-                parts.append(build(Field(op.plane, op.bias, op.window, (), op.dtype), self._device).eval())
+            if op.border_weight is not None:
+                parts.append(
+                    build(ConstantMap(op.border_weight, op.bias, op.geometry, (), op.dtype), self._device).eval()
+                )
             # Here they leave the user's random numbers alone.
             x = torch.zeros(channels, dtype=op.dtype, device=self._device)
             with torch.inference_mode():

@@ -15,7 +15,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx
 
 from layercollapse.compiler.ir.graph import Net
-from layercollapse.compiler.ir.records import Affine, Field, Rectify, Scale
+from layercollapse.compiler.ir.records import Activation, Affine, ChannelAffine, ConstantMap
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def regions(nets: Mapping[str, Net]) -> list[Region]:
             if all(structure(part) != structure(other) for other in ways.values()):
                 ways[way] = part
         layers = [
-            [str(node.target) for node in part.graph.nodes if isinstance(part.op(node), Affine | Field)]
+            [str(node.target) for node in part.graph.nodes if isinstance(part.op(node), Affine | ConstantMap)]
             for part in ways.values()
         ]
         named = dict.fromkeys(name for some in sorted(layers, key=len, reverse=True) for name in some)
@@ -82,12 +82,12 @@ def _does(net: Net, node: fx.Node) -> Any:
     op = net.op(node)
     sizes = tuple(x.meta.get("shape") for x in (node, *node.all_input_nodes))
     if isinstance(op, Affine):
-        return op.size, op.window, op.groups, op.plane is None, op.dtype, sizes
-    if isinstance(op, Scale):
+        return op.size, op.geometry, op.groups, op.border_weight is None, op.dtype, sizes
+    if isinstance(op, ChannelAffine):
         return op.shifts_only, op.scales_only, op.uniform, op.channel_dim, op.dtype, sizes
-    if isinstance(op, Field):
-        return None if op.plane is None else op.plane.shape, op.window, op.before, op.dtype, sizes
-    if isinstance(op, Rectify):
+    if isinstance(op, ConstantMap):
+        return None if op.border_weight is None else op.border_weight.shape, op.geometry, op.before, op.dtype, sizes
+    if isinstance(op, Activation):
         return op.kind, op.channel_dim, op.dtype, sizes
     return node.op, node.target if node.op == "call_function" else "", sizes
 
@@ -160,7 +160,7 @@ class Recorder(fx.Interpreter):
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         op = self.net.ops[target]
         # A number in the code is none of the model's modules (see `restore_numbers`), and changes values alone.
-        number = isinstance(op, Scale) and op.uniform == "number"
+        number = isinstance(op, ChannelAffine) and op.uniform == "number"
         return args[0] if number else self.submodules[target](*args, **kwargs)
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:

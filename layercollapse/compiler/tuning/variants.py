@@ -13,7 +13,7 @@ from layercollapse.compiler.analysis.cost import net_depth
 from layercollapse.compiler.analysis.obstacles import obstacles
 from layercollapse.compiler.backend.emit import emit
 from layercollapse.compiler.ir.graph import Net, shape
-from layercollapse.compiler.ir.records import Rectify
+from layercollapse.compiler.ir.records import Activation
 from layercollapse.compiler.tuning import timer as race
 
 INPUT = "the model as it came"
@@ -48,7 +48,7 @@ def form(name: str, net: Net, device: torch.device, shared: dict[str, Tensor]) -
     """The form of a net, which is used up; `shared` as for `emit`."""
     facts: dict[str, Any] = {
         "depth": net_depth(net),
-        "bending": {op.site: shape(node)[op.channel_dim] for node, op in net.records(Rectify)},
+        "bending": {op.site: shape(node)[op.channel_dim] for node, op in net.records(Activation)},
         "kept": {} if name == UNCHANGED else {**net.kept, **obstacles(net)},
         "repadded": tuple(" → ".join(pair) for pair in net.repadded),
         "calls": net.calls(),

@@ -24,7 +24,7 @@ from layercollapse.compiler.analysis.bounds.interval import ROW_ENTRIES, Interva
 from layercollapse.compiler.analysis.bounds.movement import moved_bounds
 from layercollapse.compiler.analysis.constants import rectified
 from layercollapse.compiler.ir.graph import Net, dtype, shape, source
-from layercollapse.compiler.ir.records import Affine, Field, Rectify, Scale
+from layercollapse.compiler.ir.records import Activation, Affine, ChannelAffine, ConstantMap
 from layercollapse.counts import MIXED, OFF, ON, SATURATED
 from layercollapse.errors import LayerCollapseError
 from layercollapse.nodes import packet
@@ -68,7 +68,7 @@ def neuron_states(net: Net, box: Box | None = None) -> dict[str, Tensor]:
     """As `proven_states`, of every piecewise linear site of which anything is known: neurons not proven are mixed."""
     intervals = bounds(net, box)
     found = {}
-    for node, op in net.records(Rectify):
+    for node, op in net.records(Activation):
         read = intervals.get(source(node))
         if read is None or op.kind in (*_LOWEST, "elu", "celu", "selu"):
             continue
@@ -124,10 +124,10 @@ def _of(net: Net, node: fx.Node, known: Mapping[fx.Node, Interval]) -> Interval 
         if isinstance(op, Affine):
             made = mixing.rows_of(net, source(node)) if op.channel_dim == -1 else None
             ends = _affine(op, along) if made is None else mixing.read(op, made)
-        elif isinstance(op, Scale):
+        elif isinstance(op, ChannelAffine):
             ends = _scale(op, along)
         else:
-            ends = _field(op) if isinstance(op, Field) else _rectify(op, along)
+            ends = _field(op) if isinstance(op, ConstantMap) else _rectify(op, along)
         return channelwise(*ends, op.channel_dim, rank)
     if node.op == "get_attr":
         return _stored(net.tensors[str(node.target)]) if _is_read(node) else None
@@ -174,16 +174,18 @@ def _operation(net: Net, node: fx.Node, known: Mapping[fx.Node, Interval]) -> In
 
 
 def _affine(op: Affine, interval: Interval) -> Interval:
-    weight = op.weight.flatten(2) if op.window.kernel else op.weight.unsqueeze(2)  # (O, I / groups, taps)
-    low, high = interval.including(0.0) if op.window.uneven else interval  # the padding is zero
+    weight = op.weight.flatten(2) if op.geometry.kernel else op.weight.unsqueeze(2)  # (O, I / groups, taps)
+    low, high = interval.including(0.0) if op.geometry.border_sensitive else interval  # the padding is zero
     low, high = op.spread(low), op.spread(high)  # (O, I / groups) or (1, I)
     count = weight.shape[1] * weight.shape[2] + 2
-    plane = torch.zeros(op.outputs, 0, dtype=torch.float64) if op.plane is None else op.plane.flatten(1)
+    border = (
+        torch.zeros(op.outputs, 0, dtype=torch.float64) if op.border_weight is None else op.border_weight.flatten(1)
+    )
     ends: list[Interval] = []
     rows = max(1, ROW_ENTRIES // max(1, weight.shape[1] * weight.shape[2]))
     for start in range(0, op.outputs, rows):
         some = slice(start, start + rows)
-        part, bias, taps = weight[some], op.bias[some, None], plane[some]
+        part, bias, taps = weight[some], op.bias[some, None], border[some]
         least, most = (end[some] if op.groups > 1 else end for end in (low, high))
         up, down = part.clamp(min=0).sum(2), part.clamp(max=0).sum(2)  # (O, I / groups)
         terms = [_product(up, least) + _product(down, most), bias, taps.clamp(max=0)]
@@ -192,19 +194,21 @@ def _affine(op: Affine, interval: Interval) -> Interval:
     return Interval(*(torch.cat(end) for end in zip(*ends, strict=True)))
 
 
-def _scale(op: Scale, interval: Interval) -> Interval:
+def _scale(op: ChannelAffine, interval: Interval) -> Interval:
     ends = torch.stack([_product(op.scale, end) for end in interval])
     return rounded(torch.stack([ends.amin(0), op.shift]), torch.stack([ends.amax(0), op.shift]), op.dtype, 4)
 
 
-def _field(op: Field) -> Interval:
-    taps = torch.zeros(len(op.bias), 1, dtype=torch.float64) if op.plane is None else op.plane.flatten(1)
+def _field(op: ConstantMap) -> Interval:
+    taps = (
+        torch.zeros(len(op.bias), 1, dtype=torch.float64) if op.border_weight is None else op.border_weight.flatten(1)
+    )
     low = torch.cat([taps.clamp(max=0), op.bias[:, None]], 1)
     high = torch.cat([taps.clamp(min=0), op.bias[:, None]], 1)
     return rounded(low.T, high.T, op.dtype, taps.shape[1] + 2)
 
 
-def _rectify(op: Rectify, interval: Interval) -> Interval:
+def _rectify(op: Activation, interval: Interval) -> Interval:
     ends = torch.stack([rectified(op, end) for end in interval]).nan_to_num(nan=0.0, posinf=math.inf, neginf=-math.inf)
     low, high = ends.amin(0), ends.amax(0)
     turn = _LOWEST.get(op.kind, op.lower)
