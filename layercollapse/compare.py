@@ -74,8 +74,15 @@ def collapse_and_compare(
         found = compare(model, result.model, test_data)
         record.max_abs_error = found.max_abs_error
         record.identical, record.compared = found.same, found.samples
-    record.repadded, record.forms, record.form = list(result.repadded), dict(result.latency), result.form
-    record.regions = [Region(list(made.layers), made.way, dict(made.times)) for made in result.regions]
+    record.repadded, record.forms, record.form = (
+        list(result.repadded),
+        {name.value: ms for name, ms in result.latency.items()},
+        result.form.value,
+    )
+    record.regions = [
+        Region(list(made.layers), made.variant.value, {variant.value: ms for variant, ms in made.times.items()})
+        for made in result.regions
+    ]
     record.verdicts = [Verdict(site.name, site.kind, site.status, site.guarantee, site.reason) for site in result.sites]
     with _noted(record, "measuring the collapsed model"):
         _measure(model, result, example, test=test, record=record, folder=folder)

@@ -85,10 +85,10 @@ class Verdict:
 
 @dataclass
 class Region:
-    """A part of the network that there was more than one way to write: the `way` taken; `times` in ms by way."""
+    """A part of the network that there was more than one variant of: the `variant` taken; `times` in ms by variant."""
 
     layers: list[str]
-    way: str
+    variant: str
     times: dict[str, float]
 
 

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 from layercollapse import plots
 from layercollapse._version import __version__
-from layercollapse.compiler.tuning.autotune import ALL
-from layercollapse.compiler.tuning.variants import CHOSEN
+from layercollapse.compiler.tuning.variants import Variant
 from layercollapse.errors import require
 from layercollapse.files import write_text
 from layercollapse.record import Record
@@ -150,7 +149,7 @@ def html(record: Record) -> str:
         rows=rows(record) if record.before and record.after else [],
         agreement=agreement_text(record),
         plot=jinja2.utils.markupsafe.Markup(plots.accuracy_and_sparsity(steps, record.chosen, limit)) if steps else "",
-        unused=record.form != CHOSEN and any(region.way != ALL for region in record.regions),
+        unused=record.form != Variant.CHOSEN and any(region.variant != Variant.ALL for region in record.regions),
         highest=max((value for step in steps for value in step.entropy), default=0) or 1,
     )
 

@@ -7,8 +7,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from layercollapse.compiler.analysis.cost import macs
-from layercollapse.compiler.driver import search
-from layercollapse.compiler.tuning import timer as race
+from layercollapse.compiler.driver import api
 
 # Properties of the ops: slow on a busy machine, and large. LAYERCOLLAPSE_NIGHTLY_CASES: of each op, with -m nightly.
 slow_data = [HealthCheck.too_slow, HealthCheck.data_too_large]
@@ -70,6 +69,19 @@ def one_thread():
         yield
 
 
+class Counted:
+    """A cost model without a clock: multiply-accumulates of layers; networks take the same time, all of them."""
+
+    def __init__(self, device):
+        pass
+
+    def layer(self, op, inputs):
+        return macs(op, inputs)
+
+    def networks(self, models, example_inputs, *, seconds, passes):
+        return dict.fromkeys(models, 1.0)
+
+
 @pytest.fixture(autouse=True)
 def counted(request, monkeypatch):
     """Multiplications decide how a network is written, where a test is not marked `timed`.
@@ -77,5 +89,4 @@ def counted(request, monkeypatch):
     Networks this small take microseconds, and on a machine with other work every race has two outcomes.
     """
     if request.node.get_closest_marker("timed") is None:
-        monkeypatch.setattr(search, "Clock", lambda device: macs)
-        monkeypatch.setattr(race, "timed", lambda models, *_, **__: dict.fromkeys(models, 1.0))
+        monkeypatch.setattr(api, "Latency", Counted)

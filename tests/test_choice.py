@@ -9,9 +9,8 @@ import torch
 from torch import nn
 
 import layercollapse as lc
-from layercollapse.compiler.tuning import autotune as choice
-from layercollapse.compiler.tuning import timer as race
-from layercollapse.compiler.tuning import variants as forms
+from layercollapse.compiler.driver import api
+from layercollapse.compiler.tuning.variants import Variant
 
 SEQUENCE, EIGHTS = "layers kept in sequence", "channels dropped in eights"
 Times = Callable[[dict[str, nn.Module]], dict[str, float]]
@@ -24,8 +23,8 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Callable[[Times], list[tuple[str, .
     def give(times: Times) -> list[tuple[str, ...]]:
         races: list[tuple[str, ...]] = []
 
-        def timed(models, inputs, device, *, seconds, passes):
-            if forms.INPUT in models:
+        def networks(self, models, inputs, *, seconds, passes):
+            if Variant.INPUT in models:
                 return dict.fromkeys(models, 1.0)
             races.append(tuple(models))
             with torch.no_grad():
@@ -33,7 +32,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Callable[[Times], list[tuple[str, .
             assert len({tuple(y.shape for y in result) for result in results}) == 1
             return times(models)
 
-        monkeypatch.setattr(race, "timed", timed)
+        monkeypatch.setattr(api.Latency, "networks", networks)
         return races
 
     return give
@@ -66,15 +65,19 @@ def test_two_regions_choose_differently(seen) -> None:
     model[4].weight.data[0] = 0.0  # so that the regions are not the same in what else is left out
     result = lc.collapse(model, x, None, tolerance=1e-5)
     assert layers(result.model) == [(6, 6), (6, 5), (5, 6)]
-    assert result.form == forms.CHOSEN
+    assert result.form == Variant.CHOSEN
     torch.testing.assert_close(result.model(x), model(x))
-    chosen = {region.layers: (region.way, dict(region.times)) for region in result.regions if SEQUENCE in region.times}
-    assert chosen == {
-        ("0", "1"): (choice.ALL, {choice.ALL: 1.0, SEQUENCE: 2.0}),
-        ("3", "4"): (SEQUENCE, {choice.ALL: 2.0, SEQUENCE: 1.0}),
+    chosen = {
+        region.layers: (region.variant, dict(region.times)) for region in result.regions if SEQUENCE in region.times
     }
-    assert races.count((choice.ALL, SEQUENCE)) + races.count((SEQUENCE, choice.ALL)) == 3  # the loser of one is second
-    assert "3, 4: layers kept in sequence: 1.000 ms, every rule applied: 2.000 ms" in result.explain()
+    assert chosen == {
+        ("0", "1"): (Variant.ALL, {Variant.ALL: 1.0, SEQUENCE: 2.0}),
+        ("3", "4"): (SEQUENCE, {Variant.ALL: 2.0, SEQUENCE: 1.0}),
+    }
+    assert (
+        races.count((Variant.ALL, SEQUENCE)) + races.count((SEQUENCE, Variant.ALL)) == 3
+    )  # the loser of one is second
+    assert "3, 4: layers kept in sequence: 1.000 ms, every pass applied: 2.000 ms" in result.explain()
 
 
 def test_a_way_that_is_not_in_the_model_is_not_said_to_be(seen, monkeypatch) -> None:
@@ -82,19 +85,19 @@ def test_a_way_that_is_not_in_the_model_is_not_said_to_be(seen, monkeypatch) -> 
     torch.manual_seed(0)
     model, x = narrow(5), torch.randn(3, 6)
     seen(merged_is_faster(5))
-    alone = race.timed
+    alone = api.Latency.networks
 
-    def timed(models, *arguments, **settings):
-        if forms.INPUT in models:
-            return {name: 9.0 if name == forms.CHOSEN else 1.0 for name in models}
-        return alone(models, *arguments, **settings)
+    def networks(self, models, *arguments, **settings):
+        if Variant.INPUT in models:
+            return {name: 9.0 if name == Variant.CHOSEN else 1.0 for name in models}
+        return alone(self, models, *arguments, **settings)
 
     assert lc.collapse(model, x, None).regions[0].taken
-    monkeypatch.setattr(race, "timed", timed)
+    monkeypatch.setattr(api.Latency, "networks", networks)
     result = lc.collapse(model, x, None)
-    assert (result.form, result.regions[0].way, result.regions[0].taken) == (choice.ALL, SEQUENCE, False)
+    assert (result.form, result.regions[0].variant, result.regions[0].taken) == (Variant.ALL, SEQUENCE, False)
     assert layers(result.model) == [(6, 6)]
-    assert "every rule applied: 2.000 ms (not taken: the network as a whole was not faster so)" in result.explain()
+    assert "every pass applied: 2.000 ms (not taken: the network as a whole was not faster so)" in result.explain()
 
 
 def test_regions_that_are_the_same_are_timed_once(seen) -> None:
@@ -102,10 +105,10 @@ def test_regions_that_are_the_same_are_timed_once(seen) -> None:
     model, x = narrow(7, 7, 7), torch.randn(3, 6)
     races = seen(merged_is_faster(0))
     result = lc.collapse(model, x, None)
-    assert races == [(choice.ALL, SEQUENCE)]
+    assert races == [(Variant.ALL, SEQUENCE)]
     assert [region.layers for region in result.regions] == [("0", "1"), ("3", "4"), ("6", "7")]
-    assert "0, 1 and 2 more parts like it: every rule applied: 1.000 ms" in result.explain()
-    assert result.form == choice.ALL
+    assert "0, 1 and 2 more parts like it: every pass applied: 1.000 ms" in result.explain()
+    assert result.form == Variant.ALL
 
 
 def test_a_way_wins_twice_or_not_at_all(seen) -> None:
@@ -116,14 +119,14 @@ def test_a_way_wins_twice_or_not_at_all(seen) -> None:
     def disturbed(models):
         nonlocal count
         count += 1
-        return {choice.ALL: 9.0 if count == 1 else 1.0, SEQUENCE: 3.0}
+        return {Variant.ALL: 9.0 if count == 1 else 1.0, SEQUENCE: 3.0}
 
     races = seen(disturbed)
     result = lc.collapse(model, x, None)
-    assert races == [(choice.ALL, SEQUENCE), (SEQUENCE, choice.ALL)]
+    assert races == [(Variant.ALL, SEQUENCE), (SEQUENCE, Variant.ALL)]
     assert layers(result.model) == [(6, 6)]
-    assert result.regions[0].times == {choice.ALL: 1.0, SEQUENCE: 3.0}
-    seen(lambda models: {choice.ALL: 1.0, SEQUENCE: 0.99})  # within the noise
+    assert result.regions[0].times == {Variant.ALL: 1.0, SEQUENCE: 3.0}
+    seen(lambda models: {Variant.ALL: 1.0, SEQUENCE: 0.99})  # within the noise
     assert layers(lc.collapse(model, x, None).model) == [(6, 6)]
 
 
@@ -149,8 +152,8 @@ def test_channels_stay_a_multiple_of_eight_where_that_is_faster(seen) -> None:
     model = nn.Sequential(model[0], nn.ReLU(), nn.Linear(20, 6), nn.Tanh(), nn.Linear(6, 20), nn.ReLU(), model[2])
     model[2].weight.data[:, 11:] = 0
     model[6].weight.data[:, 5:] = 0
-    fast = {11: EIGHTS, 5: choice.ALL}
-    seen(lambda models: {way: 1.0 if way == fast[layers(models[choice.ALL])[0][1]] else 2.0 for way in models})
+    fast = {11: EIGHTS, 5: Variant.ALL}
+    seen(lambda models: {way: 1.0 if way == fast[layers(models[Variant.ALL])[0][1]] else 2.0 for way in models})
     result = lc.collapse(model, x, None)
     assert layers(result.model) == [(6, 16), (16, 6), (6, 5), (5, 4)]
     torch.testing.assert_close(result.model(x), model(x))
@@ -180,7 +183,7 @@ def test_every_way_is_a_network_that_runs(seen) -> None:
 
     def other(models):
         tried.update(models)
-        return {way: 2.0 if way == choice.ALL else 1.0 for way in models}
+        return {way: 2.0 if way == Variant.ALL else 1.0 for way in models}
 
     seen(other)
     result = lc.collapse(model, x, None, tolerance=1e-5)

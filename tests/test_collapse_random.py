@@ -25,10 +25,9 @@ from torch import Tensor, nn
 import layercollapse as lc
 from layercollapse import agreement as verify
 from layercollapse.compiler.backend.emit import emit
-from layercollapse.compiler.driver import search
+from layercollapse.compiler.driver import api
 from layercollapse.compiler.frontend.lower import lower, written_anew
-from layercollapse.compiler.tuning import autotune as choice
-from layercollapse.compiler.tuning import timer as race
+from layercollapse.compiler.tuning.variants import Variant
 
 TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-10}
 SIZES = {"flat": (), "tokens": (5,), "1d": (7,), "2d": (7, 6), "3d": (5, 4, 4)}
@@ -729,14 +728,18 @@ def check_counted(spec: Spec, dtype: torch.dtype) -> lc.CollapseResult:
 
 @contextmanager
 def drawn_times(seed: int) -> Iterator[None]:
-    """Times are drawn; every rule applied is the slowest more often than not: what is left out wins in every second
+    """Times are drawn; every pass applied is the slowest more often than not: what is left out wins in every second
     network.
     """
     drawn = random.Random(seed).random
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search, "Clock", lambda device: lambda op, inputs: drawn())
-        slow = {choice.ALL: 3.0}
-        patch.setattr(race, "timed", lambda models, *_, **__: {name: drawn() * slow.get(name, 1.0) for name in models})
+        patch.setattr(api.Latency, "layer", lambda self, op, inputs: drawn())
+        slow = {Variant.ALL: 3.0}
+        patch.setattr(
+            api.Latency,
+            "networks",
+            lambda self, models, *_, **__: {name: drawn() * slow.get(name, 1.0) for name in models},
+        )
         yield
 
 

@@ -9,9 +9,8 @@ import torch
 from torch import nn
 
 import layercollapse as lc
-from layercollapse.compiler.tuning import autotune as choice
-from layercollapse.compiler.tuning import timer as race
-from layercollapse.compiler.tuning import variants as forms
+from layercollapse.compiler.driver import api
+from layercollapse.compiler.tuning.variants import Variant
 
 SEQUENCE = "layers kept in sequence"
 
@@ -24,18 +23,18 @@ def times(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[str, ...]
     """
 
     def give(**milliseconds: float | list[float]) -> list[tuple[str, ...]]:
-        names = {"input": forms.INPUT, "every": choice.ALL, "chosen": forms.CHOSEN, "unchanged": forms.UNCHANGED}
+        names = {"input": Variant.INPUT, "every": Variant.ALL, "chosen": Variant.CHOSEN, "unchanged": Variant.UNCHANGED}
         known = {names[key]: value for key, value in milliseconds.items()}
         races: list[tuple[str, ...]] = []
 
-        def timed(models, *_, **__):
-            if forms.INPUT not in models:
+        def networks(self, models, *_, **__):
+            if Variant.INPUT not in models:
                 return {name: 1.0 if name == SEQUENCE else 2.0 for name in models}
             races.append(tuple(models))
             given = {name: known[name] for name in models}
             return {name: v[len(races) - 1] if isinstance(v, list) else v for name, v in given.items()}
 
-        monkeypatch.setattr(race, "timed", timed)
+        monkeypatch.setattr(api.Latency, "networks", networks)
         return races
 
     return give
@@ -52,10 +51,10 @@ def shrinking() -> tuple[nn.Module, torch.Tensor]:
 @pytest.mark.parametrize(
     ("given", "form", "widths"),
     [
-        ({"input": 5, "every": 3, "chosen": 4}, choice.ALL, [11]),
-        ({"input": 5, "every": 4, "chosen": 3}, forms.CHOSEN, [9, 11]),
-        ({"input": 5, "every": 3.95, "chosen": 4}, forms.CHOSEN, [9, 11]),  # within the noise
-        ({"input": 5, "every": [3, 4], "chosen": 3.5}, forms.CHOSEN, [9, 11]),  # the first race was disturbed
+        ({"input": 5, "every": 3, "chosen": 4}, Variant.ALL, [11]),
+        ({"input": 5, "every": 4, "chosen": 3}, Variant.CHOSEN, [9, 11]),
+        ({"input": 5, "every": 3.95, "chosen": 4}, Variant.CHOSEN, [9, 11]),  # within the noise
+        ({"input": 5, "every": [3, 4], "chosen": 3.5}, Variant.CHOSEN, [9, 11]),  # the first race was disturbed
     ],
 )
 def test_the_fastest_form_wins(times, given: dict, form: str, widths: list[int]) -> None:
@@ -68,7 +67,7 @@ def test_the_fastest_form_wins(times, given: dict, form: str, widths: list[int])
     assert (result.latency_before, result.latency_after) == (5, result.latency[form])
     time = result.latency[form]
     assert f"5.000 ms → {time:.3f} ms ({5 / time:.1f}x faster), with {form}" in result.explain()
-    assert set(races[0]) == {forms.INPUT, choice.ALL, forms.CHOSEN}
+    assert set(races[0]) == {Variant.INPUT, Variant.ALL, Variant.CHOSEN}
 
 
 def test_what_is_slower_than_the_input_is_said() -> None:
@@ -78,7 +77,7 @@ def test_what_is_slower_than_the_input_is_said() -> None:
         (1.0, 1.02, "no faster: a difference below 3% is within the noise"),
         (1.0, 1.5, "slower; no other way to write it was faster"),
     ):
-        timed = {forms.INPUT: before, result.form: after, "another": 7.0}
+        timed = {Variant.INPUT: before, result.form: after, "another": 7.0}
         said = lc.CollapseResult(**{**vars(result), "latency": timed}).explain()
         assert text in said
         assert "also timed: another: 7.000 ms" in said
@@ -89,7 +88,7 @@ def test_nothing_slower_than_the_input_is_emitted(times) -> None:
     nn.init.constant_(model[1].bias, 50.0)  # on, whatever the input
     times(input=1, every=1.5, chosen=1.4, unchanged=1)
     result = lc.collapse(model, x, box=(-5.0, 5.0), tolerance=1e-5)
-    assert result.form == forms.UNCHANGED
+    assert result.form == Variant.UNCHANGED
     assert result.collapsed == ()
     assert "slower in every way" in result.sites[0].reason
     assert result.after == result.before
@@ -99,7 +98,7 @@ def test_nothing_slower_than_the_input_is_emitted(times) -> None:
 
 
 def test_nothing_to_change_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(race, "timed", lambda *args, **kwargs: pytest.fail("timed"))
+    monkeypatch.setattr(api.Latency, "networks", lambda *args, **kwargs: pytest.fail("timed"))
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 4)), torch.randn(5, 6)
     result = lc.collapse(model, x, None)
@@ -108,12 +107,12 @@ def test_nothing_to_change_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None
     shrunk, x = shrinking()
     counted = lc.collapse(shrunk, x, None, cost="macs")
     assert counted.latency == {}
-    assert counted.form == choice.ALL
+    assert counted.form == Variant.ALL
 
 
 @pytest.mark.timed
 def test_the_times_are_measured() -> None:
     model, x = shrinking()
     result = lc.collapse(model, x, None)
-    assert {forms.INPUT, choice.ALL} <= set(result.latency)
+    assert {Variant.INPUT, Variant.ALL} <= set(result.latency)
     assert all(0 < time < 1000 for time in result.latency.values())

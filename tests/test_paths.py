@@ -16,7 +16,8 @@ import layercollapse as lc
 from layercollapse.compiler.backend.emit import emit
 from layercollapse.compiler.frontend.lower import lower
 from layercollapse.compiler.ir.records import Affine
-from layercollapse.compiler.passes.registry import simplify
+from layercollapse.compiler.passes.context import PassContext
+from layercollapse.compiler.passes.registry import run_passes
 
 paths = importlib.import_module("layercollapse.compiler.passes.contract_paths")
 
@@ -251,7 +252,7 @@ def steps(model: nn.Module, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> int:
     with monkeypatch.context() as patch:
         patch.setattr(paths._Search, "_after", counted)
         net = lower(lc.capture(model, x), model)
-        simplify(net)
+        run_passes(net, PassContext())
     assert all(op.geometry.kernel == (3, 3) and op.size == (8, 8, 3, 3) for _, op in net.records(Affine))
     assert len(list(net.records(Affine))) == len(model.blocks)
     torch.testing.assert_close(emit(net)(x), model(x))

@@ -9,7 +9,7 @@ from layercollapse import plots, report
 from layercollapse.errors import LayerCollapseError
 from layercollapse.record import Pieces, Record, Region, Side, Step, Verdict
 
-TIMED = ("Every region as it is fastest.", "a, b", "layers kept in sequence 0.250 ms; every rule applied 0.500 ms")
+TIMED = ("Every region as it is fastest.", "a, b", "layers kept in sequence 0.250 ms; every pass applied 0.500 ms")
 SITES = ["relu", "layer1.0.relu", "layer1.0.relu#2"]
 
 
@@ -48,7 +48,7 @@ def make_record(steps=3, finished=True):
             "every region as it is fastest",
         )
         record.regions = [
-            Region(["a", "b"], "layers kept in sequence", {"every rule applied": 0.5, "layers kept in sequence": 0.25})
+            Region(["a", "b"], "layers kept in sequence", {"every pass applied": 0.5, "layers kept in sequence": 0.25})
         ]
     return record
 
@@ -156,9 +156,9 @@ def test_page_is_whole_and_standalone(tmp_path, steps, finished):
 def test_the_page_says_whether_the_regions_are_written_as_they_are_fastest():
     record = make_record()
     assert "written otherwise" not in report.html(record)
-    record.form = "every rule applied"
+    record.form = "every pass applied"
     assert "written otherwise" in report.html(record)
-    record.regions[0].way = "every rule applied"
+    record.regions[0].variant = "every pass applied"
     assert "written otherwise" not in report.html(record)
 
 

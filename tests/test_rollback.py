@@ -7,10 +7,9 @@ import torch
 from torch import nn
 
 import layercollapse as lc
-from layercollapse.compiler.driver import search
+from layercollapse.compiler.driver import api, search
 from layercollapse.compiler.driver.bisect import Trials
-from layercollapse.compiler.tuning import timer as race
-from layercollapse.compiler.tuning import variants as forms
+from layercollapse.compiler.tuning.variants import Variant
 
 MORE = "more than the tolerance"
 
@@ -185,10 +184,12 @@ def test_the_layers_as_they_came_have_to_keep_the_tolerance_too(monkeypatch: pyt
     model[3].running_mean.uniform_(-1, 1)
     model[3].running_var.uniform_(0.5, 2)
     model, x = model.bfloat16(), torch.randint(-2, 3, (50, 4)).bfloat16()
-    slow = {forms.UNCHANGED: 0.5, forms.INPUT: 1.0}
-    monkeypatch.setattr(race, "timed", lambda models, *_, **__: {name: slow.get(name, 2.0) for name in models})
+    slow = {Variant.UNCHANGED: 0.5, Variant.INPUT: 1.0}
+    monkeypatch.setattr(
+        api.Latency, "networks", lambda self, models, *_, **__: {name: slow.get(name, 2.0) for name in models}
+    )
     result = lc.collapse(model, x, tolerance=0.1)
-    assert result.form == forms.UNCHANGED
+    assert result.form == Variant.UNCHANGED
     assert result.max_abs_error > 0
     result = lc.collapse(model, x, tolerance=0)
     assert layers(result.model) == [(4, 4)]

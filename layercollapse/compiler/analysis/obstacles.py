@@ -45,7 +45,7 @@ def obstacles(net: Net) -> dict[tuple[str, str], str]:
                 sums += packet(user) in _SUMS and len(user.all_input_nodes) > 1
                 if sums < 2:
                     paths += [(reader, (*between, _name(net, user)), sums) for reader in user.users]
-    return {pair: reason for pair, reason in found.items() if pair not in net.kept}
+    return found
 
 
 def _reader(net: Net, node: fx.Node) -> str:

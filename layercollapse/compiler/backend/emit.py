@@ -184,7 +184,7 @@ def build(op: Op, device: torch.device | None) -> nn.Module:
 
 
 def _affine(op: Affine, device: torch.device | None) -> nn.Module:
-    # A zero that was a parameter of the model's stays one; one that the rules made is none.
+    # A zero that was a parameter of the model's stays one; one that the passes made is none.
     own = bool(op.bias.any()) if op.source is None else op.source[1] is not None
     bias = op.bias if own else None
     if not op.geometry.kernel:

@@ -4,11 +4,10 @@
     result.model            # a plain nn.Module
     print(result.explain())
 
-The steps, one module each: `lower` (graph to records), `decide` (which sites, by counts and by `bounds`), `search`
-(which of them together), `rollback` (which layers stay as they came), `linearize` (rectifiers that never bend), `rules`
-(fold, drop, merge), `emit` (records to modules), `verify` (compare on data), `regions` (where the ways to write it
-differ), `choice` (the fastest of each), `forms` (the fastest as a whole), `sizes` (of inputs: any, or fixed), `explain`
-(what was done and why), `store` (save and load).
+The steps: `frontend.lower` (graph to records), `driver.candidates` (which sites, by counts, constants and bounds),
+`driver.search` (which of them together; `driver.bisect`: which layers stay as they came), `passes`, `backend.emit`
+(records to modules), `agreement` (compare on data), `tuning` (the fastest variant of every region, and of the whole),
+`backend.shape_guard` (input sizes), `driver.explain` (what was done and why).
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from layercollapse.compiler.analysis.cost import Summary, captured_depth, summar
 from layercollapse.compiler.backend.emit import emit
 from layercollapse.compiler.backend.serialize import load, save
 from layercollapse.compiler.backend.shape_guard import settle, with_values
-from layercollapse.compiler.driver.bisect import told
+from layercollapse.compiler.driver.bisect import reasons
 from layercollapse.compiler.driver.candidates import candidates, entropies
 from layercollapse.compiler.driver.check import (
     check_buffers,
@@ -40,6 +39,7 @@ from layercollapse.compiler.driver.search import Search
 from layercollapse.compiler.driver.verdicts import Verdicts
 from layercollapse.compiler.frontend.lower import lower
 from layercollapse.compiler.passes.linearize import bending_sites
+from layercollapse.compiler.tuning.timer import Latency
 from layercollapse.counts import EntropyReport
 from layercollapse.devices import on_cpu
 from layercollapse.errors import LayerCollapseError
@@ -173,7 +173,10 @@ def _collapsed(
     read = bending_sites(net)
     found = candidates(captured, net, report, box, partial)
 
-    search = Search(model, captured, net, found, batches, example_inputs, tolerance, cost == "latency", mode == "repad")
+    parameter = next(model.parameters(), None)
+    device = torch.device("cpu") if parameter is None else parameter.device
+    costs = Latency(device) if cost == "latency" else None
+    search = Search(model, captured, net, found, batches, example_inputs, tolerance, device, costs, mode == "repad")
     outcome = search.run()
     if outcome.missed or outcome.rolled_back:
         gc.collect()  # graphs refer to themselves: what was tried last would wait to be freed
@@ -181,11 +184,11 @@ def _collapsed(
     verdicts = Verdicts(captured, found, outcome, read, layers)
     sites = tuple(verdicts.of(site) for site in captured.sites)
     exact = not best.repadded and {site.guarantee for site in sites} <= {"", "exact"}
-    collapsed, fixed = settle(model, best.model, example_inputs, exact, lambda: emit(net.copy(), search.device))
+    collapsed, fixed = settle(model, best.model, example_inputs, exact, lambda: emit(net.copy(), device))
     return CollapseResult(
         model=with_values(collapsed, example_inputs),
         sites=sites,
-        kept={**{" → ".join(pair): reason for pair, reason in best.kept.items()}, **told(outcome.rolled_back)},
+        kept={**{" → ".join(pair): reason for pair, reason in best.kept.items()}, **reasons(outcome.rolled_back)},
         before=summarize(model, example_inputs, captured_depth(captured)),
         after=summarize(collapsed, example_inputs, best.depth),
         max_abs_error=outcome.agreement.max_abs_error,

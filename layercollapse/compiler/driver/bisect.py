@@ -10,10 +10,11 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 from typing import TypeVar
 
-from layercollapse.compiler.ir.graph import Net, Omitted, source
+from layercollapse.compiler.ir.graph import Net, source
 from layercollapse.compiler.ir.records import Affine
-from layercollapse.compiler.tuning.autotune import ALL, UNMERGED
+from layercollapse.compiler.passes.context import Group, Omitted
 from layercollapse.compiler.tuning.regions import regions
+from layercollapse.compiler.tuning.variants import MERGES, Variant
 
 Unit = TypeVar("Unit")
 Found = TypeVar("Found")  # how a network that was tried compares with the model
@@ -38,27 +39,27 @@ class Plan:
 
     Attributes:
         untouched: captured nodes that keep their operation; see `lower`.
-        left_out: the rules that are left out at a node.
+        left_out: the passes that are left out at a node.
     """
 
     untouched: frozenset[str] = frozenset()
     left_out: Omitted = lambda name: frozenset()
 
 
-def unmerged(name: str) -> frozenset[Callable[..., object]]:
-    """No rule anywhere that merges layers or trims them."""
-    return UNMERGED
+def unmerged(name: str) -> frozenset[Group]:
+    """No pass anywhere that merges layers or trims them."""
+    return MERGES
 
 
 def unmerged_at(nodes: Iterable[str]) -> Omitted:
-    """None of these rules at some nodes."""
+    """None of these passes at some nodes."""
     names = frozenset(nodes)
-    return lambda name: UNMERGED if name in names else frozenset()
+    return lambda name: MERGES if name in names else frozenset()
 
 
 def merging(every: Net, plain: Net) -> list[str]:
-    """The nodes of the layers that merge or trim: those in the parts that two ways to write a net differ in."""
-    names = frozenset[str]().union(*(region.names for region in regions({ALL: every, "": plain})))
+    """The nodes of the layers that merge or trim: those in the regions in which two variants differ."""
+    names = frozenset[str]().union(*(region.names for region in regions({Variant.ALL: every, Variant.UNMERGED: plain})))
     return [node.name for node, _ in plain.records(Affine) if node.name in names]
 
 
@@ -142,6 +143,6 @@ def not_merged(blocks: Iterable[tuple[list[str], str]], plain: Net, units: Colle
                 yield RolledBack((str(node.target),), reason)
 
 
-def told(rolled_back: Iterable[RolledBack]) -> dict[str, str]:
+def reasons(rolled_back: Iterable[RolledBack]) -> dict[str, str]:
     """A pair of layers ``"first → second"``, or a layer -> why it stays."""
     return {" → ".join(some.layers): some.reason for some in rolled_back}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from layercollapse.compiler.analysis.obstacles import grouped
 from layercollapse.compiler.backend.modules import in_words
 from layercollapse.compiler.tuning.timer import MARGIN
-from layercollapse.compiler.tuning.variants import INPUT
+from layercollapse.compiler.tuning.variants import Variant
 from layercollapse.targets import by_reason
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def _choices(result: CollapseResult) -> list[str]:
 
 def _times(choice: Choice) -> str:
     """The ways to write a part, the best first, and whether it is written so."""
-    first = sorted(choice.times.items(), key=lambda item: item[0] != choice.way)
+    first = sorted(choice.times.items(), key=lambda item: item[0] != choice.variant)
     times = ", ".join(f"{way}: {time:.3f} ms" for way, time in first)
     return times if choice.taken else f"{times} (not taken: the network as a whole was not faster so)"
 
@@ -108,5 +108,5 @@ def _timing(result: CollapseResult) -> list[str]:
     elif outcome == "slower":
         outcome = "slower; no other way to write it was faster, the layers as they came included"
     lines = [f"latency on the example inputs: {before:.3f} ms → {after:.3f} ms ({outcome}), with {result.form}"]
-    others = {name: time for name, time in result.latency.items() if name not in (INPUT, result.form)}
+    others = {name: time for name, time in result.latency.items() if name not in (Variant.INPUT, result.form)}
     return lines + [f"also timed: {name}: {time:.3f} ms" for name, time in others.items()]

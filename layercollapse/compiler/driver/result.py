@@ -13,7 +13,7 @@ from layercollapse.compiler.analysis.cost import Summary
 from layercollapse.compiler.backend.serialize import save
 from layercollapse.compiler.driver.explain import explain
 from layercollapse.compiler.tuning.autotune import Choice
-from layercollapse.compiler.tuning.variants import INPUT
+from layercollapse.compiler.tuning.variants import Variant
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class CollapseResult:
         same_predictions: number of samples with the same prediction.
         samples: number of samples compared.
         example_inputs: what the model was captured with; `save` exports with them.
-        form: how it is written: ``"every rule applied"``, ``"every region as it is fastest"``, or, where all that was
+        form: how it is written: ``"every pass applied"``, ``"every region as it is fastest"``, or, where all that was
             slower than the input, ``"nothing removed or merged"``.
         latency: form, or ``"the model as it came"`` -> median time of a forward pass on the example inputs in ms, all
             measured in turns; empty where nothing was timed (``cost="macs"``, or nothing to change).
@@ -88,8 +88,8 @@ class CollapseResult:
     same_predictions: int
     samples: int
     example_inputs: Any
-    form: str
-    latency: dict[str, float]
+    form: Variant
+    latency: Mapping[Variant, float]
     repadded: tuple[str, ...] = ()
     fixed_sizes: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)
     unfed: Mapping[str, str] = field(default_factory=dict)
@@ -102,7 +102,7 @@ class CollapseResult:
     @property
     def latency_before(self) -> float | None:
         """Time of the model that came, in ms; see `latency`."""
-        return self.latency.get(INPUT)
+        return self.latency.get(Variant.INPUT)
 
     @property
     def latency_after(self) -> float | None:

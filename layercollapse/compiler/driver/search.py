@@ -28,10 +28,11 @@ from layercollapse.compiler.driver.bisect import (
 from layercollapse.compiler.driver.candidates import Candidate
 from layercollapse.compiler.frontend.lower import lower, written_anew
 from layercollapse.compiler.ir.graph import Net
+from layercollapse.compiler.passes.context import PassContext
 from layercollapse.compiler.passes.linearize import replace_neurons
-from layercollapse.compiler.tuning.autotune import ALL, Choice, Start, Written, choose
-from layercollapse.compiler.tuning.layer_timer import Clock
-from layercollapse.compiler.tuning.variants import CHOSEN, UNCHANGED, Form, between, form, once
+from layercollapse.compiler.tuning.autotune import Choice, Start, Written, choose
+from layercollapse.compiler.tuning.timer import CostModel
+from layercollapse.compiler.tuning.variants import Form, Variant, between, form, once
 from layercollapse.errors import LayerCollapseError
 from layercollapse.graph import Capture
 
@@ -56,12 +57,12 @@ class Outcome:
     agreement: Agreement
     missed: dict[str, str]
     rolled_back: tuple[RolledBack, ...] = ()
-    times: dict[str, float] = field(default_factory=dict)
+    times: dict[Variant, float] = field(default_factory=dict)
     choices: tuple[Choice, ...] = ()
 
 
 class _Attempt(NamedTuple):
-    """A collapse with every rule applied, and how it compares with the model."""
+    """A collapse with every pass applied, and how it compares with the model."""
 
     start: Start
     every: Written
@@ -81,7 +82,8 @@ class Search:
         data: batches to compare on; gone through more than once.
         example_inputs: what to time with.
         tolerance: largest difference of any output that is accepted.
-        timed: whether time decides, or multiply-accumulates.
+        device: where the model is.
+        cost: what decides; None: multiply-accumulates, and nothing is timed.
         repad: whether layers may merge that differ at the border then.
     """
 
@@ -92,22 +94,13 @@ class Search:
     data: Iterable[Any]
     example_inputs: Any
     tolerance: float
-    timed: bool
+    device: torch.device
+    cost: CostModel | None
     repad: bool
 
     @cached_property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        parameter = next(self.model.parameters(), None)
-        return torch.device("cpu") if parameter is None else parameter.device
-
-    @cached_property
-    def _clock(self) -> Clock | None:
-        return Clock(self.device) if self.timed else None
-
-    @cached_property
     def _layers(self) -> dict[str, str]:
-        """The captured nodes that rules may touch, and the names of what they are."""
+        """The captured nodes that passes may touch, and the names of what they are."""
         return written_anew(self.base)
 
     @cached_property
@@ -156,8 +149,8 @@ class Search:
             del attempt
             # The tolerance has been kept by the same sites with the border as it was; now it is measured alone.
             attempt = self._attempt(names, plan, repad=True)
-        if self.timed:
-            return self._fastest(attempt, missed, back)
+        if self.cost is not None:
+            return self._fastest(attempt, self.cost, missed, back)
         return Outcome(attempt.form, attempt.agreement, missed, back)
 
     def _refuse_random(self) -> None:
@@ -170,36 +163,39 @@ class Search:
             )
 
     def _attempt(self, names: Collection[str], plan: Plan, repad: bool = False) -> _Attempt:
-        """Collapse some sites, with every rule applied that is not left out."""
+        """Collapse some sites, with every pass applied that is not left out."""
         base = self._lowered(plan.untouched)
-        base.clock, base.repad = self._clock, repad
-        start = Start(base, self._states(names), plan.left_out)
+        start = Start(base, self._states(names), self.cost, repad, plan.left_out)
         every = start.written()
-        made = form(ALL, every.net.copy(), self.device, self._shared)
+        made = form(Variant.ALL, every.net.copy(), every.context, self.device, self._shared)
         return _Attempt(start, every, made, compare(self.model, made.model, self.data))
 
-    def _fastest(self, attempt: _Attempt, missed: dict[str, str], back: tuple[RolledBack, ...]) -> Outcome:
+    def _fastest(
+        self, attempt: _Attempt, cost: CostModel, missed: dict[str, str], back: tuple[RolledBack, ...]
+    ) -> Outcome:
         """The form that takes the least time, of those that keep within the tolerance."""
         start, every, best, agreement = attempt
-        choices, net = choose(start, every, best.model, self.example_inputs, device=self.device, shared=self._shared)
-        if net is None and not every.applied:
+        choices, chosen = choose(start, every, best.model, self.example_inputs, device=self.device, shared=self._shared)
+        if chosen is None and not every.applied:
             return Outcome(best, agreement, missed, back, choices=choices)
-        made = [best] if net is None else [form(CHOSEN, net, self.device, self._shared), best]
-        race = between(self.model, made, self.example_inputs, self.device)
+        made = [best]
+        if chosen is not None:
+            made = [form(Variant.CHOSEN, chosen.net, chosen.context, self.device, self._shared), best]
+        race = between(self.model, made, self.example_inputs, cost)
         times = race.times
-        if race.order[0] == CHOSEN:
+        if race.order[0] == Variant.CHOSEN:
             other = compare(self.model, made[0].model, self.data)
             if self._keeps(other) or made[0].repadded:
                 best, agreement = made[0], other
         if race.slower_than_input(best.name):
-            same = form(UNCHANGED, self.base.copy(), self.device, self._shared)
-            last = once(self.model, [best, same], self.example_inputs, self.device, seconds=3.0)
+            same = form(Variant.UNCHANGED, self.base.copy(), PassContext(), self.device, self._shared)
+            last = once(self.model, [best, same], self.example_inputs, cost, seconds=3.0)
             times = times | last.times
             other = compare(self.model, same.model, self.data)
             faster = last.slower_than_input(best.name) and times[same.name] < times[best.name]
             if faster and self._keeps(other):
                 best, agreement = same, other
-        choices = tuple(replace(c, taken=best.name in (CHOSEN, c.way)) for c in choices)
+        choices = tuple(replace(c, taken=best.name in (Variant.CHOSEN, c.variant)) for c in choices)
         return Outcome(best, agreement, missed, back, times, choices)
 
     def _missed(self) -> dict[str, str]:
@@ -207,7 +203,7 @@ class Search:
 
         Those that are proven are one for all, where they keep it. In the network as it came, operation by operation,
         so that nothing but the sites makes a difference: a ResNet-50 of which five sites in ten miss takes 35 s instead
-        of 125 s with rules.
+        of 125 s with passes.
         """
         same = self._lowered(self._layers)
         kept, missed = [name for name in self.found if self.found[name].proven], {}
@@ -241,7 +237,7 @@ class Search:
 
         Args:
             names: the sites that are removed; by themselves they keep the tolerance.
-            agreement: how the network compares with the model with every rule.
+            agreement: how the network compares with the model with every pass.
         """
         trials, layers = Trials(_TRIALS), list(self._layers)
         untouched, back = frozenset[str](), list[RolledBack]()
@@ -265,8 +261,7 @@ class Search:
             agreement = self._tried(names, Plan(untouched))
         if self._keeps(agreement):
             return Plan(untouched), tuple(back), {}
-        start = Start(self._lowered(untouched), self._states(names))
-        start.base.clock = self._clock
+        start = Start(self._lowered(untouched), self._states(names), self.cost)
         plain = start.written(unmerged).net
         units = merging(start.written().net, plain)
         keeping, blocks = trials.harmless(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from layercollapse.compiler.driver.candidates import GUARANTEES, Candidate, why_kept
 from layercollapse.compiler.driver.result import SiteResult
 from layercollapse.compiler.driver.search import Outcome
-from layercollapse.compiler.tuning.variants import UNCHANGED
+from layercollapse.compiler.tuning.variants import Variant
 from layercollapse.counts import LayerEntropy
 from layercollapse.graph import Capture, Site
 
@@ -42,7 +42,7 @@ class Verdicts:
         def result(status: str, guarantee: str, reason: str) -> SiteResult:
             return SiteResult(name, site.kind, status, guarantee, reason, site.channels, removed)
 
-        if form.name == UNCHANGED and one is not None:
+        if form.name == Variant.UNCHANGED and one is not None:
             slower = "but the network was slower in every way to write it that makes use of that"
             return SiteResult(name, site.kind, "kept", "", f"{one.reason}; {slower}", site.channels, 0)
         if one is not None and not one.partial and name not in left:

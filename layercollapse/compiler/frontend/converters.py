@@ -1,6 +1,6 @@
 """How each aten operation becomes a record: one function per kind of operation, in the table at the end.
 
-A reader returns the record and the node that it reads, or None to leave the operation as it is.
+A converter returns the record and the node that it reads, or None to leave the operation as it is.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def read(node: fx.Node, model: Model) -> Reading | None:
     """The record of a node and the node that it reads, or None for one that keeps its aten operation."""
     if node.name in model.sites:
         return _rectifier(node, model)
-    reader = READERS.get(packet(node))
-    return reader(node, model) if reader is not None else None
+    converter = CONVERTERS.get(packet(node))
+    return converter(node, model) if converter is not None else None
 
 
 def _convolution(node: fx.Node, model: Model) -> Reading | None:
@@ -188,7 +188,7 @@ def _rectifier(node: fx.Node, model: Model) -> Reading | None:
     return Activation(site.name, site.kind, dim, site.lower, site.upper, slope, arguments, dtype), source
 
 
-READERS: dict[Any, Callable[[fx.Node, Model], Reading | None]] = {
+CONVERTERS: dict[Any, Callable[[fx.Node, Model], Reading | None]] = {
     aten.conv1d: _convolution,
     aten.conv2d: _convolution,
     aten.conv3d: _convolution,

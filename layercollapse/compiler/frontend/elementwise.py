@@ -1,6 +1,6 @@
 """Sums, differences, products and quotients with numbers, or with tensors of the model: one value per channel or one.
 
-What is left of a number when all rules are done becomes a number again (`restore_numbers`): it adds no parameter, and
+What is left of a number when all passes are done becomes a number again (`restore_numbers`): it adds no parameter, and
 fits every size.
 """
 

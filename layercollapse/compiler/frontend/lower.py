@@ -1,6 +1,6 @@
 """From a captured graph to the records of `ir`.
 
-Convolutions, linear layers, batch norms and rectifiers become records in float64 (`readers`); everything else keeps
+Convolutions, linear layers, batch norms and rectifiers become records in float64 (`converters`); everything else keeps
 its aten operation.
 """
 
@@ -38,7 +38,7 @@ def lower(capture: Capture, model: nn.Module, untouched: Collection[str] = ()) -
     Args:
         capture: of the model.
         model: where the tensors are read; it is not changed.
-        untouched: captured nodes that keep their operation, so that no rule can touch them: see `written_anew`.
+        untouched: captured nodes that keep their operation, so that no pass can touch them: see `written_anew`.
 
     Returns:
         A net that computes what the model computes in evaluation mode.

@@ -1,4 +1,4 @@
-"""What the readers of single operations share: the model's tensors, and the arguments of a call."""
+"""What the converters of single operations share: the model's tensors, and the arguments of a call."""
 
 from __future__ import annotations
 

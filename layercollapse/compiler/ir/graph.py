@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -20,10 +20,6 @@ aten = torch.ops.aten
 _ONE_PIXEL = by_dims("adaptive_avg_pool", "adaptive_max_pool") | {aten.mean, aten.amax}
 
 
-# Name of a node -> the rules that do not act at it.
-Omitted: TypeAlias = Callable[[str], Collection[Callable[..., object]]]
-
-
 class Net:
     """A graph whose `call_module` nodes stand for records.
 
@@ -36,12 +32,6 @@ class Net:
         buffers: names of the model's tensors that are no parameters.
         out_spec: how the outputs are packed.
         memory: whose memory the model's outputs are, which those of the emitted one may be; None: any.
-        clock: measures a layer for an input shape, in ms; None to count multiply-accumulates instead.
-        kept: pairs of layers that follow each other and stay two -> why.
-        omitted: which rules do not act at a node of some name; see `permits`.
-        repad: whether layers may merge that differ at the border then (see `merge.repadded`).
-        repadded: those that did, first and last.
-        settled: root of a region with sums -> its records, where `merge_paths` has found no better way to write it.
     """
 
     def __init__(self, graph: fx.Graph, out_spec: Any) -> None:
@@ -54,12 +44,6 @@ class Net:
         self.trains = True
         self.out_spec = out_spec
         self.memory: Sequence[Memory] | None = None
-        self.clock: Callable[[Affine, tuple[int, ...]], float] | None = None
-        self.kept: dict[tuple[str, str], str] = {}
-        self.omitted: Omitted = lambda name: ()
-        self.repad = False
-        self.repadded: list[tuple[str, str]] = []
-        self.settled: dict[str, list[Any]] = {}
 
     def copy(self) -> Net:
         """A net of its own over the same records and tensors, none of which is ever changed."""
@@ -69,8 +53,6 @@ class Net:
         new.ops, new.tensors, new.parameters = dict(self.ops), dict(self.tensors), set(self.parameters)
         new.frozen, new.buffers, new.trains = set(self.frozen), set(self.buffers), self.trains
         new.memory = self.memory
-        new.clock, new.kept, new.omitted = self.clock, dict(self.kept), self.omitted
-        new.repad, new.repadded = self.repad, list(self.repadded)
         return new
 
     def op(self, node: Any) -> Op | None:
@@ -92,10 +74,6 @@ class Net:
     def calls(self) -> Counter[str]:
         """Weight of the model that a layer still has as it was -> of how many calls."""
         return Counter(op.source[0] for _, op in self.records(Affine) if op.source is not None)
-
-    def permits(self, rule: Callable[..., object], *nodes: fx.Node) -> bool:
-        """Whether a rule that may cost time is to act at all of these nodes."""
-        return not any(rule in self.omitted(node.name) for node in nodes)
 
     def set(self, node: fx.Node, op: Op) -> None:
         """Give a node a new record; a weight that was deferred is computed now."""
@@ -146,7 +124,7 @@ def shape(node: fx.Node) -> tuple[int, ...]:
 
 
 def dtype(node: fx.Node) -> torch.dtype:
-    """What a node's tensor had in the captured graph; float32 for nodes that rules made."""
+    """What a node's tensor had in the captured graph; float32 for nodes that passes made."""
     return node.meta.get("dtype", torch.float32)
 
 

@@ -1,4 +1,4 @@
-"""Rules for concatenations of channels: what the layers before and behind can do without them."""
+"""Passes for concatenations of channels: what the layers before and behind can do without them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from layercollapse.compiler.ir.algebra import add, after, compose, mergeable, st
 from layercollapse.compiler.ir.channel_map import parts
 from layercollapse.compiler.ir.graph import Net, shape, sole_user, source
 from layercollapse.compiler.ir.records import Affine, ChannelAffine
+from layercollapse.compiler.passes.context import Group, PassContext
 
 aten = torch.ops.aten
 
 
-def flatten_concatenations(net: Net) -> bool:
+def flatten_concatenations(net: Net, context: PassContext) -> bool:
     """A concatenation of one tensor is the tensor; one that only another of the same dimension reads joins it."""
     changed = False
     for node in list(net.graph.nodes):
@@ -38,7 +39,7 @@ def flatten_concatenations(net: Net) -> bool:
     return changed
 
 
-def lift_through_concatenations(net: Net) -> bool:
+def lift_through_concatenations(net: Net, context: PassContext) -> bool:
     """A scale behind a concatenation joins the layers that make its parts, if all of them can take it."""
     changed = False
     for node, op in net.records(ChannelAffine):
@@ -62,7 +63,7 @@ def lift_through_concatenations(net: Net) -> bool:
     return changed
 
 
-def merge_neighbours(net: Net) -> bool:
+def merge_neighbours(net: Net, context: PassContext) -> bool:
     """Two layers over one tensor whose outputs stand side by side are one layer, if that is no more work."""
     changed = False
     for node in list(net.graph.nodes):
@@ -77,7 +78,7 @@ def merge_neighbours(net: Net) -> bool:
                 continue
             if joined[1].count(left) + joined[1].count(right) > 2:
                 continue
-            if not net.permits(merge_neighbours, left, right):
+            if not context.permits(Group.PARALLEL, left, right):
                 continue
             both = stack(a, b)
             size = list(shape(left))
@@ -93,7 +94,7 @@ def merge_neighbours(net: Net) -> bool:
     return changed
 
 
-def split_over_concatenations(net: Net) -> bool:
+def split_over_concatenations(net: Net, context: PassContext) -> bool:
     """A layer that alone reads a concatenation of affine layers is a sum of layers, each merged with its part.
 
     Only where this leaves no more layers and no more multiply-accumulates.
@@ -103,7 +104,7 @@ def split_over_concatenations(net: Net) -> bool:
         joined = parts(cat)
         if joined is None or joined[0] != op.channel_dim or sole_user(cat) is not node or op.groups > 1:
             continue
-        if not net.permits(split_over_concatenations, node):
+        if not context.permits(Group.CONCATENATION, node):
             continue
         new, gone = _pieces(net, node, op, joined[1])
         if not gone or not _pays(net, node, op, new, gone):

@@ -1,4 +1,4 @@
-"""Rules for constant tensors that meet others: a sum with one is a shift, a product with one is a scale."""
+"""Passes for constant tensors that meet others: a sum with one is a shift, a product with one is a scale."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from layercollapse.compiler.analysis.constants import Constants, constants
 from layercollapse.compiler.ir.channel_map import affine_readers, carry, factors
 from layercollapse.compiler.ir.graph import Net, dtype, operands
 from layercollapse.compiler.ir.records import ChannelAffine
+from layercollapse.compiler.passes.context import PassContext
 from layercollapse.nodes import packet
 
 aten = torch.ops.aten
 
 
-def constants_in_sums(net: Net) -> bool:
+def constants_in_sums(net: Net, context: PassContext) -> bool:
     """A sum with a constant tensor is a shift."""
     return _as_scales(net, operands)
 
 
-def constants_in_products(net: Net) -> bool:
+def constants_in_products(net: Net, context: PassContext) -> bool:
     """A product with a constant tensor is a scale: the gate of a squeeze and excitation that reads nothing any more."""
     return _as_scales(net, factors)
 

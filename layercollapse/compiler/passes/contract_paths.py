@@ -1,4 +1,4 @@
-"""The rule that merges where paths meet in a sum, and the choice of which of their tensors stay.
+"""The pass that merges where paths meet in a sum, and the choice of which of their tensors stay.
 
 A region is what one tensor, its root, is made of by affine layers, scales and sums that nothing else needs. Keep some
 of its tensors: what lies between these contracts into one layer for each pair of them, the sum over the paths between
@@ -34,7 +34,7 @@ from layercollapse.compiler.ir.algebra import add, after, before, compose, cover
 from layercollapse.compiler.ir.graph import Net, operands, shape, source
 from layercollapse.compiler.ir.records import Affine, ChannelAffine
 from layercollapse.compiler.ir.weights import raw_weight
-from layercollapse.compiler.passes.contract_chain import merge_in_sequence
+from layercollapse.compiler.passes.context import Group, PassContext
 
 aten = torch.ops.aten
 
@@ -61,7 +61,7 @@ _LAYER, _MAC = 1 << 12, 1 << 24
 _WIDTH = 16
 
 
-def merge_paths(net: Net) -> bool:
+def merge_paths(net: Net, context: PassContext) -> bool:
     """The affine layers of a region with sums become those that take the fewest multiply-accumulates."""
     changed = False
     seen: set[fx.Node] = set()
@@ -74,12 +74,12 @@ def merge_paths(net: Net) -> bool:
             continue
         region = [part for part in net.graph.nodes if part in inside]
         key = [(part.name, net.op(part), [x.name for x in part.all_input_nodes], shape(part)) for part in region]
-        if node.name in net.settled and _same(net.settled[node.name], key):
+        if node.name in context.examined and _same(context.examined[node.name], key):
             continue
-        if _rewrite(net, node, region):
+        if _rewrite(net, context, node, region):
             changed = True
         else:
-            net.settled[node.name] = key
+            context.examined[node.name] = key
     return changed
 
 
@@ -105,12 +105,12 @@ def _inside(net: Net, root: fx.Node) -> set[fx.Node]:
     return inside
 
 
-def _rewrite(net: Net, root: fx.Node, region: list[fx.Node]) -> bool:
+def _rewrite(net: Net, context: PassContext, root: fx.Node, region: list[fx.Node]) -> bool:
     """Write a region in the best way; False if that is as it is."""
     ops = [(node, net.affine(node)) for node in region]
     layers = [macs(op, shape(node)) for node, op in ops if op is not None]
     now = _MAC * sum(layers) + _LAYER * len(layers) + len(ops) - len(layers)
-    best = _Search(net, root, region).run()
+    best = _Search(net, context, root, region).run()
     if best.cost >= now:
         return False
     _write(net, root, best.written())
@@ -148,12 +148,13 @@ class _Search:
 
     Args:
         net: the net.
+        context: what is permitted where.
         root: the tensor that others read.
         region: its nodes, in the order of the graph.
     """
 
-    def __init__(self, net: Net, root: fx.Node, region: list[fx.Node]) -> None:
-        self._net, self._root, self._inside = net, root, set(region)
+    def __init__(self, net: Net, context: PassContext, root: fx.Node, region: list[fx.Node]) -> None:
+        self._net, self._context, self._root, self._inside = net, context, root, set(region)
         self._order = _depth_first(root, self._inside)
         # With what they are made of: while that is held, nothing else has its id.
         self._composed: dict[tuple[int, fx.Node, bool], tuple[object, Affine | ChannelAffine | None]] = {}
@@ -231,7 +232,7 @@ class _Search:
             return before(first, op)
         if len(first.geometry.kernel) != len(op.geometry.kernel) or not mergeable(first, op):
             return None
-        return compose(first, op) if self._net.permits(merge_in_sequence, term.last, node) else None
+        return compose(first, op) if self._context.permits(Group.SEQUENCE, term.last, node) else None
 
     def _simpler(self, terms: _Terms, node: fx.Node) -> _Terms:
         """The same sum with terms over one tensor as one, where that is no more work than the largest of them."""
@@ -288,7 +289,7 @@ class _Search:
     def _added(self, terms: tuple[_Term, _Term], node: fx.Node) -> _Term | None:
         """One term that does what two over one tensor do together."""
         first, second = sorted(terms, key=lambda term: (term.op is None, isinstance(term.op, ChannelAffine)))
-        if not self._net.permits(merge_paths, first.last, second.last, node):
+        if not self._context.permits(Group.PARALLEL, first.last, second.last, node):
             return None
         key = id(first.op), id(second.op)
         if key not in self._sums:

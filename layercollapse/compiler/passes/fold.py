@@ -1,4 +1,4 @@
-"""Rules that move constants and per-channel scales to where they cost nothing: into the weights next to them."""
+"""Passes that move constants and per-channel scales to where they cost nothing: into the weights next to them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from layercollapse.compiler.ir.channel_map import INTERPOLATIONS, MAXIMA, affine
 from layercollapse.compiler.ir.graph import Net, operands, sole_user, source, tied
 from layercollapse.compiler.ir.records import Activation, Affine, ChannelAffine, ConstantMap, Origin, input_channels
 from layercollapse.compiler.ir.weights import raw_weight, scaled
+from layercollapse.compiler.passes.context import PassContext
 from layercollapse.nodes import packet
 
 aten = torch.ops.aten
 
 
-def drop_identities(net: Net) -> bool:
+def drop_identities(net: Net, context: PassContext) -> bool:
     """A scale of one and a shift of zero goes."""
     changed = False
     for node, op in net.records(ChannelAffine):
@@ -28,7 +29,7 @@ def drop_identities(net: Net) -> bool:
     return changed
 
 
-def fold_scales_up(net: Net) -> bool:
+def fold_scales_up(net: Net, context: PassContext) -> bool:
     """A scale joins the affine layer, constant map or scale that it alone reads."""
     changed = False
     for node, op in net.records(ChannelAffine):
@@ -43,7 +44,7 @@ def fold_scales_up(net: Net) -> bool:
     return changed
 
 
-def fold_scales_down(net: Net) -> bool:
+def fold_scales_down(net: Net, context: PassContext) -> bool:
     """A scale joins the affine layers that read it, when all its readers are such.
 
     A shift that meets a padding stays where it is, as a border weight would cost more, but where there is one already.
@@ -74,7 +75,7 @@ def fold_scales_down(net: Net) -> bool:
     return changed
 
 
-def sink_scales(net: Net) -> bool:
+def sink_scales(net: Net, context: PassContext) -> bool:
     """A scale moves behind a pooling, a mean over space or a change of shape, towards a layer that can take it.
 
     A maximum commutes with a scale only where the scale is not negative.
@@ -100,7 +101,7 @@ def sink_scales(net: Net) -> bool:
     return changed
 
 
-def lift_through_sums(net: Net) -> bool:
+def lift_through_sums(net: Net, context: PassContext) -> bool:
     """A scale behind a sum joins the layers that the sum adds: all of them, or one if it only shifts."""
     changed = False
     for node, op in net.records(ChannelAffine):
@@ -127,7 +128,7 @@ def lift_through_sums(net: Net) -> bool:
     return changed
 
 
-def fold_constants(net: Net) -> bool:
+def fold_constants(net: Net, context: PassContext) -> bool:
     """The constant channels that a layer reads move into its bias; at a zero padding, into one of these channels.
 
     Every constant that meets a padding has the same shape at the border, so one channel can carry them all: the one
@@ -187,7 +188,7 @@ def _fold_grouped(op: Affine, value: Tensor) -> Affine | None:
     return add_border_weight(replace(op, weight=weight.masked_fill(gone, 0.0), source=None), part)
 
 
-def cut_dead_layers(net: Net) -> bool:
+def cut_dead_layers(net: Net, context: PassContext) -> bool:
     """A layer whose weights are all zero becomes a constant map: it reads only the size of its input."""
     changed = False
     for node, op in net.records(Affine):
@@ -197,7 +198,7 @@ def cut_dead_layers(net: Net) -> bool:
     return changed
 
 
-def raise_references(net: Net) -> bool:
+def raise_references(net: Net, context: PassContext) -> bool:
     """A constant map takes its size from an earlier tensor, when nothing but constant maps reads the one it has."""
     changed = False
     for node, op in net.records(ConstantMap):

@@ -11,6 +11,7 @@ from torch import Tensor
 from layercollapse.compiler.analysis.constants import constants, rectified
 from layercollapse.compiler.ir.graph import Net, shape, source
 from layercollapse.compiler.ir.records import Activation, ChannelAffine, Origin
+from layercollapse.compiler.passes.context import Group, PassContext
 from layercollapse.counts import MIXED, OFF, SATURATED
 
 aten = torch.ops.aten
@@ -32,7 +33,7 @@ def constant_sites(net: Net) -> dict[str, Tensor]:
     return found
 
 
-def linearize(net: Net, states: Mapping[str, Tensor]) -> bool:
+def linearize(net: Net, states: Mapping[str, Tensor], context: PassContext | None = None) -> bool:
     """Turn rectifiers into scales, in place; on those that stay, note the neurons that have one value.
 
     Args:
@@ -41,6 +42,7 @@ def linearize(net: Net, states: Mapping[str, Tensor]) -> bool:
             the rectifier's slope below its lower bend, saturated is the constant at its upper bend. Where one is
             mixed the rectifier stays, and each of the others is one that has a single value. Or float64 (C,), a value
             of `constant_sites`, for any kind: the rectifier is evaluated there.
+        context: where it is permitted; None: everywhere.
 
     Returns:
         Whether any rectifier has gone, or any neuron has one value.
@@ -54,7 +56,7 @@ def linearize(net: Net, states: Mapping[str, Tensor]) -> bool:
             net.set(node, replace(op, fixed=_scale(op, state).shift.masked_fill(state == MIXED, torch.nan)))
             changed = True
             continue
-        if not net.permits(linearize, node):
+        if context is not None and not context.permits(Group.RECTIFIERS, node):
             continue
         changed = True
         net.set(node, _scale(op, state))
@@ -67,7 +69,7 @@ def mixed(state: Tensor) -> bool:
 
 
 def replace_neurons(net: Net, states: Mapping[str, Tensor]) -> None:
-    """Give every neuron that does not bend its line, in place and with no rule: what removing it changes by itself.
+    """Give every neuron that does not bend its line, in place and with no pass: what removing it changes by itself.
 
     Where others of its site bend, the rectifier is computed for all of them, and its values are taken for these.
     """

@@ -1,4 +1,4 @@
-"""The rule for layer norms: their scale and shift per channel join the layers that read them."""
+"""The pass for layer norms: their scale and shift per channel join the layers that read them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from layercollapse.compiler.ir.algebra import before
 from layercollapse.compiler.ir.arguments import float64
 from layercollapse.compiler.ir.graph import Net, shape, shared
 from layercollapse.compiler.ir.records import ChannelAffine
+from layercollapse.compiler.passes.context import PassContext
 from layercollapse.nodes import packet
 
 aten = torch.ops.aten
 
 
-def strip_norms(net: Net) -> bool:
+def strip_norms(net: Net, context: PassContext) -> bool:
     """A layer norm over the last dimension that only affine layers read gives them its weight and bias.
 
     Not where one of these layers shares its weights with another, or with an embedding: both would be stored then.

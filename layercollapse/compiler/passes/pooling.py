@@ -1,4 +1,4 @@
-"""Rules that move a layer behind what makes its input smaller: pooling, means, flatten.
+"""Passes that move a layer behind what makes its input smaller: pooling, means, flatten.
 
 A layer that reads one position commutes with every average over positions whose weights sum to one, and then has
 fewer positions to work on. An average pooling is itself a convolution, and a flatten in front of a linear layer makes
@@ -20,6 +20,7 @@ from layercollapse.compiler.ir.algebra import compose, mergeable
 from layercollapse.compiler.ir.channel_map import AVERAGES, carry
 from layercollapse.compiler.ir.graph import Net, shape, sole_user, source
 from layercollapse.compiler.ir.records import Affine, ConvGeometry
+from layercollapse.compiler.passes.context import Group, PassContext
 from layercollapse.nodes import packet, spread
 
 aten = torch.ops.aten
@@ -27,14 +28,14 @@ aten = torch.ops.aten
 _POOLS = (aten.avg_pool1d, aten.avg_pool2d, aten.avg_pool3d)
 
 
-def sink_layers(net: Net) -> bool:
+def sink_layers(net: Net, context: PassContext) -> bool:
     """A layer that reads one position moves behind an average that alone reads it, if that leaves fewer positions."""
     changed = False
     for node, op in net.records(Affine):
         user = sole_user(node)
         if user is None or packet(user) not in AVERAGES or not _reads_one_position(op):
             continue
-        if not net.permits(sink_layers, node, user):
+        if not context.permits(Group.POOLING, node, user):
             continue
         place = carry(user, op.channel_dim)
         if place is None:
@@ -71,7 +72,7 @@ def _at(op: Affine, dim: int, rank: int) -> Affine | None:
     return op if not op.geometry.kernel and dim == -1 else None
 
 
-def merge_with_pooling(net: Net) -> bool:
+def merge_with_pooling(net: Net, context: PassContext) -> bool:
     """A convolution and the average pooling that alone reads it are one convolution, if that is less work."""
     changed = False
     for node, op in net.records(Affine):
@@ -80,7 +81,7 @@ def merge_with_pooling(net: Net) -> bool:
         if user is None or pool is None or not mergeable(op, pool):
             continue
         merged = compose(op, pool)
-        if macs(merged, shape(user)) > macs(op, shape(node)) or not net.permits(merge_with_pooling, node, user):
+        if macs(merged, shape(user)) > macs(op, shape(node)) or not context.permits(Group.POOLING, node, user):
             continue
         net.set(node, merged)
         node.meta["shape"] = shape(user)
@@ -106,7 +107,7 @@ def _pooling(node: fx.Node, op: Affine) -> Affine | None:
     return Affine(weight, bias, ConvGeometry(kernel, stride, padding, (1,) * dims), op.outputs, op.dtype)
 
 
-def merge_through_flatten(net: Net) -> bool:
+def merge_through_flatten(net: Net, context: PassContext) -> bool:
     """A convolution, and the linear layer that alone reads its flattened map, are one linear layer, if that is less
     work: its weights are those of the second, spread over the positions that the first reads.
 
@@ -119,7 +120,7 @@ def merge_through_flatten(net: Net) -> bool:
         second = net.affine(below)
         if user is None or below is None or second is None or not op.geometry.kernel or op.geometry.transposed:
             continue
-        if not net.permits(merge_through_flatten, node, user, below):
+        if not context.permits(Group.POOLING, node, user, below):
             continue
         if second.geometry.kernel or carry(user, 1) != (-1, math.prod(shape(node)[2:])) or len(shape(user)) != 2:
             continue

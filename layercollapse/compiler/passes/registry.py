@@ -1,13 +1,15 @@
-"""The rules, in one place, and the loop that applies them until none changes anything.
+"""The passes in their order, and the loop that applies them until none changes anything.
 
-A rule is a function that takes a net, rewrites what it can without changing what the net computes, and tells whether
-it did. Each removes something (a scale, a channel, a layer, a tap) or moves a scale towards a layer that takes it, so
-the loop ends.
+Each removes something (a scale, a channel, a layer, a tap) or moves a scale towards a layer that takes it, so the loop
+ends.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
 
 from layercollapse.compiler.ir.graph import Net
 from layercollapse.compiler.passes.concat import (
@@ -17,6 +19,7 @@ from layercollapse.compiler.passes.concat import (
     split_over_concatenations,
 )
 from layercollapse.compiler.passes.constants import constants_in_products, constants_in_sums
+from layercollapse.compiler.passes.context import Group, PassContext
 from layercollapse.compiler.passes.contract_chain import merge_in_sequence
 from layercollapse.compiler.passes.contract_paths import merge_paths
 from layercollapse.compiler.passes.dead_channels import drop_unread_channels
@@ -33,45 +36,76 @@ from layercollapse.compiler.passes.fold import (
 from layercollapse.compiler.passes.norms import strip_norms
 from layercollapse.compiler.passes.pooling import merge_through_flatten, merge_with_pooling, sink_layers
 from layercollapse.compiler.passes.trim import trim_kernels
+from layercollapse.errors import LayerCollapseError
 
-Rule = Callable[[Net], bool]
 
-RULES: tuple[Rule, ...] = (
-    drop_identities,
-    fold_scales_up,
-    fold_constants,
-    cut_dead_layers,
-    constants_in_sums,
-    constants_in_products,
-    drop_unread_channels,
-    fold_scales_down,
-    lift_through_sums,
-    flatten_concatenations,
-    lift_through_concatenations,
-    sink_scales,
-    sink_layers,
-    strip_norms,
-    raise_references,
-    trim_kernels,
-    merge_paths,
-    merge_in_sequence,
-    merge_with_pooling,
-    merge_through_flatten,
-    merge_neighbours,
-    split_over_concatenations,
+@dataclass(frozen=True)
+class Pass:
+    """A rewrite of the graph that keeps what it computes.
+
+    Attributes:
+        run: takes a graph and a context, rewrites what it can, and tells whether it did.
+        group: what the autotuner tries without; None where the result is never slower.
+    """
+
+    run: Callable[[Net, PassContext], bool]
+    group: Group | None = None
+
+    @property
+    def name(self) -> str:
+        return self.run.__name__
+
+    @property
+    def may_cost_time(self) -> bool:
+        return self.group is not None
+
+
+PASSES = (
+    Pass(drop_identities),
+    Pass(fold_scales_up),
+    Pass(fold_constants),
+    Pass(cut_dead_layers),
+    Pass(constants_in_sums),
+    Pass(constants_in_products),
+    Pass(drop_unread_channels, Group.CHANNELS),
+    Pass(fold_scales_down),
+    Pass(lift_through_sums),
+    Pass(flatten_concatenations),
+    Pass(lift_through_concatenations),
+    Pass(sink_scales),
+    Pass(sink_layers, Group.POOLING),
+    Pass(strip_norms),
+    Pass(raise_references),
+    Pass(trim_kernels, Group.TRIM),
+    Pass(merge_paths, Group.PARALLEL),
+    Pass(merge_in_sequence, Group.SEQUENCE),
+    Pass(merge_with_pooling, Group.POOLING),
+    Pass(merge_through_flatten, Group.POOLING),
+    Pass(merge_neighbours, Group.PARALLEL),
+    Pass(split_over_concatenations, Group.CONCATENATION),
 )
 
 
-def simplify(net: Net, rules: tuple[Rule, ...] = RULES) -> set[Rule]:
-    """Apply rules in order, from the first again after every change, until none has anything to do.
+def run_passes(net: Net, context: PassContext, passes: Sequence[Pass] = PASSES) -> set[Group]:
+    """Apply passes in order, from the first again after every change, until none has anything to do.
 
     Returns:
-        Those that had something to do.
+        The groups that had something to do.
     """
-    applied = set()
+    applied = set[Group]()
     net.sweep()
-    while (rule := next((rule for rule in rules if rule(net)), None)) is not None:
-        applied.add(rule)
+    while (found := next((one for one in passes if _run(one, net, context)), None)) is not None:
+        if found.group is not None:
+            applied.add(found.group)
         net.sweep()
     net.graph.lint()
     return applied
+
+
+def _run(one: Pass, net: Net, context: PassContext) -> bool:
+    try:
+        return one.run(net, context)
+    except (LayerCollapseError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise RuntimeError(f"collapse: the pass {one.name} failed: {type(error).__name__}: {error}") from error

@@ -8,13 +8,14 @@ from layercollapse.compiler.ir.algebra import add_border_weight
 from layercollapse.compiler.ir.graph import Net
 from layercollapse.compiler.ir.records import Affine
 from layercollapse.compiler.ir.weights import nonzero
+from layercollapse.compiler.passes.context import Group, PassContext
 
 
-def trim_kernels(net: Net) -> bool:
+def trim_kernels(net: Net, context: PassContext) -> bool:
     """Outer taps that are zero go, as far as the padding allows the same cut on both sides."""
     changed = False
     for node, op in net.records(Affine):
-        if not op.geometry.kernel or op.geometry.transposed or not net.permits(trim_kernels, node):
+        if not op.geometry.kernel or op.geometry.transposed or not context.permits(Group.TRIM, node):
             continue
         if not bool(op.reads().any()):
             continue

@@ -1,4 +1,4 @@
-"""Where the ways to write one network differ: the smallest parts of which each can be chosen by itself.
+"""Where the variants to write one network differ: the smallest parts of which each can be chosen by itself.
 
 Nodes are the same in two nets if they have one name, do the same to tensors of the same sizes, and read nodes of the
 same names. What is not the same in all nets falls into regions that do not touch: between them stands a node that all
@@ -16,43 +16,45 @@ from torch import Tensor, fx
 
 from layercollapse.compiler.ir.graph import Net
 from layercollapse.compiler.ir.records import Activation, Affine, ChannelAffine, ConstantMap
+from layercollapse.compiler.tuning.variants import Variant
 
 
 @dataclass(frozen=True)
 class Region:
-    """A part of a network that some ways write differently.
+    """A part of a network that some variants write differently.
 
     Attributes:
-        names: of its nodes, in any way.
-        reads: names of the tensors around it that it reads, in any way.
-        layers: names of its layers with weights, and of the constant maps that some have become, in any way.
-        ways: way -> the part as a net of its own, whose inputs are `reads`; of ways that write it alike, the first.
+        names: of its nodes, in any variant.
+        reads: names of the tensors around it that it reads, in any variant.
+        layers: names of its layers with weights, and of the constant maps that some have become, in any variant.
+        variants: variant -> the part as a net of its own, whose inputs are `reads`; of those that write it alike, the
+            first.
     """
 
     names: frozenset[str]
     reads: tuple[str, ...]
     layers: tuple[str, ...]
-    ways: dict[str, Net]
+    variants: dict[Variant, Net]
 
 
-def regions(nets: Mapping[str, Net]) -> list[Region]:
-    """The regions of nets that started as one, by way, in the order of the first; they stay as they are."""
+def regions(nets: Mapping[Variant, Net]) -> list[Region]:
+    """The regions of nets that started as one, by variant, in the order of the first; they stay as they are."""
     found = []
     for names in _groups(list(nets.values())):
-        inside = {way: _inside(net, names) for way, net in nets.items()}
+        inside = {variant: _inside(net, names) for variant, net in nets.items()}
         reads = {x.name for nodes in inside.values() for node in nodes for x in node.all_input_nodes if x not in nodes}
-        ways: dict[str, Net] = {}
-        for way, net in nets.items():
-            part = _cut(net, names, inside[way], sorted(reads))
-            if all(structure(part) != structure(other) for other in ways.values()):
-                ways[way] = part
+        variants: dict[Variant, Net] = {}
+        for variant, net in nets.items():
+            part = _cut(net, names, inside[variant], sorted(reads))
+            if all(structure(part) != structure(other) for other in variants.values()):
+                variants[variant] = part
         layers = [
             [str(node.target) for node in part.graph.nodes if isinstance(part.op(node), Affine | ConstantMap)]
-            for part in ways.values()
+            for part in variants.values()
         ]
         named = dict.fromkeys(name for some in sorted(layers, key=len, reverse=True) for name in some)
-        if len(ways) > 1:
-            found.append(Region(frozenset(names), tuple(sorted(reads)), tuple(named), ways))
+        if len(variants) > 1:
+            found.append(Region(frozenset(names), tuple(sorted(reads)), tuple(named), variants))
     return found
 
 

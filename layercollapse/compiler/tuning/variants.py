@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +15,37 @@ from layercollapse.compiler.analysis.obstacles import obstacles
 from layercollapse.compiler.backend.emit import emit
 from layercollapse.compiler.ir.graph import Net, shape
 from layercollapse.compiler.ir.records import Activation
-from layercollapse.compiler.tuning import timer as race
+from layercollapse.compiler.passes.context import Group, PassContext
+from layercollapse.compiler.tuning.timer import MARGIN, CostModel, ordered
 
-INPUT = "the model as it came"
-CHOSEN = "every region as it is fastest"
-UNCHANGED = "nothing removed or merged"
+
+class Variant(str, enum.Enum):
+    """What a region, or the whole network, is written as; equal to the text that reports show."""
+
+    INPUT = "the model as it came"
+    UNCHANGED = "nothing removed or merged"
+    ALL = "every pass applied"
+    CHOSEN = "every region as it is fastest"
+    SEQUENCE = "layers kept in sequence"
+    PARALLEL = "layers kept side by side"
+    CONCATENATION = "concatenations kept"
+    POOLING = "layers kept before pooling and flatten"
+    TRIM = "kernels not trimmed"
+    UNMERGED = "layers kept as they are"
+    CHANNELS = "channels dropped in eights"
+    RECTIFIERS = "rectifiers kept"
+
+    __str__ = str.__str__
+
+
+MERGES = frozenset({Group.SEQUENCE, Group.PARALLEL, Group.CONCATENATION, Group.POOLING, Group.TRIM})
+# Variant -> the passes that it does without. Those of one list are compared with each other: channels and rectifiers
+# concern the layers on both sides, and with the others they would make one region of many.
+COMPARED: tuple[dict[Variant, frozenset[Group]], ...] = (
+    {**{Variant[group.name]: frozenset({group}) for group in Group if group in MERGES}, Variant.UNMERGED: MERGES},
+    {Variant.CHANNELS: frozenset({Group.CHANNELS})},
+    {Variant.RECTIFIERS: frozenset({Group.RECTIFIERS})},
+)
 
 
 @dataclass(frozen=True)
@@ -35,7 +62,7 @@ class Form:
         calls: weight of the model that a layer still has as it was -> of how many calls.
     """
 
-    name: str
+    name: Variant
     model: fx.GraphModule
     depth: int
     bending: Mapping[str, int]
@@ -44,13 +71,13 @@ class Form:
     calls: Mapping[str, int]
 
 
-def form(name: str, net: Net, device: torch.device, shared: dict[str, Tensor]) -> Form:
+def form(name: Variant, net: Net, context: PassContext, device: torch.device, shared: dict[str, Tensor]) -> Form:
     """The form of a net, which is used up; `shared` as for `emit`."""
     facts: dict[str, Any] = {
         "depth": net_depth(net),
         "bending": {op.site: shape(node)[op.channel_dim] for node, op in net.records(Activation)},
-        "kept": {} if name == UNCHANGED else {**net.kept, **obstacles(net)},
-        "repadded": tuple(" → ".join(pair) for pair in net.repadded),
+        "kept": {} if name == Variant.UNCHANGED else {**obstacles(net), **context.kept},
+        "repadded": tuple(" → ".join(pair) for pair in context.repadded),
         "calls": net.calls(),
     }
     return Form(name, emit(net, device, shared), **facts)
@@ -61,34 +88,34 @@ class Race:
     """What was measured.
 
     Attributes:
-        times: form, or `INPUT`, -> median time of a forward pass on the example inputs, in ms.
+        times: form, or `Variant.INPUT`, -> median time of a forward pass on the example inputs, in ms.
         order: the forms, best first: those in turn that the next is not faster than by more than the margin.
     """
 
-    times: dict[str, float]
-    order: tuple[str, ...]
+    times: dict[Variant, float]
+    order: tuple[Variant, ...]
 
-    def slower_than_input(self, name: str) -> bool:
+    def slower_than_input(self, name: Variant) -> bool:
         """Whether a form takes longer than the input, by more than the margin."""
-        return self.times[name] > (1 + race.MARGIN) * self.times[INPUT]
+        return self.times[name] > (1 + MARGIN) * self.times[Variant.INPUT]
 
 
-def between(model: nn.Module, made: list[Form], example_inputs: Any, device: torch.device) -> Race:
+def between(model: nn.Module, made: list[Form], example_inputs: Any, cost: CostModel) -> Race:
     """Time the forms against the model that they came from, in turns.
 
     The first form wins, unless another is faster by more than the margin, and again in a second, longer race. That is
     run too where the first form seems slower than the model that came.
     """
-    found = once(model, made, example_inputs, device, seconds=1.0)
+    found = once(model, made, example_inputs, cost, seconds=1.0)
     if found.order[0] == made[0].name and not found.slower_than_input(made[0].name):
         return found
     ahead = found.order[: found.order.index(made[0].name) + 1]
-    second = once(model, [form for form in made if form.name in ahead], example_inputs, device, seconds=3.0)
+    second = once(model, [form for form in made if form.name in ahead], example_inputs, cost, seconds=3.0)
     return Race(found.times | second.times, second.order)
 
 
-def once(model: nn.Module, made: list[Form], example_inputs: Any, device: torch.device, seconds: float) -> Race:
+def once(model: nn.Module, made: list[Form], example_inputs: Any, cost: CostModel, seconds: float) -> Race:
     """One race, of 50 passes in a second at most."""
-    models = {INPUT: model, **{form.name: form.model for form in made}}
-    times = race.timed(models, example_inputs, device, seconds=seconds, passes=round(50 * seconds))
-    return Race(times, race.ordered(times, [form.name for form in made], made[0].name))
+    models = {Variant.INPUT: model, **{form.name: form.model for form in made}}
+    times = cost.networks(models, example_inputs, seconds=seconds, passes=round(50 * seconds))
+    return Race(times, ordered(times, [form.name for form in made], made[0].name))

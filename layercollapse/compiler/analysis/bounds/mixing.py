@@ -13,7 +13,7 @@ In floating point z is (x − m)(1 + δ) / √(v + ε), of a mean m and a varian
 order. So z is scaled by at most 1 + τ, and moved along the ones by at most τ, with τ = 4 γ κ. The margin is for κ = 64:
 rows whose mean is at most 64 of their standard deviations √(σ² + ε). No claim here is about other rows, of entries that
 are equal in most of their digits: in the end their norm is made of rounding errors, others on another machine, and no
-rule of the collapse keeps it (float32 may make (316, 0, 0) of 10,000,001 and twice 10,000,000, instead of √2 and −√½).
+pass keeps it (float32 may make (316, 0, 0) of 10,000,001 and twice 10,000,000, instead of √2 and −√½).
 An RMS norm needs no such condition.
 
 Nothing is claimed for an ε below 1e-30, beside which a variance may underflow. One that overflows leaves zeros or NaN.

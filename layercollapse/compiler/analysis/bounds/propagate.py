@@ -51,7 +51,7 @@ def proven_states(net: Net, box: Box | None = None) -> dict[str, Tensor]:
     """States of the piecewise linear sites whose every neuron stays in one piece for all inputs in a box.
 
     Args:
-        net: as lowered, before any rule.
+        net: as lowered, before any pass.
         box: name of an input -> its lowest and highest value: numbers, or tensors (C,) for inputs (N, C, ...). None,
             and inputs that it leaves out, stand for all numbers.
 
