@@ -13,6 +13,7 @@
 #include "plan/mask_plan.h"
 #include "sign_hashes.h"
 #include "sign_histogram.h"
+#include "topk_count.h"
 
 namespace py = pybind11;
 
@@ -98,6 +99,15 @@ std::tuple<int, int64_t, int64_t> masked_topk(const std::vector<std::uintptr_t>&
   return {result.code, result.index, result.kept};
 }
 
+void topk_count(const std::vector<std::uintptr_t>& values, const std::vector<std::uintptr_t>& keep,
+                const std::vector<int>& dtypes, const std::vector<int64_t>& sizes, const Layouts& layouts, int64_t lo,
+                int64_t hi, std::uintptr_t counts, int threads) {
+  if (lo < 0 || hi <= lo || hi > lc::kCommonEnd) throw std::invalid_argument("lo: expected 0 <= lo < hi <= 0x7f800001");
+  const std::vector<lc::Weight> weights = weights_of(values, keep, dtypes, sizes, layouts);
+  py::gil_scoped_release release;
+  lc::topk_count(weights, static_cast<uint32_t>(lo), static_cast<uint32_t>(hi), threads, reinterpret_cast<int64_t*>(counts));
+}
+
 void apply_mask(const std::vector<std::uintptr_t>& values, const std::vector<std::uintptr_t>& keep,
                 const std::vector<int>& dtypes, const std::vector<int64_t>& sizes, const Layouts& layouts, int threads) {
   const std::vector<lc::Weight> weights = weights_of(values, keep, dtypes, sizes, layouts);
@@ -142,6 +152,8 @@ PYBIND11_MODULE(_core, m) {
         py::arg("channel_dim"), py::arg("out"), py::arg("threads"));
   m.def("masked_topk", &masked_topk, py::arg("values"), py::arg("keep"), py::arg("dtypes"), py::arg("sizes"),
         py::arg("layouts"), py::arg("k"), py::arg("global_"), py::arg("thresholds"), py::arg("threads"));
+  m.def("topk_count", &topk_count, py::arg("values"), py::arg("keep"), py::arg("dtypes"), py::arg("sizes"),
+        py::arg("layouts"), py::arg("lo"), py::arg("hi"), py::arg("counts"), py::arg("threads"));
   m.def("apply_mask", &apply_mask, py::arg("values"), py::arg("keep"), py::arg("dtypes"), py::arg("sizes"),
         py::arg("layouts"), py::arg("threads"));
   m.def("mask_table", &mask_table, py::arg("tile"), py::arg("values"), py::arg("masks"), py::arg("widths"),

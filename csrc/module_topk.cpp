@@ -31,7 +31,7 @@ Plan plan_of(const std::vector<uint64_t>& values, const std::vector<uint64_t>& m
     weights[i] = {values[i], masks[i], static_cast<lc::Dtype>(dtypes[i]), {}};
     for (std::size_t d = 0; d < sizes[i].size(); ++d) weights[i].dims.push_back({sizes[i][d], strides[i][d]});
   }
-  return make_plan(weights, global, segments, {shortest, sample, lists, kept, tails});
+  return make_plan(weights, global, segments, {shortest, sample, lists, kept, false, tails});
 }
 
 const int64_t* checked(const Plan& plan, const Numbers& k) {

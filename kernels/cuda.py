@@ -23,6 +23,8 @@ from layercollapse.kernels.topk_call import masked_topk_with
 # A library that runs the same kernels on the CPU, made by tests/test_gpu_on_cpu.py.
 EMULATED = "LAYERCOLLAPSE_CUDA_EMULATED"
 
+SCOPES = {"layer": 0, "global": 1, "count": 2}  # csrc/cuda/launch.h
+
 
 @cache
 def library() -> ctypes.CDLL:
@@ -93,6 +95,15 @@ def masked_topk_(weights: Sequence[Tensor], masks: Sequence[Tensor], k: Sequence
     return masked_topk_with(_TopkPlan, weights, masks, k, scope)
 
 
+def topk_count_(weights: Sequence[Tensor], masks: Sequence[Tensor], lo: int, hi: int, counts: Tensor) -> None:
+    """See ``reference.topk_count_``: one read of weights and masks, no wait."""
+    with on_device_of(weights[0]):
+        plan = topk_plan.plan_for(_TopkPlan, weights, masks, "count")
+        table = c_void_p(plan.table.data_ptr())
+        place = (c_void_p(counts.data_ptr()), _stream(counts))
+        _check("lc_topk_count", library().lc_topk_count(plan.handle, table, c_int64(lo), c_int64(hi), *place))
+
+
 class _TopkPlan(topk_plan.Plan):
     """A plan that the library made and owns until this is gone."""
 
@@ -109,29 +120,29 @@ class _TopkPlan(topk_plan.Plan):
             tails += (*weight.shape, *weight.stride())
             at += 16 * dims
         numbers[:] = heads + tails
-        self._handle = c_void_p()
+        self.handle = c_void_p()
         wanted, shortest = c_int64(topk_plan.segments_wanted(weights[0])), c_int64(topk_plan.SHORTEST)
-        loaded, of = library(), byref(self._handle)
+        loaded, of = library(), byref(self.handle)
         _check(
             "lc_topk_plan_create",
-            loaded.lc_topk_plan_create(numbers, c_int64(len(weights)), int(scope == "global"), wanted, shortest, of),
+            loaded.lc_topk_plan_create(numbers, c_int64(len(weights)), SCOPES[scope], wanted, shortest, of),
         )
-        finalize(self, loaded.lc_topk_plan_destroy, self._handle)
+        finalize(self, loaded.lc_topk_plan_destroy, self.handle)
         count = c_int64()
-        tables = loaded.lc_topk_tables(self._handle, byref(count))
+        tables = loaded.lc_topk_tables(self.handle, byref(count))
         host = np.ctypeslib.as_array(tables, (count.value,)).copy()
         self.table = topk_plan.to_device(host, weights[0])
-        self.segments = loaded.lc_topk_segments(self._handle)
-        self.scratch = loaded.lc_topk_scratch(self._handle)
+        self.segments = loaded.lc_topk_segments(self.handle)
+        self.scratch = loaded.lc_topk_scratch(self.handle)
 
     def launch(self, k: Sequence[int], scratch: Tensor, thresholds: Tensor) -> None:
         places = (c_void_p(scratch.data_ptr()), c_void_p(thresholds.data_ptr()), _stream(scratch))
-        error = library().lc_masked_topk(self._handle, c_void_p(self.table.data_ptr()), _struct(*k), *places)
+        error = library().lc_masked_topk(self.handle, c_void_p(self.table.data_ptr()), _struct(*k), *places)
         _check("lc_masked_topk", error)
 
     def outcome(self, k: Sequence[int], scratch: Tensor) -> tuple[int, int, int]:
         index, kept, code = c_int64(), c_int64(), ctypes.c_int()
-        call = (self._handle, _struct(*k), c_void_p(scratch.data_ptr()), _stream(scratch))
+        call = (self.handle, _struct(*k), c_void_p(scratch.data_ptr()), _stream(scratch))
         _check("lc_topk_outcome", library().lc_topk_outcome(*call, byref(index), byref(kept), byref(code)))
         return code.value, index.value, kept.value
 

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from layercollapse._checks import nan_error, too_many_error
 from layercollapse.kernels.launch import capturing, on_device_of
-from layercollapse.kernels.topk_plan import Build, plan_for
+from layercollapse.kernels.topk_plan import Build, Plan, plan_for
 
 
 def masked_topk_with(
-    build: Build, weights: Sequence[Tensor], masks: Sequence[Tensor], k: Sequence[int], scope: str
+    build: Build[Plan], weights: Sequence[Tensor], masks: Sequence[Tensor], k: Sequence[int], scope: str
 ) -> Tensor:
     """Run all passes of a plan made by ``build``; wait for the device once, at the end, to raise errors.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -44,14 +45,22 @@ class Plan(ABC):
         """Wait; return 1 and the tensor of a NaN, or 2, the group that keeps too few, and how many it keeps."""
 
 
-Build = Callable[[Sequence[Tensor], Sequence[Tensor], str], Plan]
+AnyPlan = TypeVar("AnyPlan", bound=Plan)
+Build = Callable[[Sequence[Tensor], Sequence[Tensor], str], AnyPlan]
 
 _plans: OrderedDict[tuple[object, ...], Plan] = OrderedDict()
 _captured: list[Plan] = []  # graphs read their tables whenever they are replayed: these are never freed
 
 
-def plan_for(build: Build, weights: Sequence[Tensor], masks: Sequence[Tensor], scope: str) -> Plan:
-    """Return the plan for these tensors, kept from an earlier call if there was one."""
+def plan_for(build: Build[AnyPlan], weights: Sequence[Tensor], masks: Sequence[Tensor], scope: str) -> AnyPlan:
+    """Return the plan for these tensors, kept from an earlier call if there was one.
+
+    Args:
+        build: makes a plan of the arguments that follow.
+        weights: tensors on one device.
+        masks: of each.
+        scope: "layer" or "global", or "count" for `ops.topk_count`.
+    """
     # Whatever lies at an address, a plan for this type, shape and strides is right for it.
     key = (
         build,
@@ -69,7 +78,7 @@ def plan_for(build: Build, weights: Sequence[Tensor], masks: Sequence[Tensor], s
     _plans[key] = plan
     while len(_plans) > CACHED:
         _plans.popitem(last=False)
-    return plan
+    return cast(AnyPlan, plan)
 
 
 def uncaptured(what: str) -> LayerCollapseError:

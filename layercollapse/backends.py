@@ -56,6 +56,7 @@ class Backend:
             for each.
         masked_topk_: see ``reference.masked_topk_``.
         apply_mask_: see ``reference.apply_mask_``.
+        topk_count_: see ``reference.topk_count_``.
         sign_hashes_: see ``reference.sign_hashes_``.
     """
 
@@ -68,6 +69,7 @@ class Backend:
     masked_topk_: Callable[[Sequence[Tensor], Sequence[Tensor], Sequence[int], str], Tensor]
     apply_mask_: Callable[[Sequence[Tensor], Sequence[Tensor]], None] | None = None
     sign_hashes_: Callable[[Tensor, int, Tensor], None] | None = None
+    topk_count_: Callable[[Sequence[Tensor], Sequence[Tensor], int, int, Tensor], None] | None = None
 
     def __post_init__(self) -> None:
         if self.sign_histograms_ is None:
@@ -261,6 +263,7 @@ register(
         masked_topk_=reference.masked_topk_,
         apply_mask_=reference.apply_mask_,
         sign_hashes_=reference.sign_hashes_,
+        topk_count_=reference.topk_count_,
     )
 )
 register(
@@ -284,6 +287,7 @@ register(
         sign_histograms_=cuda.sign_histograms_,
         masked_topk_=cuda.masked_topk_,
         apply_mask_=cuda.apply_mask_,
+        topk_count_=cuda.topk_count_,
     )
 )
 register(
@@ -297,6 +301,7 @@ register(
         masked_topk_=cpu.masked_topk_,
         apply_mask_=cpu.apply_mask_,
         sign_hashes_=cpu.sign_hashes_,
+        topk_count_=cpu.topk_count_,
     )
 )
 _own = frozenset({"auto", *_registry})

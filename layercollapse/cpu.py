@@ -95,6 +95,13 @@ def masked_topk_(weights: Sequence[Tensor], masks: Sequence[Tensor], k: Sequence
     return thresholds
 
 
+def topk_count_(weights: Sequence[Tensor], masks: Sequence[Tensor], lo: int, hi: int, counts: Tensor) -> None:
+    """See ``reference.topk_count_``: one read of weights and masks."""
+    from layercollapse_core import _core
+
+    _core.topk_count(*_masked(weights, masks), lo, hi, counts.data_ptr(), torch.get_num_threads())
+
+
 def apply_mask_(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
     """See ``reference.apply_mask_``: one read of weights and masks, and a write of what changes."""
     from layercollapse_core import _core

@@ -1,5 +1,7 @@
 """The ops of the method, and their masks: `sign_histogram`, `masked_topk_`, `apply_mask_`, `pack_mask`, `unpack_mask`.
 
+`topk_count`, `topk_threshold` and `topk_apply` are the stages of `masked_topk_`, for weights that many processes hold.
+
 They work on plain tensors, without the rest of the package. Each op is registered with ``torch.library``, so
 ``torch.compile`` may trace it; the implementation is chosen when it runs (`layercollapse.backends`).
 """
@@ -17,10 +19,15 @@ from layercollapse import _checks, reference
 from layercollapse.backends import BackendStatus, backends, last_backend, run, use_backend
 from layercollapse.errors import LayerCollapseError
 from layercollapse.sign_patterns import SignPatterns
+from layercollapse.topk_stages import TOPK_BINS, TOPK_COUNTS, TOPK_END, TopkRange, check_range, topk_threshold
 
 __all__ = [
+    "TOPK_BINS",
+    "TOPK_COUNTS",
+    "TOPK_END",
     "BackendStatus",
     "SignPatterns",
+    "TopkRange",
     "apply_mask_",
     "backends",
     "last_backend",
@@ -29,6 +36,9 @@ __all__ = [
     "sign_hashes",
     "sign_histogram",
     "sign_patterns",
+    "topk_apply",
+    "topk_count",
+    "topk_threshold",
     "unpack_mask",
     "use_backend",
 ]
@@ -261,6 +271,67 @@ def apply_mask_(weights: Tensor | Sequence[Tensor], masks: Tensor | Sequence[Ten
     torch.ops.layercollapse.apply_mask_(_in_place(weights, masks), masks)
 
 
+def topk_count(
+    weights: Tensor | Sequence[Tensor], masks: Tensor | Sequence[Tensor], *, lo: int = 0, hi: int = TOPK_END
+) -> Tensor:
+    """Count the magnitudes that this rank keeps: the first stage of `masked_topk_` over all ranks' weights.
+
+    >>> weight, mask = torch.tensor([3.0, -1.0, 0.5, -2.0]), pack_mask(torch.tensor([True, True, False, True]))
+    >>> counts = topk_count(weight, mask)
+    >>> counts[:3].tolist(), counts[3:].sum().item()
+    ([0, 3, 0], 3)
+    >>> topk_threshold(counts, 1).found
+    False
+
+    Ranks add up their counts, and each narrows the range by `topk_threshold`, until it is one magnitude. Then they
+    gather how many entries of it each has, and `topk_apply` clears what goes.
+
+    Args:
+        weights: tensor or list of tensors, float32, bfloat16 or float16; any strides.
+        masks: packed keep-bits of each.
+        lo: first of the keys that are told apart: the bits of a magnitude as float32.
+        hi: one past the last; ``TOPK_END`` is past infinity.
+
+    Returns:
+        int64 (``TOPK_COUNTS``,) = (3 + 2048,): 1 if a weight holds a NaN; entries kept; those of a key below ``lo``;
+        those of keys in [lo, hi), by at most ``TOPK_BINS`` bins of one width, the smallest power of two that is enough.
+
+    Raises:
+        LayerCollapseError: a mask that does not fit, a float64 weight, or no range.
+    """
+    weights, masks = _tensors("weights", weights), _tensors("masks", masks)
+    if not weights:
+        _checks.check_masked(weights, masks)
+        check_range(lo, hi)
+        return torch.zeros(TOPK_COUNTS, dtype=torch.int64)
+    return torch.ops.layercollapse.topk_count([weight.detach() for weight in weights], masks, lo, hi)
+
+
+def topk_apply(weights: Tensor | Sequence[Tensor], masks: Tensor | Sequence[Tensor], threshold: int, ties: int) -> None:
+    """Clear what lies below a threshold, in place: the last stage of `masked_topk_` over all ranks' weights.
+
+    The kept entries of a magnitude below the threshold lose their keep-bit, and of those equal to it the first ``ties``
+    in row-major order, earlier tensors first. Then every entry without one is set to +0. On an error nothing has
+    changed.
+
+    Args:
+        weights: tensor or list of tensors, float32, bfloat16 or float16, as for `masked_topk_`.
+        masks: packed keep-bits of each.
+        threshold: the key found (`TopkRange.lo`).
+        ties: how many of its entries go here: of those in all, what ranks before this one do not have.
+
+    Raises:
+        LayerCollapseError: a NaN in a weight, or more ties than there are entries equal to the threshold.
+    """
+    counts = topk_count(weights, masks, lo=threshold, hi=threshold + 1)
+    nan, _, below, equal = counts[:4].tolist()
+    if nan:
+        raise LayerCollapseError("weights: expected numbers, got NaN; nothing was changed")
+    if not isinstance(ties, int) or not 0 <= ties <= equal:
+        raise LayerCollapseError(f"ties: expected 0 to the {equal} entries that equal the threshold, got {ties!r}")
+    masked_topk_(weights, masks, below + ties, scope="global")
+
+
 def pack_mask(mask: Tensor) -> Tensor:
     """Pack booleans into bits, the first in the lowest bit of the first byte.
 
@@ -329,6 +400,7 @@ _library.define("sign_histogram_(Tensor x, int channel_dim, float? upper, Tensor
 _library.define("sign_histograms_(Tensor[] x, int[] channel_dim, float[] upper, Tensor(a!)[] out) -> ()")
 _library.define("masked_topk_(Tensor(a!)[] weights, Tensor(b!)[] masks, SymInt[] k, str scope) -> Tensor")
 _library.define("sign_hashes(Tensor x, int channel_dim) -> Tensor")
+_library.define("topk_count(Tensor[] weights, Tensor[] masks, int lo, int hi) -> Tensor")
 _library.define("apply_mask_(Tensor(a!)[] weights, Tensor[] masks) -> ()")
 
 
@@ -364,6 +436,18 @@ def _run_apply_mask(weights: list[Tensor], masks: list[Tensor]) -> None:
     torch.autograd.graph.increment_version(weights)
 
 
+def _run_topk_count(weights: list[Tensor], masks: list[Tensor], lo: int, hi: int) -> Tensor:
+    _checks.check_masked(weights, masks)
+    check_range(lo, hi)
+    for index, weight in enumerate(weights):
+        if weight.dtype == torch.float64:
+            raise LayerCollapseError(f"weights[{index}]: expected float32, bfloat16 or float16, got float64")
+    counts = _fake_topk_count(weights, masks, lo, hi).zero_()
+    run("topk_count_", weights, weights, masks, lo, hi, counts)
+    counts[0].clamp_(max=1)  # a backend may count a weight for each of its parts
+    return counts
+
+
 def _run_sign_hashes(x: Tensor, channel_dim: int) -> Tensor:
     _checks.check_activation(x, channel_dim, None)
     hashes = _fake_sign_hashes(x, channel_dim).zero_()
@@ -391,6 +475,10 @@ def _fake_masked_topk(weights: list[Tensor], masks: list[Tensor], k: list[int], 
     return weights[0].new_empty(size, dtype=torch.float64 if double else torch.float32)
 
 
+def _fake_topk_count(weights: list[Tensor], masks: list[Tensor], lo: int, hi: int) -> Tensor:
+    return weights[0].new_empty(TOPK_COUNTS, dtype=torch.int64)
+
+
 def _fake_apply_mask(weights: list[Tensor], masks: list[Tensor]) -> None:
     pass
 
@@ -399,10 +487,12 @@ def _fake_apply_mask(weights: list[Tensor], masks: list[Tensor]) -> None:
 _library.impl("sign_histogram_", _run_sign_histogram, "CompositeExplicitAutograd")
 _library.impl("sign_histograms_", _run_sign_histograms, "CompositeExplicitAutograd")
 _library.impl("masked_topk_", _run_masked_topk, "CompositeExplicitAutograd")
+_library.impl("topk_count", _run_topk_count, "CompositeExplicitAutograd")
 _library.impl("sign_hashes", _run_sign_hashes, "CompositeExplicitAutograd")
 _library.impl("apply_mask_", _run_apply_mask, "CompositeExplicitAutograd")
 torch.library.register_fake("layercollapse::sign_histogram_", _fake_sign_histogram, lib=_library)
 torch.library.register_fake("layercollapse::sign_histograms_", _fake_sign_histograms, lib=_library)
 torch.library.register_fake("layercollapse::masked_topk_", _fake_masked_topk, lib=_library)
 torch.library.register_fake("layercollapse::apply_mask_", _fake_apply_mask, lib=_library)
+torch.library.register_fake("layercollapse::topk_count", _fake_topk_count, lib=_library)
 torch.library.register_fake("layercollapse::sign_hashes", _fake_sign_hashes, lib=_library)

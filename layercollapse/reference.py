@@ -119,6 +119,28 @@ def apply_mask_(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
         weight.masked_fill_(~unpack_mask(mask, weight.shape), 0)
 
 
+def topk_count_(weights: Sequence[Tensor], masks: Sequence[Tensor], lo: int, hi: int, counts: Tensor) -> None:
+    """Add to counts what the weights keep, by the bits of |w| in float32.
+
+    Args:
+        weights: float32, bfloat16 or float16 tensors of any shape and strides.
+        masks: packed keep-bits, uint8 (ceil(numel / 8),) each.
+        lo: first of the bits that are told apart.
+        hi: one past the last.
+        counts: int64 (3 + b,): above 0 for a NaN; entries kept; those below ``lo``; those in [lo, hi) by at most b bins
+            of one width, the smallest power of two for which they are enough.
+    """
+    bins = counts.numel() - 3
+    shift = max(0, (hi - lo - 1).bit_length() - (bins - 1).bit_length())
+    for weight, mask in zip(weights, masks, strict=True):
+        kept = _magnitude_keys(weight, False)[unpack_mask(mask, weight.shape).flatten()]
+        inside = kept[(kept >= lo) & (kept < hi)] - lo
+        counts[0] += weight.isnan().any()
+        counts[1] += kept.numel()
+        counts[2] += (kept < lo).sum()
+        counts[3:] += torch.bincount(inside >> shift, minlength=bins)
+
+
 def pack_mask(mask: Tensor) -> Tensor:
     """Pack booleans into bits, the first in the lowest bit.
 

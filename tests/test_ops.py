@@ -88,6 +88,7 @@ def test_opcheck(backend):
         op = torch.ops.layercollapse.masked_topk_.default
         torch.library.opcheck(op, (weights, masks, [2, 0], "layer"))
         torch.library.opcheck(op, (weights, masks, [4], "global"))
+        torch.library.opcheck(torch.ops.layercollapse.topk_count.default, (weights, masks, 0, 0x40000000))
         torch.library.opcheck(torch.ops.layercollapse.apply_mask_.default, (weights, masks))
     assert ops.last_backend() == backend
 

@@ -39,7 +39,11 @@ struct Topk {
   uint32_t *bins, *listed, *lists, *sample;
   uint32_t* thresholds;
   int64_t segment_count, group_count;
+  int64_t* counts;  // not null: count only, keys in [lo, hi) by bins of 2^shift, and add to these (CountField)
+  int64_t lo, hi, shift;
 };
+
+enum CountField { kCountNan, kCountKept, kCountBelow, kCountBins };
 
 constexpr int kGroupsAtOnce = 224;  // 16 bytes each: kernels take 4 KB of arguments
 
@@ -438,9 +442,11 @@ __global__ void __launch_bounds__(kThreads, kStrided ? 3 : 5) count_kernel(const
   const int64_t* segment = t.segments + index * kFields;
   const int64_t group = segment[kGroup];
   int64_t* state = t.state + group * kStateFields;
-  if (state[kStage] == kDone) return;
-  const auto lo = static_cast<uint32_t>(state[kLo]), hi = static_cast<uint32_t>(state[kHi]);
-  const int shift = static_cast<int>(state[kShift]);
+  const bool only_count = t.counts != nullptr;
+  if (!only_count && state[kStage] == kDone) return;
+  const auto lo = static_cast<uint32_t>(only_count ? t.lo : state[kLo]);
+  const auto hi = static_cast<uint32_t>(only_count ? t.hi : state[kHi]);
+  const int shift = static_cast<int>(only_count ? t.shift : state[kShift]);
   const int used = hi > lo ? static_cast<int>((hi - lo - 1) >> shift) + 1 : 1;
   // Copies of each bin for the lanes of a warp: with few bins, as for 16-bit types, no two lanes meet at one address.
   int copies = 1;
@@ -453,7 +459,7 @@ __global__ void __launch_bounds__(kThreads, kStrided ? 3 : 5) count_kernel(const
   uint32_t kept = 0, below = 0, one = 0, suspect = 0;
   bool listed = false;
   if constexpr (kKind == kWide) {
-    if (state[kCollect] == kHeld) {
+    if (!only_count && state[kCollect] == kHeld) {
       listed = true;
       for (int i = 0; i < kLists; ++i) listed &= t.listed[index * kLists + i] <= segment[kEach];
     }
@@ -475,7 +481,7 @@ __global__ void __launch_bounds__(kThreads, kStrided ? 3 : 5) count_kernel(const
     const R reader(t, segment);
     const uint32_t lo_gap = F::gap(from_key(kKind, lo)), hi_gap = F::gap(from_key(kKind, hi));
     constexpr uint32_t kNanGap = F::gap(infinity_of(kKind) + 1);
-    const bool collect = kKind == kWide && state[kCollect] == kNext;
+    const bool collect = kKind == kWide && !only_count && state[kCollect] == kNext;
     const bool single = used == 1;
     uint32_t length = 0;  // of the warp's list
     each_turn(reader, [&](int first, const auto& turn) {
@@ -523,8 +529,16 @@ __global__ void __launch_bounds__(kThreads, kStrided ? 3 : 5) count_kernel(const
   for (int bin = threadIdx.x; bin < used; bin += kThreads) {
     uint32_t sum = 0;
     for (int i = 0; i < copies; ++i) sum += bins[bin * copies + i];
-    add(t.sums + row[kSums] + bin, sum);
-    if (shift == 0) t.bins[segment[kRow] + bin] = sum;  // for ties
+    add(only_count ? t.counts + kCountBins + bin : t.sums + row[kSums] + bin, sum);
+    if (shift == 0 && !only_count) t.bins[segment[kRow] + bin] = sum;  // for ties
+  }
+  if (only_count) {
+    if (threadIdx.x == 0) {
+      add(t.counts + kCountKept, all_kept);
+      add(t.counts + kCountBelow, all_below);
+      add(t.counts + kCountNan, nan);
+    }
+    return;
   }
   if (threadIdx.x == 0) {
     add(state + kKeptSum, all_kept);
@@ -652,6 +666,8 @@ Topk addresses(const Plan& plan, const int64_t* tables, void* scratch, float* th
   t.thresholds = reinterpret_cast<uint32_t*>(thresholds);
   t.segment_count = plan.sizes.segments;
   t.group_count = plan.sizes.groups;
+  t.counts = nullptr;
+  t.lo = t.hi = t.shift = 0;
   return t;
 }
 
@@ -664,11 +680,12 @@ struct lc_topk_plan {
 
 using namespace lc::cuda;
 
-int lc_topk_plan_create(const lc_weight* weights, int64_t count, int global, int64_t segments, int64_t shortest,
+int lc_topk_plan_create(const lc_weight* weights, int64_t count, int scope, int64_t segments, int64_t shortest,
                         lc_topk_plan** plan) {
   *plan = nullptr;
   try {
     Options options;
+    options.common = scope == LC_TOPK_COUNT;
     if (shortest > 0) options.shortest = shortest;
     std::vector<Weight> list;
     for (int64_t i = 0; i < count; ++i) {
@@ -679,7 +696,7 @@ int lc_topk_plan_create(const lc_weight* weights, int64_t count, int global, int
       list.push_back({reinterpret_cast<uintptr_t>(weight.values), reinterpret_cast<uintptr_t>(weight.mask),
                       static_cast<lc::Dtype>(weight.dtype), std::move(dims)});
     }
-    *plan = new lc_topk_plan{make_plan(list, global != 0, segments, options)};
+    *plan = new lc_topk_plan{make_plan(list, scope != LC_TOPK_LAYER, segments, options)};
   } catch (const std::bad_alloc&) {
     return cudaErrorMemoryAllocation;
   }
@@ -719,6 +736,18 @@ int lc_masked_topk(const lc_topk_plan* handle, const int64_t* tables, const int6
   for (const Class& members : plan.classes) {
     members.kind == kWide ? launch_apply<4>(t, members, stream) : launch_apply<2>(t, members, stream);
   }
+  return cudaGetLastError();
+}
+
+int lc_topk_count(const lc_topk_plan* handle, const int64_t* tables, int64_t lo, int64_t hi, int64_t* counts,
+                  void* stream) {
+  if (lo < 0 || hi <= lo || hi > lc::kCommonEnd) return cudaErrorInvalidValue;
+  Topk t = addresses(handle->plan, tables, nullptr, nullptr);
+  t.counts = counts;
+  t.lo = lo;
+  t.hi = hi;
+  while ((hi - lo - 1) >> t.shift >= kBins) ++t.shift;
+  for (const Class& members : handle->plan.classes) count(t, members, stream);
   return cudaGetLastError();
 }
 

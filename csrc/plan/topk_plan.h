@@ -126,6 +126,7 @@ struct Options {
   int64_t shortest = kShortest, sample = kSample;
   bool lists = true;  // of float32 keys
   bool kept = false;  // whether the sample of a group that is read whole is kept in the scratch, too
+  bool common = false;  // whether all keys are magnitudes as a float32
   bool tails = true;  // whether a segment of a plain array may end with fewer than 8 entries; else they are a strided one
 };
 
@@ -133,7 +134,7 @@ struct Options {
 inline Plan make_plan(const std::vector<Weight>& weights, bool global, int64_t wanted, const Options& options = {}) {
   Plan plan;
   int64_t total = 0;
-  bool mixed = false;
+  bool mixed = options.common;
   for (const Weight& weight : weights) {
     total += product(weight.dims);
     mixed |= global && weight.dtype != weights[0].dtype;

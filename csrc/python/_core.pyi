@@ -38,6 +38,17 @@ def masked_topk(
     thresholds: int,
     threads: int,
 ) -> tuple[int, int, int]: ...
+def topk_count(
+    values: Sequence[int],
+    keep: Sequence[int],
+    dtypes: Sequence[int],
+    sizes: Sequence[int],
+    layouts: Sequence[tuple[int, Sequence[int], Sequence[int]]],
+    lo: int,
+    hi: int,
+    counts: int,
+    threads: int,
+) -> None: ...
 def apply_mask(
     values: Sequence[int],
     keep: Sequence[int],
