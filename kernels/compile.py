@@ -25,6 +25,7 @@ from triton.compiler import ASTSource
 from layercollapse.kernels import apply_mask as masking
 from layercollapse.kernels import masked_topk as topk
 from layercollapse.kernels import sign_histogram as signs
+from layercollapse.kernels import sign_kernels
 
 ARCHITECTURES = (80, 90, 100)
 SPILLS_ALLOWED = 8  # bytes: one value, which ptxas for sm_80 sometimes puts aside for the sake of occupancy
@@ -46,17 +47,22 @@ def variants() -> Iterator[Variant]:
     """Yield the kernels as the launchers call them, for each type of value."""
     for dtype, short in ((torch.float32, "fp32"), (torch.bfloat16, "16-bit")):
         for upper in (None, 6.0):
-            wide = {k: v for k, v in signs._constants(dtype, upper, packed=True).items() if k.isupper()}
+            wide = signs._of_type(dtype, upper, packed=True)[1]
             wide |= {"N_OUT": 4 if upper is None else 5, "UNROLL": signs.LIMITS.unroll}
             label = f"{short}{' upper' if upper else ''}"
-            words = {"x_ptr": "*u32", "out_ptr": "*i64"}
+            words, table = {"x_ptr": "*u32", "out_ptr": "*i64"}, {"table_ptr": "*i64"}
             for shape, cols, runs in (("last", 512, False), ("last, few", 32, False), ("first", 512, True)):
                 shared = wide | {"RUNS": runs, "NESTED": False, "COLS": cols, "ROWS": signs.LIMITS.block // cols}
-                yield Variant(f"columns, channels {shape}, {label}", signs._columns_kernel, words, shared, 4)
-            yield Variant(f"runs, {label}", signs._runs_kernel, words, wide | {"BLOCK": signs.LIMITS.block}, 4)
+                yield Variant(f"columns, channels {shape}, {label}", sign_kernels.columns_kernel, words, shared, 4)
+                yield Variant(
+                    f"columns of a list, {shape}, {label}", sign_kernels.columns_list_kernel, table, shared, 4
+                )
+            block = wide | {"BLOCK": signs.LIMITS.block}
+            yield Variant(f"runs, {label}", sign_kernels.runs_kernel, words, block, 4)
+            yield Variant(f"runs of a list, {label}", sign_kernels.runs_list_kernel, table, block, 4)
         narrow = {"LEFT": 0 if dtype == torch.float32 else 16, "N_OUT": 5, "SAMPLES": 16, "CHANNELS": 64}
         entry = {"x_ptr": "*u32" if dtype == torch.float32 else "*u16", "out_ptr": "*i64"}
-        yield Variant(f"strided, {short} upper", signs._strided_kernel, entry, narrow, 4)
+        yield Variant(f"strided, {short} upper", sign_kernels.strided_kernel, entry, narrow, 4)
     tables = dict.fromkeys(("ids_ptr", "parts_ptr", "segments_ptr", "groups_ptr", "dims_ptr", "ranks_ptr"), "*i64")
     tables |= dict.fromkeys(("gate_ptr", "state_ptr", "sums_ptr", "ties_ptr"), "*i64")
     tables |= {"bins_ptr": "*i32", "sample_ptr": "*u32", "thresholds_ptr": "*u32"}

@@ -40,6 +40,15 @@ def sign_histogram_(x: Tensor, channel_dim: int, upper: float | None, out: Tenso
     sign_histogram.sign_histogram_(x, channel_dim, upper, out)
 
 
+def sign_histograms_(
+    xs: Sequence[Tensor], channel_dims: Sequence[int], uppers: Sequence[float | None], outs: Sequence[Tensor]
+) -> None:
+    """See `kernels.sign_histogram`."""
+    from layercollapse.kernels import sign_histogram
+
+    sign_histogram.sign_histograms_(xs, channel_dims, uppers, outs)
+
+
 def masked_topk_(weights: Sequence[Tensor], masks: Sequence[Tensor], k: Sequence[int], scope: str) -> Tensor:
     """See `kernels.masked_topk`."""
     from layercollapse.kernels import masked_topk

@@ -273,6 +273,7 @@ register(
         dtypes=frozenset(FLOAT_TYPES),
         status=lambda: BackendStatus(*triton_backend.status()),
         sign_histogram_=triton_backend.sign_histogram_,
+        sign_histograms_=triton_backend.sign_histograms_,
         masked_topk_=triton_backend.masked_topk_,
         apply_mask_=triton_backend.apply_mask_,
     )

@@ -69,6 +69,8 @@ def a_model(device):
             ((35, 64), 1),
             ((3, 9, 24), -1),
             ((1, 2, 17_000), 1),
+            ((2, 1, 8_200 if SLOW else 16_400), 1),
+            ((2, 300, 4), -1),
             ((0, 5), 1),
             ((5, 0, 3), 1),
             ((131, 3), 1),
@@ -114,6 +116,23 @@ def test_more_than_one_launch_takes(device):
     count = 3 if SLOW else 130
     xs = [mixed((1 + seed % 5, 8, 3 + seed % 3), seed=seed).to(device) for seed in range(count)]
     lists_agree(xs, [1] * count, [None] * count)
+
+
+@pytest.mark.skipif("triton" not in DEVICES, reason="needs a GPU, or Triton's interpreter")
+def test_triton_counts_what_is_read_in_one_way_in_one_launch(monkeypatch):
+    from layercollapse.kernels import sign_histogram
+
+    lists = []
+    monkeypatch.setattr(sign_histogram, "_count", lambda _: pytest.fail("a launch for one tensor"))
+    count_list = sign_histogram._count_list
+    monkeypatch.setattr(
+        sign_histogram, "_count_list", lambda launches: (lists.append(len(launches)), count_list(launches))
+    )
+    xs = [mixed((3, 64), seed=seed).to(DEVICES["triton"]) for seed in range(4)]
+    xs += [mixed((2, 8, 4), torch.float16, seed).to(DEVICES["triton"]) for seed in range(3)]
+    with ops.use_backend("triton"):
+        lists_agree(xs, [1] * 7, [None] * 7)
+    assert lists == [4, 3]
 
 
 def test_a_float64_runs_the_list_on_the_reference():
