@@ -10,6 +10,7 @@
 #include "apply_mask.h"
 #include "kernels.h"
 #include "masked_topk.h"
+#include "sign_hashes.h"
 #include "sign_histogram.h"
 
 #define LC_EXPORT extern "C" __attribute__((visibility("default")))
@@ -51,6 +52,21 @@ std::vector<lc::Weight> weights_of(const lc_weight* weights, int64_t count) {
   return made;
 }
 
+// Without `out`'s meaning: the counts of channels, or the hashes of rows.
+std::vector<lc::Activation> activations_of(const lc_activation* activations, int64_t count) {
+  std::vector<lc::Activation> made;
+  for (int64_t i = 0; i < count; ++i) {
+    const lc_activation& a = activations[i];
+    std::vector<lc::Dim> dims = dims_of(a.dims, a.sizes, a.strides);
+    const bool bound = a.upper == 0 || a.upper > 0x1p-150;  // one that rounds to 0 would count as none
+    if (a.channel_dim < 0 || a.channel_dim >= a.dims || !bound) throw std::invalid_argument("activation");
+    const lc::Dim channels = dims[std::size_t(a.channel_dim)];
+    dims.erase(dims.begin() + a.channel_dim);
+    made.push_back({a.x, dtype_of(a.dtype), channels, std::move(dims), a.upper, a.out});
+  }
+  return made;
+}
+
 template <class Call>
 lc_status guarded(const Call& call) {
   try {
@@ -67,17 +83,17 @@ lc_status guarded(const Call& call) {
 LC_EXPORT lc_status lc_cpu_sign_histogram(const lc_activation* activations, int64_t count, int threads) {
   return guarded([&] {
     lc::kernels();  // all or nothing: what can throw comes before the first count
-    std::vector<lc::Activation> made;
-    for (int64_t i = 0; i < count; ++i) {
-      const lc_activation& a = activations[i];
-      std::vector<lc::Dim> dims = dims_of(a.dims, a.sizes, a.strides);
-      const bool bound = a.upper == 0 || a.upper > 0x1p-150;  // one that rounds to 0 would count as none
-      if (a.channel_dim < 0 || a.channel_dim >= a.dims || !bound) throw std::invalid_argument("activation");
-      const lc::Dim channels = dims[std::size_t(a.channel_dim)];
-      dims.erase(dims.begin() + a.channel_dim);
-      made.push_back({a.x, dtype_of(a.dtype), channels, std::move(dims), a.upper, a.out});
-    }
+    std::vector<lc::Activation> made = activations_of(activations, count);
     lc::sign_histogram(made, threads_of(threads));
+    return LC_DONE;
+  });
+}
+
+LC_EXPORT lc_status lc_cpu_sign_hashes(const lc_activation* activations, int64_t count, int threads) {
+  return guarded([&] {
+    lc::kernels();
+    std::vector<lc::Activation> made = activations_of(activations, count);
+    for (lc::Activation& a : made) lc::sign_hashes(a.x, a.dtype, a.channels, std::move(a.samples), a.out, threads_of(threads));
     return LC_DONE;
   });
 }

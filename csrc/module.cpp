@@ -10,6 +10,7 @@
 #include "apply_mask.h"
 #include "kernels.h"
 #include "masked_topk.h"
+#include "plan/hash_plan.h"
 #include "plan/mask_plan.h"
 #include "sign_hashes.h"
 #include "sign_histogram.h"
@@ -118,20 +119,36 @@ void apply_mask(const std::vector<std::uintptr_t>& values, const std::vector<std
 // The table of plan/mask_plan.h, its rows, and its tiles.
 std::tuple<std::vector<int64_t>, int64_t, int64_t> mask_table(
     int64_t tile, const std::vector<std::uintptr_t>& values, const std::vector<std::uintptr_t>& masks,
-    const std::vector<int64_t>& widths, const std::vector<std::vector<int64_t>>& shapes,
+    const std::vector<int>& dtypes, const std::vector<std::vector<int64_t>>& shapes,
     const std::vector<std::vector<int64_t>>& strides) {
-  std::vector<lc::plan::MaskedWeight> weights;
+  std::vector<lc_weight> weights;
   int64_t words = 0;
   for (std::size_t i = 0; i < values.size(); ++i) {
     dims_of(shapes.at(i), strides.at(i));  // throws if they do not fit
-    weights.push_back({reinterpret_cast<void*>(values[i]), reinterpret_cast<const uint8_t*>(masks.at(i)), widths.at(i),
-                       int64_t(shapes[i].size()), shapes[i].data(), strides[i].data()});
+    weights.push_back({reinterpret_cast<void*>(values[i]), reinterpret_cast<uint8_t*>(masks.at(i)),
+                       static_cast<int64_t>(dtype_of(dtypes.at(i))), int64_t(shapes[i].size()), shapes[i].data(),
+                       strides[i].data()});
     words += lc::plan::MaskTable::most_words(weights.back());
   }
   std::vector<int64_t> table(static_cast<std::size_t>(words));
   lc::plan::MaskTable rows(table.data(), words, tile);
   for (const auto& weight : weights) rows.add(weight);
   return {std::move(table), rows.rows(), rows.tiles()};
+}
+
+// The rows of plan/hash_plan.h: sizes and strides of what is not the channels'.
+std::tuple<std::vector<int64_t>, std::vector<int64_t>> hash_rows(const std::vector<int64_t>& sizes,
+                                                                 const std::vector<int64_t>& strides,
+                                                                 int64_t channel_dim) {
+  dims_of(sizes, strides);
+  if (channel_dim < 0 || channel_dim >= int64_t(sizes.size())) throw std::invalid_argument("channel_dim");
+  lc_activation activation{};
+  activation.sizes = sizes.data();
+  activation.strides = strides.data();
+  activation.dims = int64_t(sizes.size());
+  activation.channel_dim = channel_dim;
+  const lc::plan::HashRows rows = lc::plan::hash_rows(activation);
+  return {{rows.sizes, rows.sizes + rows.ndim}, {rows.strides, rows.strides + rows.ndim}};
 }
 
 }  // namespace
@@ -156,8 +173,9 @@ PYBIND11_MODULE(_core, m) {
         py::arg("layouts"), py::arg("lo"), py::arg("hi"), py::arg("counts"), py::arg("threads"));
   m.def("apply_mask", &apply_mask, py::arg("values"), py::arg("keep"), py::arg("dtypes"), py::arg("sizes"),
         py::arg("layouts"), py::arg("threads"));
-  m.def("mask_table", &mask_table, py::arg("tile"), py::arg("values"), py::arg("masks"), py::arg("widths"),
+  m.def("mask_table", &mask_table, py::arg("tile"), py::arg("values"), py::arg("masks"), py::arg("dtypes"),
         py::arg("shapes"), py::arg("strides"));
+  m.def("hash_rows", &hash_rows, py::arg("sizes"), py::arg("strides"), py::arg("channel_dim"));
   bind_sign_plan(m);
   bind_topk_plan(m);
 }

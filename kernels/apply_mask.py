@@ -153,7 +153,7 @@ def _build(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> Table:
         TILE,
         [weight.data_ptr() for weight in weights],
         [mask.data_ptr() for mask in masks],
-        [FLOAT_TYPES[weight.dtype].width for weight in weights],
+        [FLOAT_TYPES[weight.dtype].code for weight in weights],
         [(w.numel(),) if p else w.shape for w, p in zip(weights, plain, strict=True)],
         [(1,) if p else w.stride() for w, p in zip(weights, plain, strict=True)],
     )

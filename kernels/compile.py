@@ -24,6 +24,7 @@ from triton.compiler import ASTSource
 
 from layercollapse.kernels import apply_mask as masking
 from layercollapse.kernels import masked_topk as topk
+from layercollapse.kernels import sign_hashes as hashes
 from layercollapse.kernels import sign_histogram as signs
 from layercollapse.kernels import sign_kernels
 
@@ -73,6 +74,20 @@ def variants() -> Iterator[Variant]:
             label = f"{short}{' strided' if strided else ''}"
             yield Variant(f"count, {label}", topk._count_kernel, tables, constants | {"ROWS": 512}, 4, topk.REGISTERS)
             yield Variant(f"apply, {label}", topk._apply_kernel, tables, constants, 4)
+    for short, entry, infinity in (("fp32", "*u32", 0x7F800000), ("16-bit", "*u16", 0x7F80)):
+        # Constants in place of what the launcher specializes for: strides that are 1, or multiples of 16.
+        layouts = {"last": (1, 768), "first": (3136, 1)}
+        for place, (channel_stride, stride) in layouts.items():
+            constants = {
+                "channel_stride": channel_stride,
+                "stride_2": stride,
+                "channels": 768,
+                "size_2": 3136,
+                "start": 0,
+            }
+            constants |= {"start": 0, "INFINITY": infinity, "ALONE": False}
+            words = {"x_ptr": entry, "out_ptr": "*i64"}
+            yield Variant(f"hashes, channels {place}, {short}", hashes._sign_hashes_kernel, words, constants, 4)
     tiles = {"TILE": masking.TILE, "PART": masking.PART}
     yield Variant("apply_mask", masking._apply_mask_kernel, {"table_ptr": "*i64"}, tiles, 4)
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from ctypes import byref, c_int64, c_void_p
 from functools import cache
 from importlib.util import find_spec
+from typing import NamedTuple
 from weakref import finalize
 
 import numpy as np
@@ -37,7 +38,7 @@ def library() -> ctypes.CDLL:
         path = spec.origin
     loaded = ctypes.CDLL(path)
     loaded.lc_error.restype = ctypes.c_char_p
-    loaded.lc_sign_histogram.argtypes = (c_void_p, c_int64, c_void_p)
+    loaded.lc_sign_histogram.argtypes = loaded.lc_sign_hashes.argtypes = (c_void_p, c_int64, c_void_p)
     loaded.lc_sign_limits.argtypes = (c_int64, c_int64)
     loaded.lc_topk_tables.restype = ctypes.POINTER(c_int64)
     loaded.lc_topk_segments.restype = loaded.lc_topk_scratch.restype = c_int64
@@ -75,19 +76,39 @@ def sign_histograms_(
     xs: Sequence[Tensor], channel_dims: Sequence[int], uppers: Sequence[float | None], outs: Sequence[Tensor]
 ) -> None:
     """See ``reference.sign_histograms_``: one launch for up to 50 tensors of one width that are read in one way."""
+    table = _activations(xs, channel_dims, uppers, outs)
+    with on_device_of(xs[0]):
+        _check("lc_sign_histogram", library().lc_sign_histogram(table.fields, len(xs), _stream(xs[0])))
+
+
+def sign_hashes_(x: Tensor, channel_dim: int, out: Tensor) -> None:
+    """See ``reference.sign_hashes_``: one read of x, any strides."""
+    table = _activations([x], [channel_dim], [None], [out])
+    with on_device_of(x):
+        _check("lc_sign_hashes", library().lc_sign_hashes(table.fields, 1, _stream(x)))
+
+
+class _Activations(NamedTuple):
+    """An array of lc_activation (csrc/python/include/layercollapse.h), and the sizes and strides that it points to."""
+
+    fields: ctypes.Array[c_int64]
+    memory: ctypes.Array[c_int64]
+
+
+def _activations(
+    xs: Sequence[Tensor], channel_dims: Sequence[int], uppers: Sequence[float | None], outs: Sequence[Tensor]
+) -> _Activations:
     numbers = [number for x in xs for number in (*x.shape, *x.stride())]
     memory = (c_int64 * len(numbers))(*numbers)
     place = ctypes.addressof(memory)
-    fields: list[int] = []  # of lc_activation, csrc/cuda/launch.h: 8 bytes each
+    fields: list[int] = []  # 8 bytes each
     for x, channel_dim, upper, out in zip(xs, channel_dims, uppers, outs, strict=True):
         dims = x.dim()
         bits = 0 if upper is None else struct.unpack("q", struct.pack("d", upper))[0]
         fields += (x.data_ptr(), out.data_ptr(), place, place + 8 * dims, dims)
         fields += (channel_dim % dims, FLOAT_TYPES[x.dtype].code, bits)
         place += 16 * dims
-    with on_device_of(xs[0]):
-        table = (c_int64 * len(fields))(*fields)
-        _check("lc_sign_histogram", library().lc_sign_histogram(table, len(xs), _stream(xs[0])))
+    return _Activations((c_int64 * len(fields))(*fields), memory)
 
 
 def masked_topk_(weights: Sequence[Tensor], masks: Sequence[Tensor], k: Sequence[int], scope: str) -> Tensor:
@@ -108,18 +129,7 @@ class _TopkPlan(topk_plan.Plan):
     """A plan that the library made and owns until this is gone."""
 
     def __init__(self, weights: Sequence[Tensor], masks: Sequence[Tensor], scope: str) -> None:
-        # An array of lc_weight, and behind it what its last two fields point to.
-        length = len(weights) * 6 + sum(2 * weight.dim() for weight in weights)
-        numbers = (c_int64 * length)()
-        heads: list[int] = []
-        tails: list[int] = []
-        at = ctypes.addressof(numbers) + len(weights) * 48
-        for weight, mask in zip(weights, masks, strict=True):
-            dims, code = weight.dim(), FLOAT_TYPES[weight.dtype].code
-            heads += (weight.data_ptr(), mask.data_ptr(), code, dims, at, at + 8 * dims)
-            tails += (*weight.shape, *weight.stride())
-            at += 16 * dims
-        numbers[:] = heads + tails
+        numbers = _weights(weights, masks)
         self.handle = c_void_p()
         wanted, shortest = c_int64(topk_plan.segments_wanted(weights[0])), c_int64(topk_plan.SHORTEST)
         loaded, of = library(), byref(self.handle)
@@ -149,22 +159,24 @@ class _TopkPlan(topk_plan.Plan):
 
 def apply_mask_(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
     """See ``reference.apply_mask_``; a CUDA graph may capture it at any time."""
-    rows: list[int] = []  # MaskedWeight of csrc/plan/mask_plan.h each
-    layouts: list[int] = []  # sizes and strides of each
-    places = []
-    for weight, mask in zip(weights, masks, strict=True):
-        plain = weight.is_contiguous()
-        shape, strides = ((weight.numel(),), (1,)) if plain else (weight.shape, weight.stride())
-        places.append(len(layouts))
-        layouts += (*shape, *strides)
-        rows += (weight.data_ptr(), mask.data_ptr(), weight.element_size(), len(shape), 0, 0)
-    memory = _struct(*layouts)
-    for index, place in enumerate(places):
-        rows[6 * index + 4] = ctypes.addressof(memory) + 8 * place
-        rows[6 * index + 5] = rows[6 * index + 4] + 8 * rows[6 * index + 3]
-    stream = _stream(weights[0])
+    table = _weights(weights, masks)
     with on_device_of(weights[0]):
-        _check("lc_apply_mask", library().lc_apply_mask(_struct(*rows), c_int64(len(weights)), stream))
+        _check("lc_apply_mask", library().lc_apply_mask(table, c_int64(len(weights)), _stream(weights[0])))
+
+
+def _weights(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> ctypes.Array[c_int64]:
+    """Return an array of lc_weight, and behind it what its last two fields point to."""
+    numbers = (c_int64 * (len(weights) * 6 + sum(2 * weight.dim() for weight in weights)))()
+    heads: list[int] = []
+    tails: list[int] = []
+    at = ctypes.addressof(numbers) + len(weights) * 48
+    for weight, mask in zip(weights, masks, strict=True):
+        dims, code = weight.dim(), FLOAT_TYPES[weight.dtype].code
+        heads += (weight.data_ptr(), mask.data_ptr(), code, dims, at, at + 8 * dims)
+        tails += (*weight.shape, *weight.stride())
+        at += 16 * dims
+    numbers[:] = heads + tails
+    return numbers
 
 
 def _struct(*values: int) -> ctypes.Array[c_int64]:

@@ -28,15 +28,15 @@ def faster(runners: Sequence[Backend], op: str, tensors: Sequence[Tensor], chann
 
     Args:
         runners: at least one.
-        op: ``"sign_histogram_"`` or ``"sign_histograms_"``, timed on the first tensor itself, or ``"masked_topk_"`` or
-            ``"apply_mask_"``, timed on a weight of its own.
+        op: ``"sign_histogram_"``, ``"sign_histograms_"`` or ``"sign_hashes_"``, timed on the first tensor itself, or
+            ``"masked_topk_"`` or ``"apply_mask_"``, timed on a weight of its own.
         tensors: what the op reads.
-        channel_dim: of sign_histogram_.
+        channel_dim: of an activation.
     """
     first, op = tensors[0], op.replace("histograms", "histogram")
     if len(runners) == 1 or sum(tensor.nbytes for tensor in tensors) < SMALL or capturing(first):
         return runners[0]
-    layout = (first.is_contiguous(), channel_dim % first.dim() == 1) if op == "sign_histogram_" else None
+    layout = (first.is_contiguous(), channel_dim % first.dim() == 1) if op.startswith("sign_") else None
     key = (op, first.device, first.dtype, layout, *(runner.name for runner in runners))
     if key not in _winners:
         with torch.cuda.device(first.device):
@@ -48,17 +48,20 @@ def _call(runner: Backend, op: str, first: Tensor, channel_dim: int) -> Callable
     if op == "sign_histogram_":
         counts = torch.zeros(first.shape[channel_dim], 4, dtype=torch.int64, device=first.device)
         return lambda: runner.sign_histogram_(first, channel_dim, None, counts)
+    if op == "sign_hashes_":
+        rows = first.numel() // first.shape[channel_dim]
+        return lambda: runner.sign_hashes_(first, channel_dim, first.new_zeros(rows, dtype=torch.int64))  # type: ignore[misc]
     generator = torch.Generator(first.device).manual_seed(0)  # the user's own random numbers stay as they are
     source = torch.randn(WEIGHTS, dtype=first.dtype, device=first.device, generator=generator)
-    weight, mask = torch.empty_like(source), torch.empty(WEIGHTS // 8, dtype=torch.uint8, device=first.device)
+    mask = torch.full((WEIGHTS // 8,), 0x55, dtype=torch.uint8, device=first.device)
+    if op == "apply_mask_":  # after the first call, nothing changes
+        return lambda: runner.apply_mask_([source], [mask])  # type: ignore[misc]
+    weight = torch.empty_like(source)
 
     def run() -> None:
         weight.copy_(source)
         mask.fill_(0xFF)
-        if op == "apply_mask_":
-            runner.apply_mask_([weight], [mask])
-        else:
-            runner.masked_topk_([weight], [mask], [WEIGHTS // 2], "layer")
+        runner.masked_topk_([weight], [mask], [WEIGHTS // 2], "layer")
 
     return run
 

@@ -56,6 +56,13 @@ def masked_topk_(weights: Sequence[Tensor], masks: Sequence[Tensor], k: Sequence
     return masked_topk.masked_topk_(weights, masks, k, scope)
 
 
+def sign_hashes_(x: Tensor, channel_dim: int, out: Tensor) -> None:
+    """See `kernels.sign_hashes`."""
+    from layercollapse.kernels import sign_hashes
+
+    sign_hashes.sign_hashes_(x, channel_dim, out)
+
+
 def apply_mask_(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
     """See `kernels.apply_mask`."""
     from layercollapse.kernels import apply_mask

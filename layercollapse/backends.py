@@ -276,6 +276,7 @@ register(
         sign_histograms_=triton_backend.sign_histograms_,
         masked_topk_=triton_backend.masked_topk_,
         apply_mask_=triton_backend.apply_mask_,
+        sign_hashes_=triton_backend.sign_hashes_,
     )
 )
 register(
@@ -289,6 +290,7 @@ register(
         masked_topk_=cuda.masked_topk_,
         apply_mask_=cuda.apply_mask_,
         topk_count_=cuda.topk_count_,
+        sign_hashes_=cuda.sign_hashes_,
     )
 )
 register(

@@ -117,6 +117,24 @@ def test_many_activations_in_one_call(library):
         assert torch.equal(out, wanted)
 
 
+def test_hashes_of_many_activations(library):
+    torch.manual_seed(0)
+    cases = [
+        (torch.randn(4, 70, 7), 1, None),
+        (torch.randn(3, 8, 6).to(torch.bfloat16).transpose(1, 2), -1, None),
+        (torch.randn(2, 9).half()[:, ::2], 1, None),
+        (torch.randn(0, 4), 1, None),
+    ]
+    expected = [by_reference(lambda x=x, dim=dim: ops.sign_hashes(x, channel_dim=dim)) for x, dim, _ in cases]
+    outs = [torch.zeros_like(wanted) for wanted in expected]
+    rows = table([activation(*case, out) for case, out in zip(cases, outs, strict=True)])
+    assert library.lc_cpu_sign_hashes(rows, c_int64(len(rows)), c_int(2)) == DONE
+    for out, wanted in zip(outs, expected, strict=True):
+        assert torch.equal(out, wanted)
+    rows[1].channel_dim = 3
+    assert library.lc_cpu_sign_hashes(rows, c_int64(len(rows)), c_int(2)) == ARGUMENT
+
+
 @pytest.mark.parametrize("scope", ["layer", "global"])
 @pytest.mark.parametrize("threads", [0, 1, 3])
 def test_weights_of_any_layout(library, scope, threads):

@@ -19,6 +19,7 @@ from layercollapse.ops import SignPatterns, sign_hashes, sign_patterns
 
 SLOW = triton_backend.interpreted()  # each program takes milliseconds: fewer cases, not other ones
 SIMULATED = SLOW or cuda.emulated()
+on_gpu = pytest.mark.skipif(SIMULATED or not torch.cuda.is_available(), reason="needs a GPU")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 INF, NAN = float("inf"), float("nan")
 VALUES = [0.0, -0.0, 1.0, -2.0, 1e-40, -1e-40, INF, -INF, NAN, -NAN]
@@ -142,6 +143,55 @@ def test_results_do_not_depend_on_threads(threads):
         expected = sign_hashes(x)
     assert torch.equal(sign_hashes(x), expected)
     assert torch.equal(sign_hashes(x.movedim(1, -1).contiguous(), channel_dim=-1), expected)
+
+
+@on_gpu
+def test_hashing_waits_for_nothing_and_is_captured(backend):
+    if (device := device_of(backend)) == "cpu":
+        pytest.skip("not on the GPU")
+    x = values((8, 192, 14, 14), torch.bfloat16).to(device)
+    sign_hashes(x)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        sign_hashes(x)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        hashes = sign_hashes(x)
+    for _ in range(2):
+        x.neg_()
+        graph.replay()
+        with ops.use_backend("reference"):
+            assert torch.equal(hashes, sign_hashes(x))
+
+
+@on_gpu
+def test_counting_on_the_device_gives_the_same():
+    x = torch.randn(4000, 11, generator=torch.Generator().manual_seed(0))
+    for capacity in (64, 4096):
+        states = [SignPatterns.empty(11, capacity=capacity, device=device) for device in ("cpu", "cuda")]
+        for part in x.split(900):
+            states = [sign_patterns(part.to(state.hashes.device), state=state) for state in states]
+        assert torch.equal(states[0].to_tensor(), states[1].to_tensor().cpu())
+        assert states[0].entropy == states[1].entropy
+        merged = states[0].merge(states[1])
+        assert merged.hashes.device.type == "cpu"
+        assert merged.rows == 8000
+    with pytest.raises(LayerCollapseError, match="state: expected one of 11 channels on cpu, got one of 11 on cuda"):
+        sign_patterns(x, state=states[1])
+
+
+# Rows that whole vectors make up, of one stride and not; pairs of rows; single rows; several blocks for one row.
+LOOPS = [((40, 192), 1), ((3, 9, 72), -1), ((2, 200, 6), 1), ((2, 70, 7), 1), ((5, 2000), 1), ((1, 700, 4), 1)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("shape", "channel_dim"), LOOPS)
+def test_the_loops_of_a_gpu(backend, shape, channel_dim, dtype):
+    x = values(shape, dtype)
+    check(backend, x[:, 1:] if channel_dim == -1 else x, channel_dim)
 
 
 def test_instruction_sets(isa):

@@ -7,6 +7,7 @@
 // before the first is looked at.
 #include <type_traits>
 
+#include "../plan/mask_plan.h"
 #include "bits.cuh"
 #include "device.cuh"
 #include "launch.h"
@@ -14,7 +15,6 @@
 namespace lc::cuda {
 namespace {
 
-using plan::MaskedWeight;
 using plan::MaskTable;
 
 constexpr int kThreads = 256;
@@ -182,7 +182,7 @@ __global__ void __launch_bounds__(kThreads, 5) apply_mask_kernel(const Table<kWo
 
 // Launches for weights from `first`; returns the first that found no room.
 template <int kWords>
-int64_t launch(const MaskedWeight* weights, int64_t first, int64_t count, void* stream) {
+int64_t launch(const lc_weight* weights, int64_t first, int64_t count, void* stream) {
   Table<kWords> table;
   MaskTable rows(table.words, kWords, kTile);
   while (first < count && rows.add(weights[first])) ++first;
@@ -196,11 +196,11 @@ int64_t launch(const MaskedWeight* weights, int64_t first, int64_t count, void* 
 
 using namespace lc::cuda;
 
-int lc_apply_mask(const MaskedWeight* weights, int64_t count, void* stream) {
+int lc_apply_mask(const lc_weight* weights, int64_t count, void* stream) {
   int64_t words = 0;
   for (int64_t i = 0; i < count; ++i) {
-    const bool known = weights[i].width == 2 || weights[i].width == 4;
-    if (!known || weights[i].ndim < 0 || weights[i].ndim > lc::plan::kMostDims) return cudaErrorInvalidValue;
+    if (weights[i].dtype < 0 || weights[i].dtype >= lc::kDtypes) return cudaErrorInvalidValue;
+    if (weights[i].dims < 0 || weights[i].dims > LC_MAX_DIMS) return cudaErrorInvalidValue;
     words += MaskTable::most_words(weights[i]);
   }
   for (int64_t first = 0; first < count;) {

@@ -7,8 +7,6 @@
 
 #include "../python/include/layercollapse.h"
 
-#include "../plan/mask_plan.h"
-
 extern "C" {
 int lc_device_count(int* count);
 const char* lc_error(int code);
@@ -21,8 +19,13 @@ int lc_sign_histogram(const struct lc_activation* activations, int64_t count, vo
 // For tests: from which length on a run is one (bytes; 32768), and above which rows or entries it is cut (2^30).
 void lc_sign_limits(int64_t long_run, int64_t largest);
 
-// Zeroes every entry without a keep-bit, of any number of weights without overlap, with widths of 2 and 4 bytes.
-int lc_apply_mask(const lc::plan::MaskedWeight*, int64_t count, void* stream);
+// Adds the hash of every row's signs to the activation's out, which has a zero for each row, in the row-major order of
+// the dimensions but that of the channels; `upper` is not looked at. Works as lc_sign_histogram does, in a launch each.
+int lc_sign_hashes(const struct lc_activation* activations, int64_t count, void* stream);
+
+// Zeroes every entry without a keep-bit; masks are only read. One launch for 800 plain arrays (100 before CUDA 12.1).
+// Works on the current device, waits for nothing, needs no memory and keeps no pointer to that of the host.
+int lc_apply_mask(const struct lc_weight* weights, int64_t count, void* stream);
 
 // ---- masked_topk_ -----------------------------------------------------------------------------------------------
 // A plan says how some weights are cut into segments: addresses and sizes, no k. It is of the host; the caller copies

@@ -15,21 +15,16 @@
 
 #include <cstdint>
 
+#include "../dtypes.h"
+#include "../python/include/layercollapse.h"
+#include "vector.h"
+
 #include "vector.h"
 
 namespace lc::plan {
 
-constexpr int64_t kRowWords = 5, kDimWords = 3, kMostDims = 64;
+constexpr int64_t kRowWords = 5, kDimWords = 3;
 constexpr int64_t kVectorsBit = 16, kDimsShift = 8, kPlaceShift = 16;
-
-// A weight and its mask on the device; sizes and strides (in entries) of any number of dimensions up to kMostDims.
-struct MaskedWeight {
-  void* values;
-  const uint8_t* mask;
-  int64_t width;  // bytes of a value
-  int64_t ndim;
-  const int64_t *sizes, *strides;
-};
 
 class MaskTable {
  public:
@@ -44,11 +39,11 @@ class MaskTable {
   int64_t tiles() const { return tiles_; }
 
   // Words that a weight takes at most.
-  static int64_t most_words(const MaskedWeight& weight) { return kRowWords + kDimWords * weight.ndim; }
+  static int64_t most_words(const lc_weight& weight) { return kRowWords + kDimWords * weight.dims; }
 
   // Returns false, and changes nothing, if there is no room. A weight without entries takes none.
-  bool add(const MaskedWeight& weight) {
-    Dim dims[kMostDims];
+  bool add(const lc_weight& weight) {
+    Dim dims[LC_MAX_DIMS];
     int64_t count;
     int64_t ndim = in_memory_order(weight, dims, &count);
     if (count == 0) return true;
@@ -73,7 +68,7 @@ class MaskTable {
     row[1] = static_cast<int64_t>(reinterpret_cast<std::uintptr_t>(weight.mask));
     row[2] = count;
     row[3] = tiles_;
-    row[4] = weight.width | (vectors ? kVectorsBit : 0) | ndim << kDimsShift | end_ << kPlaceShift;
+    row[4] = width(static_cast<Dtype>(weight.dtype)) | (vectors ? kVectorsBit : 0) | ndim << kDimsShift | end_ << kPlaceShift;
     tiles_ += (count + tile_ - 1) / tile_;
     return true;
   }
@@ -84,10 +79,10 @@ class MaskTable {
   };
 
   // Dimensions by falling stride, as few as describe the same memory and the same bits; sets the number of entries.
-  static int64_t in_memory_order(const MaskedWeight& weight, Dim* dims, int64_t* count) {
+  static int64_t in_memory_order(const lc_weight& weight, Dim* dims, int64_t* count) {
     int64_t n = 0, bits = 1;
     *count = 1;
-    for (int64_t d = weight.ndim; d-- > 0;) {
+    for (int64_t d = weight.dims; d-- > 0;) {
       *count *= weight.sizes[d];
       if (weight.sizes[d] == 1) continue;
       const Dim dim{weight.sizes[d], weight.strides[d], bits};

@@ -26,7 +26,7 @@ typedef enum lc_status {
 // An activation whose signs are counted. Dimensions other than channel_dim are samples.
 typedef struct lc_activation {
   const void* x;           // first entry
-  int64_t* out;            // (C, 4), with `upper` (C, 5), contiguous: counts are added
+  int64_t* out;            // (C, 4), with `upper` (C, 5), contiguous: counts are added; of lc_*_sign_hashes (rows,)
   const int64_t* sizes;    // `dims` of them, on the host
   const int64_t* strides;  // in entries, on the host; of any sign, 0 included
   int64_t dims;            // 1 to LC_MAX_DIMS
@@ -48,6 +48,10 @@ typedef struct lc_weight {
 // Adds, per channel, the numbers of negative, zero, positive and NaN entries of each activation to its out (which several
 // may share), and with `upper` of those at or above it. threads: 0 for as many as there are processors.
 lc_status lc_cpu_sign_histogram(const lc_activation* activations, int64_t count, int threads);
+
+// Adds the hash of every row's signs (docs/sign_patterns.md) to out of each activation, which has a zero for each row, in
+// the row-major order of the dimensions but that of the channels; `upper` is not looked at.
+lc_status lc_cpu_sign_hashes(const lc_activation* activations, int64_t count, int threads);
 
 // Clears the k smallest magnitudes among the entries kept, of each weight (k: `count` numbers) or, with `global`, of all
 // together (k: one number); of equal ones the first in row-major order. Then zeroes every entry without a keep-bit.
