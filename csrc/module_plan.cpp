@@ -40,6 +40,7 @@ py::class_<Part> part_class(py::module_& m, const char* name) {
 }  // namespace
 
 void bind_sign_plan(py::module_& m) {
+  m.attr("VECTOR") = kVector;
   py::class_<SignLimits>(m, "SignLimits")
       .def(py::init([](int64_t block, int64_t unroll, int64_t long_run, int64_t largest) {
              return SignLimits{block, unroll, long_run, largest};

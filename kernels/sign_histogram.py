@@ -17,7 +17,7 @@ import triton.language as tl
 from layercollapse_core import _core
 from torch import Tensor
 
-from layercollapse.kernels.bits import FLOAT_TYPES, VECTOR
+from layercollapse.kernels.bits import FLOAT_TYPES
 from layercollapse.kernels.launch import capturing, on_device_of, program_count
 from layercollapse.kernels.sign_kernels import (
     columns_kernel,
@@ -79,7 +79,7 @@ def _plan(x: Tensor, channel_dim: int, upper: float | None, out: Tensor) -> Iter
     """Yield the launches that count one tensor."""
     channels, n_out = out.shape
     kind = FLOAT_TYPES[x.dtype]
-    vector = VECTOR // kind.width
+    vector = _core.VECTOR // kind.width
     parts, repeat = _core.sign_plan(x.shape, x.stride(), channel_dim % x.dim(), kind.width, x.data_ptr(), LIMITS)
     for part in parts:
         line, units, resident = (part.chunks, part.most), part.strips * part.chunks, RESIDENT[type(part)]
@@ -118,7 +118,7 @@ def _count_list(launches: Sequence[Launch]) -> None:
     rows: list[tuple[int, ...]] = []
     units = 0
     for launch in launches:
-        addresses = (launch.x.data_ptr() + VECTOR * launch.start, launch.out.data_ptr())
+        addresses = (launch.x.data_ptr() + _core.VECTOR * launch.start, launch.out.data_ptr())
         rows.append((units, units + launch.units, *addresses, *launch.arguments))
         units += launch.units
     table, first = torch.tensor(rows, dtype=torch.int64), launches[0]

@@ -8,8 +8,11 @@ import pytest
 _core = pytest.importorskip("layercollapse_core._core", reason="the C++ part is not built")
 from layercollapse_core._core import Columns, Runs, SignLimits, Strided  # noqa: E402
 
+from layercollapse import cpu  # noqa: E402
+from layercollapse.kernels.bits import FLOAT_TYPES  # noqa: E402
+
 INT32 = 2**31  # what the kernels index a part by
-VECTOR, MOST_ROWS = 16, 65535  # bytes of a load, values that a packed counter takes
+VECTOR, MOST_ROWS = _core.VECTOR, 65535  # bytes of a load, values that a packed counter takes
 LIMITS = SignLimits()
 
 # name: shape, strides, channel dimension, bytes of an entry, the loop that reads it
@@ -149,3 +152,9 @@ def test_expanded_dimensions_are_read_once():
 )
 def test_the_smallest_magnitude_at_least_a_bound(dtype, bound, magnitude):
     assert _core.magnitude_at_least(dtype, bound) == magnitude
+
+
+def test_types_have_the_codes_of_the_core():
+    assert {dtype: kind.code for dtype, kind in FLOAT_TYPES.items()} == cpu.DTYPE_CODES
+    for kind in FLOAT_TYPES.values():
+        assert _core.magnitude_at_least(kind.code, 1e39) == kind.infinity

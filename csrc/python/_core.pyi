@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 openmp: bool
+VECTOR: int
 topk_columns: dict[str, int]
 
 def isa() -> str: ...
