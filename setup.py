@@ -88,6 +88,10 @@ def architectures(nvcc):
 class BuildExt(build_ext):
     """Compile .cu sources with nvcc, everything else as usual."""
 
+    def finalize_options(self):
+        super().finalize_options()
+        self.parallel = None  # the second is linked from the objects of the first
+
     def build_extension(self, ext):
         if ext is core:
             super().build_extension(ext)

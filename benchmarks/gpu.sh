@@ -74,15 +74,57 @@ has() { "$python" -c "import $1" 2>/dev/null; }
 
 # A copy of the packages beside the built parts, so that nothing is installed and nothing in the checkout changes.
 # Without pyproject.toml, whose metadata an environment's own setuptools may be too old for.
-build() { # build FOLDER CUDA
+build() { # build core|cuda
     local source="$work/source-$1"
     mkdir -p "$source" && ln -s "$PWD"/{setup.py,csrc,kernels,layercollapse} "$source" && cd "$source" &&
-        LAYERCOLLAPSE_CUDA="$2" "$python" setup.py --quiet build --build-base "$work/build-$1" --build-lib "$work/$1"
+        LAYERCOLLAPSE_CUDA=$([ "$1" = cuda ] && echo 1 || echo 0) "$python" - "$1" --quiet build \
+            --build-base "$work/build-$1" --build-lib "$work/$1" <<'PYTHON'
+import sys
+
+import setuptools
+
+setup, part = setuptools.setup, sys.argv.pop(1)
+
+
+def of_one_part(*, ext_modules, **settings):
+    setup(ext_modules=[ext for ext in ext_modules if ext.name.endswith("_cuda") == (part == "cuda")], **settings)
+
+
+setuptools.setup, sys.argv[0] = of_one_part, "setup.py"
+exec(compile(open("setup.py").read(), "setup.py", "exec"), {"__name__": "__main__", "__file__": "setup.py"})
+PYTHON
 }
 
 emulate() { g++ -std=c++20 -O2 -shared -fPIC -U_FORTIFY_SOURCE -I tests/cuda -x c++ csrc/cuda/*.cu -o "$work/emulated.so"; }
 
-native() { TORCH_CUDA_ARCH_LIST=native build cuda 1; }
+# The C functions on their own, without torch: for a GPU linked with the library of the build, else with the emulation
+# and a sanitizer of the host, which finds what memcheck would.
+driver() {
+    if [ "$1" = "--dry" ]; then
+        g++ -std=c++20 -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -U_FORTIFY_SOURCE -I tests/cuda \
+            -x c++ csrc/tests/cuda_driver.cu csrc/cuda/*.cu -o "$work/driver"
+    else
+        local library="$(ls "$work"/cuda/layercollapse_core/_cuda*)"
+        "$(find_nvcc)" -std=c++17 -O1 -arch=native csrc/tests/cuda_driver.cu "$library" \
+            -Xlinker -rpath -Xlinker "$(dirname "$library")" -o "$work/driver"
+    fi
+}
+find_nvcc() { { type -P nvcc || ls "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc"; } | head -n 1; }
+
+# sanitized TOOL: the driver under a tool of compute-sanitizer, with what it said in a file of its own.
+sanitized() {
+    local tool
+    tool="$(type -P compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer /opt/nvidia/*/compute-sanitizer/compute-sanitizer 2>/dev/null | head -n 1)"
+    if [ -z "$tool" ]; then
+        echo "no compute-sanitizer on this machine: nothing checked"
+        return
+    fi
+    echo "=== $1" >>"$out/sanitizer.log"
+    "$tool" --tool "$1" --error-exitcode 9 "$work/driver" 3 2>&1 | tee -a "$out/sanitizer.log"
+    return "${PIPESTATUS[0]}"
+}
+
+native() { NVCC_APPEND_FLAGS=-lineinfo TORCH_CUDA_ARCH_LIST=native build cuda; }
 
 tests() { # tests BACKEND [pytest's arguments]: the modules of the build, not of the checkout (-P)
     local backend="$1"
@@ -98,8 +140,8 @@ main() {
     work="$(mktemp -d)"
     trap finish EXIT
     trap 'exit 143' TERM INT
-    export python work files PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 TRITON_CACHE_DIR="$work/triton"
-    export -f build emulate native tests
+    export python work out files PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 TRITON_CACHE_DIR="$work/triton"
+    export -f build emulate native tests driver find_nvcc sanitized
     local interpreted=() emulated=() mode=() seconds=1 workers=12
     if [ "$dry" = "--dry" ]; then
         budget=1800
@@ -119,7 +161,7 @@ main() {
     # The core in the foreground and the CUDA library beside it; then Triton's tests, which compile on many cores, while
     # the CUDA library is built, tested and checked on few. Nothing else runs while something is timed.
     start build-cuda $((120 * seconds)) bash -c "$([ "$dry" = "--dry" ] && echo emulate || echo native)"
-    step build-core $((120 * seconds)) bash -c 'build core 0'
+    step build-core $((120 * seconds)) bash -c 'build core'
     export PYTHONPATH="$work/core${PYTHONPATH:+:$PYTHONPATH}"
     has pytest || say "no pytest: no tests"
     ! has pytest || start tests-triton $((200 * seconds)) "${interpreted[@]}" bash -c 'tests "triton or faster" "$@"' - "${parallel[@]}"
@@ -127,6 +169,10 @@ main() {
     [ "$dry" = "--dry" ] || cp "$work"/cuda/layercollapse_core/_cuda* "$work/core/layercollapse_core/"
     "${emulated[@]}" "$python" -c 'from layercollapse import ops; [print(f"{k}: {v.detail}") for k, v in ops.backends().items()]' 2>&1 | tee -a "$out/gpu.log"
     ! has pytest || step tests-cuda $((90 * seconds)) "${emulated[@]}" bash -c 'tests cuda'
+    step driver $((60 * seconds)) bash -c "driver ${dry:-native} && ASAN_OPTIONS=detect_stack_use_after_return=0 \"\$work/driver\" 20"
+    if [ "$dry" != "--dry" ]; then
+        for tool in memcheck racecheck; do step "$tool" 40 bash -c "sanitized $tool"; done
+    fi
     ! has pytest || await tests-triton
 
     step benchmark-cuda $((160 * seconds)) "${emulated[@]}" "$python" benchmarks/gpu.py --out "$out" --backend cuda --peers --seconds $((140 * seconds)) "${mode[@]}"

@@ -24,7 +24,7 @@ from layercollapse.kernels.topk_call import masked_topk_with
 # A library that runs the same kernels on the CPU, made by tests/test_gpu_on_cpu.py.
 EMULATED = "LAYERCOLLAPSE_CUDA_EMULATED"
 
-SCOPES = {"layer": 0, "global": 1, "count": 2}  # csrc/cuda/launch.h
+SCOPES = {"layer": 0, "global": 1, "count": 2}  # LC_TOPK_LAYER and so on in layercollapse.h
 
 
 @cache
@@ -180,7 +180,7 @@ def _weights(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> ctypes.Array
 
 
 def _struct(*values: int) -> ctypes.Array[c_int64]:
-    """Return a structure of csrc/cuda/launch.h: all of its fields have 8 bytes."""
+    """Return a structure of layercollapse.h: all of its fields have 8 bytes."""
     return (c_int64 * len(values))(*values)
 
 

@@ -57,6 +57,23 @@ def test_the_last_one_registered_is_taken_and_asked_for():
     assert ops.last_backend() == "mine"
 
 
+@pytest.mark.parametrize("forced", [True, False])
+def test_ops_that_it_leaves_out_run_on_the_reference(forced):
+    register(backend_of("mine"))
+    if forced:
+        ops.use_backend("mine")
+    weight, mask = torch.ones(4), ops.pack_mask(torch.tensor([True, False, True, False]))
+    ops.apply_mask_(weight, mask)
+    assert weight.tolist() == [1, 0, 1, 0]
+    assert ops.last_backend() != "mine"
+    assert not forced or ops.last_backend() == "reference"
+    assert who_runs() == "mine"
+    register(backend_of("mine", apply_mask_=lambda weights, masks: weights[0].fill_(7)))
+    ops.apply_mask_(weight, mask)
+    assert weight.tolist() == [7] * 4
+    assert ops.last_backend() == "mine"
+
+
 def test_it_must_be_able_to():
     register(backend_of("halves", dtypes=frozenset({torch.float16})))
     register(backend_of("elsewhere", devices=frozenset({"xla"})))

@@ -50,6 +50,19 @@ def test_cuda_kernels_on_the_cpu(library):
     assert "passed" in pytest_of(*FILES, "-k", "cuda", LAYERCOLLAPSE_CUDA_EMULATED=str(library))
 
 
+def test_c_functions_of_cuda_touch_no_memory_but_their_own(tmp_path):
+    compiler = shutil.which("g++")
+    if compiler is None or sys.platform != "linux":
+        pytest.skip("needs GCC on Linux")
+    flags = ["-std=c++20", "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    flags += ["-U_FORTIFY_SOURCE", f"-I{ROOT / 'tests' / 'cuda'}", "-x", "c++"]
+    sources = [ROOT / "csrc" / "tests" / "cuda_driver.cu", *sorted(SOURCES.glob("*.cu"))]
+    run(compiler, *flags, *map(str, sources), "-o", str(tmp_path / "driver"))
+    # Fibers have stacks of their own, of which AddressSanitizer need not know.
+    output = run(str(tmp_path / "driver"), "20", ASAN_OPTIONS="detect_stack_use_after_return=0")
+    assert "20 cases of each op" in output
+
+
 def test_triton_kernels_in_the_interpreter():
     triton = pytest.importorskip("triton")
     if triton.__version__.startswith("3.6.") and np.lib.NumpyVersion(np.__version__) >= "2.4.0":

@@ -13,5 +13,5 @@ esac
 build="$(mktemp -d)"
 trap 'rm -rf "$build"' EXIT
 "${CXX:-g++}" -std=c++17 -O1 -g -Wall -Wextra "${flags[@]}" \
-  isa.cpp apply_mask.cpp masked_topk.cpp topk_*.cpp sign_hashes.cpp sign_histogram.cpp tests/core_test.cpp -o "$build/core_test"
+  cpu_api.cpp isa.cpp apply_mask.cpp masked_topk.cpp topk_*.cpp sign_hashes.cpp sign_histogram.cpp tests/core_test.cpp -o "$build/core_test"
 OMP_WAIT_POLICY=passive "$build/core_test" "${2:-20}"

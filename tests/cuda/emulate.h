@@ -211,7 +211,7 @@ using std::min;
 using cudaError_t = int;
 using cudaStream_t = void*;
 constexpr int cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2;
-constexpr int cudaMemcpyDeviceToHost = 2;
+constexpr int cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2;
 constexpr int cudaDevAttrMultiProcessorCount = 16;
 inline int cudaMemsetAsync(void* place, int value, std::size_t bytes, cudaStream_t) {
   std::memset(place, value, bytes);
@@ -221,6 +221,18 @@ inline int cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, int, c
   std::memcpy(to, from, bytes);
   return cudaSuccess;
 }
+inline int cudaMalloc(void** place, std::size_t bytes) {
+  *place = std::malloc(bytes);
+  return *place == nullptr ? cudaErrorMemoryAllocation : cudaSuccess;
+}
+inline int cudaFree(void* place) {
+  std::free(place);
+  return cudaSuccess;
+}
+inline int cudaMemcpy(void* to, const void* from, std::size_t bytes, int kind) {
+  return cudaMemcpyAsync(to, from, bytes, kind, nullptr);
+}
+inline int cudaDeviceSynchronize() { return cudaSuccess; }
 inline int cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
 inline int cudaGetLastError() { return cudaSuccess; }
 inline int cudaGetDeviceCount(int* count) {

@@ -67,6 +67,58 @@ lc_status lc_cpu_apply_mask(const lc_weight* weights, int64_t count, int threads
 // that runs here (the ops return LC_ARGUMENT then).
 const char* lc_cpu_isa(void);
 
+// ---- CUDA: layercollapse_core.library("cuda") ------------------------------------------------------------------------
+// Addresses of values, masks and counts are the device's, sizes and strides the host's; the work goes to a stream
+// (cudaStream_t) of the current device. Nothing is awaited, and no pointer to host memory is kept. The result is an error
+// of CUDA, or 0; cudaErrorInvalidValue for arguments out of range, before anything is launched.
+
+int lc_device_count(int* count);
+const char* lc_error(int code);  // in words
+
+// As lc_cpu_sign_histogram; activations may share an out. In as few launches as the layouts allow: one for up to 50 that
+// are read in one way.
+int lc_sign_histogram(const lc_activation* activations, int64_t count, void* stream);
+
+// As lc_cpu_sign_hashes, in a launch each.
+int lc_sign_hashes(const lc_activation* activations, int64_t count, void* stream);
+
+// As lc_cpu_apply_mask, in one launch for 800 plain arrays (100 before CUDA 12.1).
+int lc_apply_mask(const lc_weight* weights, int64_t count, void* stream);
+
+// masked_topk_ in steps. A plan says how some weights are cut into segments: addresses and sizes, no k. It is of the
+// host; the caller copies its tables to the device once, and brings scratch memory to each call. No function allocates
+// device memory. Calls of one plan may be captured into CUDA graphs, with their k's.
+
+typedef struct lc_topk_plan lc_topk_plan;
+
+// What is ranked together: each weight by itself, or all; or nothing, for lc_topk_count.
+enum { LC_TOPK_LAYER = 0, LC_TOPK_GLOBAL = 1, LC_TOPK_COUNT = 2 };
+enum { LC_TOPK_COUNTS = 2051 };
+
+// scope: LC_TOPK_LAYER and so on. segments: how many to cut them into if they are long enough; 16 for each
+// multiprocessor is right. shortest: entries that a segment has at least; 0 for the default.
+int lc_topk_plan_create(const lc_weight* weights, int64_t count, int scope, int64_t segments, int64_t shortest,
+                        lc_topk_plan** plan);
+void lc_topk_plan_destroy(lc_topk_plan* plan);
+// What to copy to the device: the numbers, valid as long as the plan is, and how many there are.
+const int64_t* lc_topk_tables(const lc_topk_plan* plan, int64_t* count);
+int64_t lc_topk_segments(const lc_topk_plan* plan);  // 0: the weights have no entries
+// Bytes of scratch memory that a call needs, at a multiple of 16.
+int64_t lc_topk_scratch(const lc_topk_plan* plan);
+// Clears the k smallest magnitudes of each weight, or of all. tables: on the device. thresholds: a float32
+// per k, on the device: the largest magnitude cleared, 0 if none. Nothing is awaited. Where a NaN or a k above what is
+// kept forbids the change, nothing changes, the thresholds are NaN, and the first 8 bytes of scratch are not 0.
+int lc_masked_topk(const lc_topk_plan* plan, const int64_t* tables, const int64_t* k, void* scratch, float* thresholds,
+                   void* stream);
+// The first stage of it, for ranks that each hold a part of the weights. Keys are the bits of magnitudes as float32. Adds
+// to counts, LC_TOPK_COUNTS of them on the device: segments with a NaN, entries kept, those of a key below lo, and those
+// of keys in [lo, hi) by up to 2048 bins of one width, the smallest power of two that is enough.
+int lc_topk_count(const lc_topk_plan* plan, const int64_t* tables, int64_t lo, int64_t hi, int64_t* counts, void* stream);
+// Waits and tells what became of a call. *code is an lc_status: LC_DONE, LC_NAN in weight *index, or LC_TOO_MANY in
+// k[*index], which is above the *kept entries.
+int lc_topk_outcome(const lc_topk_plan* plan, const int64_t* k, const void* scratch, void* stream, int64_t* index,
+                    int64_t* kept, int* code);
+
 #ifdef __cplusplus
 }
 #endif

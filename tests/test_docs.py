@@ -1,0 +1,65 @@
+"""What docs/ops.md shows is so: its Python runs, in order, and its C++ is that of the example."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from layercollapse import ops
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "docs" / "ops.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python(?: needs=(\w+))?\n(.*?)```", TEXT, re.DOTALL)
+
+
+def run(blocks):
+    script = "\n".join(blocks)
+    done = subprocess.run(
+        [sys.executable, "-"],
+        check=False,
+        input=script,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not ops.backends()["cpu"].available, reason="the C++ part is not built")
+def test_python_of_the_page_runs_in_order():
+    assert len(BLOCKS) >= 8
+    run([code for need, code in BLOCKS if not need])
+
+
+@pytest.mark.parametrize("need", sorted({need for need, _ in BLOCKS if need}))
+def test_other_arrays(need):
+    if importlib.util.find_spec(need) is None:
+        pytest.skip(f"needs {need}")
+    run(["import torch\nfrom layercollapse import ops", *(code for other, code in BLOCKS if other == need)])
+
+
+def test_the_c_of_the_page_is_the_example():
+    (block,) = re.findall(r"```cpp\n(.*?)```", TEXT, re.DOTALL)
+    example = (ROOT / "examples" / "cpp" / "prune.cpp").read_text(encoding="utf-8")
+    assert "".join(f"  {line}\n" for line in block.splitlines()) in example
+
+
+def test_the_page_names_every_op():
+    table = TEXT[: TEXT.index("## What holds for all")]
+    others = {
+        "BackendStatus",
+        "SignPatterns",
+        "TOPK_BINS",
+        "TOPK_COUNTS",
+        "TOPK_END",
+        "TopkRange",
+        "backends",
+        "last_backend",
+        "use_backend",
+    }
+    assert {name for name in ops.__all__ if f"`{name}(" not in table} == others
