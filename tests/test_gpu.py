@@ -366,6 +366,21 @@ def test_a_weight_that_lost_its_last_bits_and_one_with_a_nan_in_its_tail(backend
     assert mask.tolist() == [255, 31]
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_nan_anywhere_is_found(backend, dtype):
+    size = size_of_more_than_a_sample()
+    source = torch.randn(size, generator=torch.Generator().manual_seed(3)).to(dtype).to(DEVICE)
+    mask = random_mask(source, 0.5)
+    for place in range(0, size, size // 3 if SLOW else 1777):
+        for k in (0, 3, size // 4):
+            weight, bits = source.clone(), mask.clone()
+            weight[place] = -NAN
+            with pytest.raises(LayerCollapseError, match=r"weights\[0\]: expected numbers, got NaN"):
+                ops.masked_topk_(weight, bits, k)
+            assert torch.equal(bits, mask)
+            assert torch.equal(weight.nan_to_num(9), torch.where(weight.isnan(), 9, source))
+
+
 # --- the choice between the two ---------------------------------------------------------------------------
 
 

@@ -42,8 +42,10 @@ struct Fiber {
   jmp_buf place;       // to go on at: unlike swapcontext, without a system call
   std::vector<char> stack;
   Wait wait = kNone;
-  int64_t given[2] = {0, 0};  // to the operation of even and of odd number: none is two ahead of another
-  int operations = 0;
+  // To the operation of even and of odd number: none is two ahead of another. Those of a warp and of a block are numbered
+  // apart, as warps may have had more or fewer.
+  int64_t given[4] = {0, 0, 0, 0};
+  int operations[2] = {0, 0};
   bool started = false;
 };
 
@@ -62,7 +64,7 @@ inline void enter() {
 // Waits for all threads that `wait` means to have given a value; returns the number of the operation.
 inline int meet(Wait wait, int64_t value) {
   const unsigned index = threadIdx.x;
-  const int slot = self().operations++ % 2;
+  const int slot = wait == kBlock ? 2 + self().operations[1]++ % 2 : self().operations[0]++ % 2;
   fibers[index].given[slot] = value;
   fibers[index].wait = wait;
   if (_setjmp(fibers[index].place) == 0) _longjmp(scheduler, 1);
@@ -94,7 +96,7 @@ inline void run_block() {
   for (unsigned i = 0; i < count; ++i) {
     Fiber& fiber = fibers[i];
     fiber.wait = kNone;
-    fiber.operations = 0;
+    fiber.operations[0] = fiber.operations[1] = 0;
     fiber.started = false;
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = fiber.stack.data();
