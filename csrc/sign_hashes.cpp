@@ -33,7 +33,10 @@ template <class U>
 void by_positions(const U* x, U infinity, Dim channels, const std::vector<Dim>& samples, int64_t* out, int threads) {
   const Dim inner = samples.back();
   const std::vector<Dim> outer(samples.begin(), samples.end() - 1);
-  const int64_t most = inner.stride == 1 ? kPositions : kGathered, pieces = (inner.size + most - 1) / most;
+  // Pieces of one size, in whole lines: a short last one would be read slowly.
+  int64_t most = inner.stride == 1 ? kPositions : kGathered, pieces = (inner.size + most - 1) / most;
+  most = ((inner.size + pieces - 1) / pieces + 63) / 64 * 64;
+  pieces = (inner.size + most - 1) / most;
   parallel_for(threads, product(outer) * pieces, [&](int64_t unit, int) {
     const int64_t begin = unit % pieces * most, n = std::min(most, inner.size - begin);
     const U* first = x + offset_of(outer, unit / pieces) + begin * inner.stride;

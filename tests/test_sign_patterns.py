@@ -201,6 +201,7 @@ def test_instruction_sets(isa):
         for channels in (3, 64, 130):
             check("cpu", values((40, channels), dtype))
             check("cpu", values((2, channels, 130), dtype))
+        check("cpu", values((1, 66, 5000), dtype))  # more positions than are read at once
 
 
 def test_numpy_arrays_without_torch():
