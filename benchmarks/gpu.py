@@ -173,6 +173,57 @@ def sign_rows(bench: Bench, size: int, dtype: torch.dtype, layout: str) -> Itera
         yield {"provider": name, **about, "ms": ms, "GB/s": x.nbytes / ms / 1e6, "of floor": floor / ms}
 
 
+def resnet_shapes() -> list[tuple[int, int]]:
+    """Channels and side of the maps at the 49 rectifiers of a ResNet-50, for images of 224x224."""
+    shapes = [(64, 112)]
+    for stage, depth in enumerate((3, 4, 6, 3)):
+        width, side = 64 << stage, 56 >> stage
+        for block in range(depth):
+            first = 2 * side if stage and not block else side  # the stride is in the second convolution
+            shapes += [(width, first), (width, side), (4 * width, side)]
+    return shapes
+
+
+def list_rows(bench: Bench, samples: int, dtype: torch.dtype) -> Iterator[Row]:
+    scale = 16 if bench.dry else 1
+    shapes = [(samples, max(1, side // scale), max(1, side // scale), c // scale) for c, side in resnet_shapes()]
+    sizes = [torch.Size(shape).numel() for shape in shapes]
+    flat = torch.randn(sum(sizes), dtype=dtype, device=bench.device)
+    xs = [part.view(shape).permute(0, 3, 1, 2) for part, shape in zip(flat.split(sizes), shapes, strict=True)]
+    calls: dict[str, Call] = {"floor": words_of(flat).sum}
+    if bench.runs:
+        with ops.use_backend(bench.backend):
+            counts = ops.sign_histogram(xs)
+            for got, x in zip(counts, xs, strict=True):
+                assert torch.equal(got[:, :3], eager_counts(x, 1))
+        calls[bench.backend] = lambda: ops.sign_histogram(xs, out=counts)
+        calls["one by one"] = lambda: [ops.sign_histogram(x, out=out) for x, out in zip(xs, counts, strict=True)]
+    times = bench.race(calls, around=lambda name: bench.forced(bench.backend if name == "one by one" else name))
+    floor = times.pop("floor")
+    about = {"op": "sign_histogram", "dtype": name_of(dtype), "bytes": flat.nbytes, "floor ms": floor}
+    for name, ms in times.items():
+        label = f"{bench.backend}, {name}" if name == "one by one" else name
+        yield {"provider": label, **about, "ms": ms, "GB/s": flat.nbytes / ms / 1e6, "of floor": floor / ms}
+
+
+def hash_rows(bench: Bench, size: int, dtype: torch.dtype, layout: str) -> Iterator[Row]:
+    shape, channel_dim = LAYOUTS[layout]
+    if bench.dry:
+        shape = tuple(min(extent, 8) for extent in shape)
+    samples = max(1, size // (torch.Size(shape).numel() * BYTES[dtype]))
+    x = torch.randn(samples, *shape, dtype=dtype, device=bench.device)
+    if not bench.runs:
+        return
+    with ops.use_backend("reference"):
+        some = ops.sign_hashes(x[:4], channel_dim=channel_dim)
+    with ops.use_backend(bench.backend):
+        assert torch.equal(ops.sign_hashes(x, channel_dim=channel_dim)[:4], some)
+        times = bench.race({"floor": words_of(x).sum, "hash": lambda: ops.sign_hashes(x, channel_dim=channel_dim)})
+    floor, ms = times["floor"], times["hash"]
+    about = {"op": "sign_hashes", "dtype": name_of(dtype), "bytes": x.nbytes, "floor ms": floor}
+    yield {"provider": bench.backend, **about, "ms": ms, "GB/s": x.nbytes / ms / 1e6, "of floor": floor / ms}
+
+
 # --- masked_topk_ -----------------------------------------------------------------------------------------
 
 DATA: dict[str, Callable[[Tensor], Tensor]] = {
@@ -382,6 +433,13 @@ def measure(bench: Bench) -> None:
     topk(1 << 26, half, tensors=160)
     applied(1 << 28, half)
     applied(1 << 28, half, changes=True, peers=True)
+    samples = 2 if bench.dry else 64
+    bench.case(
+        f"sign_histogram of the 49 maps of a ResNet-50, {samples} images", lambda: list_rows(bench, samples, half)
+    )
+    for layout in ("last, 768", "first, 56x56"):
+        name = f"sign_hashes {256 * MB // scale / MB:g} MB bfloat16 {layout}"
+        bench.case(name, lambda layout=layout: hash_rows(bench, 256 * MB // scale, half, layout))
     for name in ("ResNet-50", "ViT-B"):
         bench.case(f"probe {name}", lambda name=name: probe_rows(bench, name))
     for layout in LAYOUTS:

@@ -151,8 +151,8 @@ main() {
         nvidia-smi >>"$out/gpu.log" 2>&1
     fi
     "$python" -c 'import sys, torch, triton; print("Python", sys.version.split()[0], "torch", torch.__version__, "triton", triton.__version__)' | tee -a "$out/gpu.log"
-    local parallel=()
-    if has xdist; then parallel=(-n "$workers" --dist worksteal); else say "no pytest-xdist: Triton's tests in one process"; fi
+    local parallel=() fewer=()
+    if has xdist; then parallel=(-n "$workers" --dist worksteal) fewer=(-n $((workers / 3 + 1)) --dist worksteal); else say "no pytest-xdist: Triton's tests in one process"; fi
     if ! has hypothesis; then
         say "no hypothesis: the tests of random cases are skipped"
         export PYTHONPATH="$PWD/tests/without_hypothesis"
@@ -168,7 +168,7 @@ main() {
     await build-cuda
     [ "$dry" = "--dry" ] || cp "$work"/cuda/layercollapse_core/_cuda* "$work/core/layercollapse_core/"
     "${emulated[@]}" "$python" -c 'from layercollapse import ops; [print(f"{k}: {v.detail}") for k, v in ops.backends().items()]' 2>&1 | tee -a "$out/gpu.log"
-    ! has pytest || step tests-cuda $((90 * seconds)) "${emulated[@]}" bash -c 'tests cuda'
+    ! has pytest || step tests-cuda $((90 * seconds)) "${emulated[@]}" bash -c 'tests cuda "$@"' - "${fewer[@]}"
     step driver $((60 * seconds)) bash -c "driver ${dry:-native} && ASAN_OPTIONS=detect_stack_use_after_return=0 \"\$work/driver\" 20"
     if [ "$dry" != "--dry" ]; then
         for tool in memcheck racecheck; do step "$tool" 40 bash -c "sanitized $tool"; done

@@ -1,7 +1,6 @@
 """The C functions of layercollapse.h: against the reference, on bad input, and from programs in C and C++."""
 
 import ctypes
-import re
 import shutil
 import subprocess
 import sys
@@ -214,16 +213,6 @@ def test_the_instruction_set(library):
 def test_a_library_that_is_not_there_is_named():
     with pytest.raises(LayerCollapseError, match="part: expected 'cpu' or 'cuda', got 'tpu'"):
         layercollapse_core.library("tpu")
-
-
-def test_the_header_has_the_types_and_errors_of_python():
-    header = (layercollapse_core.include_dir() / "layercollapse.h").read_text()
-    codes = dict(re.findall(r"LC_(\w+) = (\d+)", header))
-    assert {f"torch.{name.lower()}": int(code) for name, code in codes.items() if "FLOAT" in name} == {
-        str(dtype): code for dtype, code in cpu.DTYPE_CODES.items()
-    }
-    assert {str(dtype)[6:]: code for dtype, code in cpu.DTYPE_CODES.items()} == layercollapse_core._CODES
-    assert (int(codes["NAN"]), int(codes["TOO_MANY"])) == (layercollapse_core._NAN, layercollapse_core._TOO_MANY)
 
 
 # --- programs ---------------------------------------------------------------------------------------------
