@@ -169,7 +169,7 @@ main() {
     [ "$dry" = "--dry" ] || cp "$work"/cuda/layercollapse_core/_cuda* "$work/core/layercollapse_core/"
     "${emulated[@]}" "$python" -c 'from layercollapse import ops; [print(f"{k}: {v.detail}") for k, v in ops.backends().items()]' 2>&1 | tee -a "$out/gpu.log"
     ! has pytest || step tests-cuda $((90 * seconds)) "${emulated[@]}" bash -c 'tests cuda "$@"' - "${fewer[@]}"
-    step driver $((60 * seconds)) bash -c "driver ${dry:-native} && ASAN_OPTIONS=detect_stack_use_after_return=0 \"\$work/driver\" 20"
+    step driver $((60 * seconds)) bash -c "driver ${dry:-native} && ASAN_OPTIONS=detect_stack_use_after_return=0 \"\$work/driver\" $([ "$dry" = "--dry" ] && echo 5 || echo 20)"
     if [ "$dry" != "--dry" ]; then
         for tool in memcheck racecheck; do step "$tool" 40 bash -c "sanitized $tool"; done
     fi

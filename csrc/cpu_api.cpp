@@ -12,6 +12,7 @@
 #include "masked_topk.h"
 #include "sign_hashes.h"
 #include "sign_histogram.h"
+#include "topk_count.h"
 
 #define LC_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -19,6 +20,7 @@ namespace {
 
 static_assert(int(lc::Dtype::float32) == LC_FLOAT32 && int(lc::Dtype::bfloat16) == LC_BFLOAT16 &&
               int(lc::Dtype::float16) == LC_FLOAT16 && lc::kMaxDims == LC_MAX_DIMS);
+static_assert(LC_TOPK_COUNTS == 3 + lc::kCountBins);
 static_assert(int(lc::TopkResult::done) == LC_DONE && int(lc::TopkResult::nan) == LC_NAN &&
               int(lc::TopkResult::too_many) == LC_TOO_MANY);
 
@@ -113,6 +115,16 @@ LC_EXPORT lc_status lc_cpu_masked_topk(const lc_weight* weights, int64_t count, 
     if (index != nullptr) *index = result.index;
     if (kept != nullptr) *kept = result.kept;
     return static_cast<lc_status>(result.code);
+  });
+}
+
+LC_EXPORT lc_status lc_cpu_topk_count(const lc_weight* weights, int64_t count, int64_t lo, int64_t hi, int64_t* counts,
+                                      int threads) {
+  return guarded([&] {
+    lc::kernels();
+    if (lo < 0 || lo >= hi || hi > lc::kCommonEnd) throw std::invalid_argument("range");
+    lc::topk_count(weights_of(weights, count), uint32_t(lo), uint32_t(hi), threads_of(threads), counts);
+    return LC_DONE;
   });
 }
 

@@ -152,6 +152,19 @@ def test_weights_of_any_layout(library, scope, threads):
         assert torch.equal(a, b)
 
 
+def test_counts_of_magnitudes(library):
+    weights = [torch.randn(40_000), torch.randn(6, 5).half().t(), torch.zeros(0)]
+    masks = [ops.pack_mask(torch.rand(weight.shape) < 0.8) for weight in weights]
+    rows = table([weight_of(weight, mask) for weight, mask in zip(weights, masks, strict=True)])
+    for lo, hi in ((0, ops.TOPK_END), (0x3F000000, 0x3F800000)):
+        counts = torch.zeros(ops.TOPK_COUNTS, dtype=torch.int64)
+        place = c_void_p(counts.data_ptr())
+        assert library.lc_cpu_topk_count(rows, c_int64(3), c_int64(lo), c_int64(hi), place, c_int(2)) == DONE
+        assert torch.equal(counts, by_reference(lambda lo=lo, hi=hi: ops.topk_count(weights, masks, lo=lo, hi=hi)))
+    for lo, hi in ((-1, 5), (5, 5), (0, ops.TOPK_END + 1)):
+        assert library.lc_cpu_topk_count(rows, c_int64(3), c_int64(lo), c_int64(hi), place, c_int(2)) == ARGUMENT
+
+
 def test_a_mask_alone(library):
     weight, mask = torch.randn(5, 13).t(), ops.pack_mask(torch.rand(13, 5) < 0.5)
     expected = weight.clone()

@@ -60,6 +60,13 @@ lc_status lc_cpu_sign_hashes(const lc_activation* activations, int64_t count, in
 lc_status lc_cpu_masked_topk(const lc_weight* weights, int64_t count, const int64_t* k, int global, float* thresholds,
                              int threads, int64_t* index, int64_t* kept);
 
+enum { LC_TOPK_COUNTS = 2051 };
+
+// The first stage of it, for processes that each hold a part of the weights. Keys are the bits of magnitudes as float32.
+// Adds to counts, LC_TOPK_COUNTS of them: above 0 for a NaN, entries kept, those of a key below lo, and those of keys in [lo, hi)
+// by up to 2048 bins of one width, the smallest power of two that is enough. 0 <= lo < hi <= 0x7f800001.
+lc_status lc_cpu_topk_count(const lc_weight* weights, int64_t count, int64_t lo, int64_t hi, int64_t* counts, int threads);
+
 // Zeroes every entry without a keep-bit; masks are only read.
 lc_status lc_cpu_apply_mask(const lc_weight* weights, int64_t count, int threads);
 
@@ -93,7 +100,6 @@ typedef struct lc_topk_plan lc_topk_plan;
 
 // What is ranked together: each weight by itself, or all; or nothing, for lc_topk_count.
 enum { LC_TOPK_LAYER = 0, LC_TOPK_GLOBAL = 1, LC_TOPK_COUNT = 2 };
-enum { LC_TOPK_COUNTS = 2051 };
 
 // scope: LC_TOPK_LAYER and so on. segments: how many to cut them into if they are long enough; 16 for each
 // multiprocessor is right. shortest: entries that a segment has at least; 0 for the default.
@@ -110,9 +116,7 @@ int64_t lc_topk_scratch(const lc_topk_plan* plan);
 // kept forbids the change, nothing changes, the thresholds are NaN, and the first 8 bytes of scratch are not 0.
 int lc_masked_topk(const lc_topk_plan* plan, const int64_t* tables, const int64_t* k, void* scratch, float* thresholds,
                    void* stream);
-// The first stage of it, for ranks that each hold a part of the weights. Keys are the bits of magnitudes as float32. Adds
-// to counts, LC_TOPK_COUNTS of them on the device: segments with a NaN, entries kept, those of a key below lo, and those
-// of keys in [lo, hi) by up to 2048 bins of one width, the smallest power of two that is enough.
+// As lc_cpu_topk_count, of a plan for LC_TOPK_COUNT; counts are on the device, and the first of segments with a NaN.
 int lc_topk_count(const lc_topk_plan* plan, const int64_t* tables, int64_t lo, int64_t hi, int64_t* counts, void* stream);
 // Waits and tells what became of a call. *code is an lc_status: LC_DONE, LC_NAN in weight *index, or LC_TOO_MANY in
 // k[*index], which is above the *kept entries.
