@@ -126,10 +126,10 @@ sanitized() {
 
 native() { NVCC_APPEND_FLAGS=-lineinfo TORCH_CUDA_ARCH_LIST=native build cuda; }
 
-tests() { # tests BACKEND [pytest's arguments]: the modules of the build, not of the checkout (-P)
+tests() { # tests BACKEND [pytest's arguments]: the modules of the build, not of the checkout, in xdist's workers too
     local backend="$1"
     shift
-    "$python" -P -m pytest $files -q -p no:cacheprovider -k "$backend" "$@"
+    PYTHONSAFEPATH=1 "$python" -m pytest $files -q -p no:cacheprovider -k "$backend" "$@"
 }
 
 main() {
@@ -167,7 +167,7 @@ main() {
     ! has pytest || start tests-triton $((200 * seconds)) "${interpreted[@]}" bash -c 'tests "triton or faster" "$@"' - "${parallel[@]}"
     await build-cuda
     [ "$dry" = "--dry" ] || cp "$work"/cuda/layercollapse_core/_cuda* "$work/core/layercollapse_core/"
-    "${emulated[@]}" "$python" -c 'from layercollapse import ops; [print(f"{k}: {v.detail}") for k, v in ops.backends().items()]' 2>&1 | tee -a "$out/gpu.log"
+    "${emulated[@]}" "$python" -P -c 'from layercollapse import ops; [print(f"{k}: {v.detail}") for k, v in ops.backends().items()]' 2>&1 | tee -a "$out/gpu.log"
     ! has pytest || step tests-cuda $((90 * seconds)) "${emulated[@]}" bash -c 'tests cuda "$@"' - "${fewer[@]}"
     step driver $((60 * seconds)) bash -c "driver ${dry:-native} && ASAN_OPTIONS=detect_stack_use_after_return=0 \"\$work/driver\" $([ "$dry" = "--dry" ] && echo 5 || echo 20)"
     if [ "$dry" != "--dry" ]; then
