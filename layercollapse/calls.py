@@ -6,15 +6,15 @@ Of several calls in one module, which are missing decides which of the others is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import nn
 
-from layercollapse.entropy import EntropyProbe
 from layercollapse.errors import LayerCollapseError
 from layercollapse.export import copied
-from layercollapse.watch import RectifierCall
+from layercollapse.observer import ForwardObserver
+from layercollapse.watch import RectifierCall, Signs
 
 Calls = dict[str, list[RectifierCall]]  # path of a module -> its rectifier calls, in order
 
@@ -33,17 +33,26 @@ class Called(NamedTuple):
     outputs: Any
 
 
+class _CallObserver(ForwardObserver):
+    """Keeps the calls of the last forward pass."""
+
+    calls: Mapping[str, RectifierCall] = {}
+
+    def _commit(self, seen: Mapping[str, tuple[RectifierCall, Signs]]) -> None:
+        self.calls = {name: call for name, (call, _) in seen.items()}
+
+
 def run(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Called:
     """Call a model, and see which rectifiers it calls."""
     given = copied((args, kwargs))
     try:
-        with EntropyProbe(model) as probe:
+        with _CallObserver(model) as observer:
             outputs = model(*given[0], **given[1])
     except LayerCollapseError:
         given = copied((args, kwargs))  # it may have worked in place on the others
         return Called(None, given, model(*given[0], **given[1]))
     made: Calls = {}
-    for name, call in probe.calls().items():
+    for name, call in observer.calls.items():
         made.setdefault(name.partition("#")[0], []).append(call)
     return Called(made, given, outputs)
 

@@ -5,20 +5,17 @@
             model(x)
     report = probe.report()
 
-A mode that is active only during the model's own forward pass (`layercollapse.watch`) sees every rectifier call,
+A mode that is active only during the model's own forward pass (`layercollapse.observer`) sees every rectifier call,
 as a module, a function, a method, in place or written out (`layercollapse.patterns`), once and before the value
 changes; hooks tell it which module's forward makes the call. Only counts are stored.
 """
 
 from __future__ import annotations
 
-import sys
 import threading
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,14 +23,14 @@ from torch import Tensor, nn
 from layercollapse import rectifiers
 from layercollapse.counts import AVERAGES, STATES, ZEROS, EntropyReport, LayerEntropy
 from layercollapse.errors import LayerCollapseError
-from layercollapse.export import scripted
+from layercollapse.observer import ForwardObserver
 from layercollapse.sign_patterns import SignPatterns
-from layercollapse.watch import ROOT, ForwardWatch, MaskArgument, RectifierCall, Signs, site_path, unwrapped
+from layercollapse.watch import RectifierCall, Signs
 
 __all__ = ["AVERAGES", "STATES", "ZEROS", "EntropyProbe", "EntropyReport", "LayerEntropy"]
 
 
-class EntropyProbe:
+class EntropyProbe(ForwardObserver):
     """Context manager that counts the signs of all rectifier inputs of a model.
 
     Works in training and evaluation mode, under autocast, `no_grad` and `inference_mode`, and with a model inside
@@ -53,42 +50,10 @@ class EntropyProbe:
     def __init__(self, model: nn.Module, *, patterns: bool = False) -> None:
         if not isinstance(patterns, bool):
             raise LayerCollapseError(f"patterns: expected True or False, got {patterns!r}")
-        self._patterns = patterns
-        self.model = unwrapped(model)
-        if (path := scripted(self.model)) is not None:
-            raise LayerCollapseError(
-                f"model: expected modules in Python, got a scripted one at {path}, whose calls cannot be seen"
-            )
-        self._masks = MaskArgument(self.model)
-        self._pending: Tensor | None = None
+        super().__init__(model, patterns=patterns)
         self._forwards = 0
         self._sites: dict[str, _Site] = {}
         self._lock = threading.Lock()  # torch's DataParallel runs replicas in threads
-        self._local = threading.local()
-        self._active: ExitStack | None = None
-
-    def __enter__(self) -> EntropyProbe:
-        if self._active is not None:
-            raise LayerCollapseError("probe: expected to be entered once at a time, got a nested `with` on it")
-        with ExitStack() as stack:
-            if "torch._dynamo" in sys.modules:
-                # Compiled code would run without the hooks and count nothing.
-                stack.enter_context(torch.compiler.set_stance("force_eager"))
-            for path, module in self.model.named_modules():
-                enter, leave = _Hook(site_path(path), self._enter), _Hook(site_path(path), self._leave)
-                for handle in (
-                    module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True),
-                    module.register_forward_hook(leave, always_call=True),
-                ):
-                    stack.callback(handle.remove)
-            self._active = stack.pop_all()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._abandon()
-        if self._active is not None:
-            self._active.close()
-            self._active = None
 
     def keep(self, mask: Tensor) -> None:
         """Say which positions of the next forward pass are data; the others (padding) are not counted.
@@ -150,39 +115,7 @@ class EntropyProbe:
         """Forget everything counted, and a mask that waits for the next forward pass."""
         self._sites, self._forwards, self._pending = {}, 0, None
 
-    def _enter(self, path: str, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        if path == ROOT:
-            # A backward pass that calls the whole model again is recomputing a checkpoint.
-            if torch._C._current_graph_task_id() != -1:
-                return
-            self._abandon()
-            explicit, self._pending = self._pending, None
-            found = self._masks(args, kwargs) if explicit is None else None
-            self._local.forward = forward = ForwardWatch(explicit, found, self._patterns)
-            forward.__enter__()
-        current = getattr(self._local, "forward", None)
-        if current is not None:
-            current.path.append(path)
-
-    def _leave(self, path: str, module: nn.Module, args: tuple, output: Any) -> None:
-        forward = getattr(self._local, "forward", None)
-        if forward is None:
-            return
-        if forward.path and forward.path[-1] == path:
-            forward.path.pop()
-        if path == ROOT and not forward.path:
-            self._abandon()
-            if not forward.raising():
-                self._commit(forward.seen)
-
-    def _abandon(self) -> None:
-        """Take this thread's mode down; an interrupt (Ctrl-C) skips even hooks that are always called."""
-        forward = getattr(self._local, "forward", None)
-        self._local.forward = None
-        if forward is not None:
-            forward.__exit__(None, None, None)
-
-    def _commit(self, seen: dict[str, tuple[RectifierCall, Signs]]) -> None:
+    def _commit(self, seen: Mapping[str, tuple[RectifierCall, Signs]]) -> None:
         with self._lock:
             for name, (call, _) in seen.items():
                 known = self._sites[name].call if name in self._sites else call
@@ -191,20 +124,6 @@ class EntropyProbe:
             for name, (call, signs) in seen.items():
                 self._sites.setdefault(name, _Site(call, {}, {})).add(signs)
             self._forwards += 1
-
-
-class _Hook:
-    """Calls the probe with the module's path. In a copy of the model, made while it is watched, it does nothing."""
-
-    def __init__(self, path: str, method: Callable[..., None] | None = None) -> None:
-        self.path, self.method = path, method
-
-    def __call__(self, *args: Any) -> None:
-        if self.method is not None:
-            self.method(self.path, *args)
-
-    def __reduce__(self) -> tuple[type[_Hook], tuple[str]]:
-        return _Hook, (self.path,)
 
 
 @dataclass(frozen=True)
