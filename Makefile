@@ -41,10 +41,11 @@ test-isa: $(VENV)/.dev  ## the tests three times, with the instructions and the 
 	ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41 $(PYTEST) $(ARGS)
 	PYTHONPATH=tests $(PYTEST) -p exact_sums $(ARGS)
 
-lint: $(VENV)/.dev  ## ruff and mypy
+lint: $(VENV)/.dev  ## ruff, mypy, and which package may import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 bench: $(VENV)/.dev  ## time the ops on this machine
 	$(BIN)/layercollapse bench $(ARGS)

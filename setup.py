@@ -21,7 +21,7 @@ from glob import glob
 from pathlib import Path
 
 from pybind11.setup_helpers import Pybind11Extension, build_ext
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.errors import CompileError
 
 # Apple's compiler has no OpenMP: one thread there.
@@ -131,18 +131,7 @@ if wanted == "auto" and not with_cuda:
 
 setup(
     packages=[
-        "layercollapse",
-        "layercollapse.compiler",
-        "layercollapse.compiler.analysis",
-        "layercollapse.compiler.analysis.bounds",
-        "layercollapse.compiler.backend",
-        "layercollapse.compiler.driver",
-        "layercollapse.compiler.frontend",
-        "layercollapse.compiler.ir",
-        "layercollapse.compiler.passes",
-        "layercollapse.compiler.tuning",
-        "layercollapse.data",
-        "layercollapse.models",
+        *find_packages(include=["layercollapse", "layercollapse.*"]),
         "layercollapse.kernels",
         "layercollapse_core",
     ],

@@ -41,7 +41,7 @@ from typing import Any
 
 import zoo
 
-from layercollapse.files import write_json, write_text
+from layercollapse._util.files import write_json, write_text
 
 FOLDER = Path(__file__).parent.parent
 RESULTS = FOLDER / "docs" / "results"

@@ -7,7 +7,7 @@ milliseconds; `python benchmarks/record.py` measures the large ones.
 import pytest
 import torch
 
-from layercollapse.bench_cases import masked_topk_case
+from layercollapse.ops.bench_cases import masked_topk_case
 
 MODELS = {
     "one of 1M": [(1_000_000,)],

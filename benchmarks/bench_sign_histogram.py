@@ -7,7 +7,7 @@ Floor: one read of x (N·C·L·itemsize bytes), timed as a float32 sum over the 
 import pytest
 import torch
 
-from layercollapse.bench_cases import OURS, sign_histogram_case
+from layercollapse.ops.bench_cases import OURS, sign_histogram_case
 
 SHAPES = [(8, 256, 784), (64, 512, 49), (8, 16, 49)]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from layercollapse.files import write_json, write_text
+from layercollapse._util.files import write_json, write_text
 
 Row = dict[str, Any]
 OURS = ("triton", "cuda")

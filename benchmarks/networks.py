@@ -24,15 +24,15 @@ from torch.nn import functional as F
 
 import layercollapse as lc
 from layercollapse import data
-from layercollapse.compare import ENTROPY_FILE
+from layercollapse._util.files import read_json, write_json, write_text
+from layercollapse.cli.experiment import Job
 from layercollapse.compiler.analysis.bounds.propagate import neuron_states
 from layercollapse.compiler.driver.candidates import GUARANTEES
 from layercollapse.compiler.frontend.lower import lower
-from layercollapse.counts import MIXED
-from layercollapse.files import read_json, write_json, write_text
-from layercollapse.job import Job
-from layercollapse.record import Record
-from layercollapse.run import RunResult
+from layercollapse.entropy.report import MIXED
+from layercollapse.pipeline.api import RunResult
+from layercollapse.pipeline.finish import ENTROPY_FILE
+from layercollapse.report.record import Record
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 PROVEN = "proven.json"

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import matplotlib as mpl
 
-from layercollapse import bench
-from layercollapse.bench_cases import OURS, by_size, goals
+from layercollapse.ops import bench
+from layercollapse.ops.bench_cases import OURS, by_size, goals
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt

@@ -18,10 +18,10 @@ import zoo
 from torch import Tensor, nn
 
 import layercollapse as lc
-from layercollapse.agreement import tensors_of
-from layercollapse.budget import LayerState
-from layercollapse.export import call_arguments, copied
-from layercollapse.modes import same_values
+from layercollapse._util.modes import same_values
+from layercollapse.graph.agreement import tensors_of
+from layercollapse.graph.export import call_arguments, copied
+from layercollapse.prune.budget import LayerState
 
 RIGHT, REFUSED, WRONG, BROKEN = "right", "refused", "wrong", "does not run itself"
 TOLERANCE = 1e-4  # what collapse accepts of activations that it takes for linear by the data

@@ -1,4 +1,4 @@
-// The constants of sign_hashes (layercollapse/reference.py has the formula, and its own copy of them, which the tests
+// The constants of sign_hashes (layercollapse/ops/reference.py has the formula and its own copy of them, which the tests
 // compare with): those of splitmix64.
 #pragma once
 

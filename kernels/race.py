@@ -14,7 +14,7 @@ from torch import Tensor
 from layercollapse.kernels.launch import capturing
 
 if TYPE_CHECKING:
-    from layercollapse.backends import Backend
+    from layercollapse.ops.registry import Backend
 
 SMALL = 8 << 20  # bytes below which the launches, not the loops, take the time
 WEIGHTS = 8 << 20  # entries of the weight that masked_topk_ is timed on

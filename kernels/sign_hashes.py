@@ -16,7 +16,7 @@ from torch import Tensor
 
 from layercollapse.kernels.bits import FLOAT_TYPES
 from layercollapse.kernels.launch import on_device_of, program_count
-from layercollapse.reference import MIX, PHI
+from layercollapse.ops.reference import MIX, PHI
 
 ROWS = 32  # of a program: with 128 threads, the two halves of a word are 16 values each
 WORD = 64  # channels

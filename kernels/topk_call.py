@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from layercollapse._checks import nan_error, too_many_error
 from layercollapse.kernels.launch import capturing, on_device_of
 from layercollapse.kernels.topk_plan import Build, Plan, plan_for
+from layercollapse.ops.checks import nan_error, too_many_error
 
 
 def masked_topk_with(

@@ -4,16 +4,22 @@ Measure the sign entropy of every rectifier (`EntropyProbe`), prune by it (`Prun
 a shallower dense model (`collapse`); `run` does all three. `ops` holds the two kernels.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from layercollapse import ops
 from layercollapse._version import __version__
 from layercollapse.compiler.backend.serialize import load
 from layercollapse.compiler.driver.api import collapse
 from layercollapse.compiler.driver.result import CollapseResult
-from layercollapse.entropy import EntropyProbe, EntropyReport
+from layercollapse.entropy.probe import EntropyProbe, EntropyReport
 from layercollapse.errors import LayerCollapseError
-from layercollapse.graph import capture
-from layercollapse.prune import Pruner
-from layercollapse.run import run
+from layercollapse.graph.capture import capture
+from layercollapse.pipeline.api import run
+from layercollapse.prune.pruner import Pruner
+
+if TYPE_CHECKING:
+    from layercollapse.zoo import data, models, train
 
 __all__ = [
     "CollapseResult",
@@ -24,7 +30,17 @@ __all__ = [
     "__version__",
     "capture",
     "collapse",
+    "data",
     "load",
+    "models",
     "ops",
     "run",
+    "train",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The networks, data and training recipe of the command line, which nothing else needs."""
+    if name in ("data", "models", "train"):
+        return importlib.import_module(f"layercollapse.zoo.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 import layercollapse as lc
-from layercollapse.agreement import compare
-from layercollapse.export import arguments_in
-from layercollapse.inputs import Inputs, measure_entropy
+from layercollapse.graph.agreement import compare
+from layercollapse.graph.export import arguments_in
+from layercollapse.pipeline.batches import Inputs, measure_entropy
 
 
 @pytest.fixture(autouse=True)

@@ -11,8 +11,10 @@ import threading
 import pytest
 import torch
 
-from layercollapse import LayerCollapseError, backends, ops, reference
-from layercollapse.backends import Backend, BackendStatus, register
+from layercollapse import LayerCollapseError, ops
+from layercollapse.ops import reference
+from layercollapse.ops import registry as backends
+from layercollapse.ops.registry import Backend, BackendStatus, register
 
 
 def backend_of(name, **changes):
@@ -129,8 +131,9 @@ def test_what_is_no_backend_is_named():
 
 
 MODULE = """
-from layercollapse import ops, reference
-from layercollapse.backends import Backend, BackendStatus
+from layercollapse import ops
+from layercollapse.ops import reference
+from layercollapse.ops.registry import Backend, BackendStatus
 
 class Counting:
     calls = 0

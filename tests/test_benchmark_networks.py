@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import layercollapse as lc
-from layercollapse.record import Record
+from layercollapse.report.record import Record
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

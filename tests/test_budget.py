@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from layercollapse import LayerCollapseError
-from layercollapse.budget import RULES, LayerState, allocate, register
+from layercollapse.prune.budget import RULES, LayerState, allocate, register
 
 
 def state(name, entropy, mean_abs=1.0, kept=100, *, floor=0, active=None, numel=None):

@@ -1,5 +1,6 @@
 """What the build makes: one thread pool, instruction sets chosen at run time, and a package that lives without it."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -160,3 +161,17 @@ def test_a_bad_list_of_architectures_is_named(tmp_path):
     _, run = nvcc_of(tmp_path, TORCH_CUDA_ARCH_LIST="Hopper!")
     assert run.returncode != 0
     assert "TORCH_CUDA_ARCH_LIST: expected native or numbers like 9.0 and 9.0+PTX, got 'Hopper!'" in run.stderr
+
+
+def test_a_checkout_that_is_not_installed_says_so(tmp_path):
+    """No site packages: nothing but the folder, whose other modules import torch."""
+    shutil.copytree(ROOT / "layercollapse", tmp_path / "layercollapse", ignore=shutil.ignore_patterns("__pycache__"))
+    code = """
+import sys, types
+sys.modules["layercollapse"] = package = types.ModuleType("layercollapse")
+package.__path__ = ["layercollapse"]
+import layercollapse._util
+"""
+    command = [sys.executable, "-S", "-c", code]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert "install it first: pip install -e ." in run.stderr

@@ -11,7 +11,8 @@ import layercollapse_core
 import pytest
 import torch
 
-from layercollapse import LayerCollapseError, cpu, ops
+from layercollapse import LayerCollapseError, ops
+from layercollapse.ops import cpu
 
 ROOT = Path(__file__).parent.parent
 DONE, NAN, TOO_MANY, ARGUMENT = 0, 1, 2, 3

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from layercollapse import checkpoint
 from layercollapse.errors import LayerCollapseError
-from layercollapse.prune import Pruner
+from layercollapse.pipeline import checkpoint
+from layercollapse.prune.pruner import Pruner
 
 
 class Odd(nn.Module):

@@ -9,8 +9,8 @@ import time
 import pytest
 from click.testing import CliRunner
 
-from layercollapse.commands import layercollapse
-from layercollapse.files import free_folder
+from layercollapse._util.files import free_folder
+from layercollapse.cli.commands import layercollapse
 
 SMALL = ["--data", "digits", "--model", "mlp", "--width", "2", "--epochs", "1"]
 

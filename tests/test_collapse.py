@@ -15,12 +15,12 @@ from torch import nn
 from torch.nn.utils import prune
 
 import layercollapse as lc
-from layercollapse import agreement as verify
 from layercollapse.compiler.backend.modules import ChannelAffine, ConstantMap
 from layercollapse.compiler.driver import search
 from layercollapse.compiler.ir.algebra import add, compose, mergeable
 from layercollapse.compiler.ir.records import Affine, ConvGeometry
-from layercollapse.models import build
+from layercollapse.graph import agreement as verify
+from layercollapse.zoo.models import build
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 

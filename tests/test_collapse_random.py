@@ -23,11 +23,11 @@ from hypothesis import HealthCheck, assume, given, settings
 from torch import Tensor, nn
 
 import layercollapse as lc
-from layercollapse import agreement as verify
 from layercollapse.compiler.backend.emit import emit
 from layercollapse.compiler.driver import api
 from layercollapse.compiler.frontend.lower import lower, written_anew
 from layercollapse.compiler.tuning.variants import Variant
+from layercollapse.graph import agreement as verify
 
 TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-10}
 SIZES = {"flat": (), "tokens": (5,), "1d": (7,), "2d": (7, 6), "3d": (5, 4, 4)}

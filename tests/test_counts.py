@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from layercollapse import LayerCollapseError
-from layercollapse.counts import STATES, EntropyReport, LayerEntropy
+from layercollapse.entropy.report import STATES, EntropyReport, LayerEntropy
 from layercollapse.ops import SignPatterns, sign_patterns
 
 Q = 2 - 0.75 * math.log2(3)  # H(1/4) in bits

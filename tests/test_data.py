@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from layercollapse import data
-from layercollapse.data.idx import read_idx
-from layercollapse.data.split import Split, stratified
 from layercollapse.errors import LayerCollapseError
+from layercollapse.zoo import data
+from layercollapse.zoo.data.idx import read_idx
+from layercollapse.zoo.data.split import Split, stratified
 
 
 def idx_bytes(array):

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import layercollapse as lc
-from layercollapse import models
 from layercollapse.compiler.backend.modules import ConstantMap
+from layercollapse.zoo import models
 
 IMAGES = torch.linspace(-1, 1, 4 * 3 * 16 * 16).reshape(4, 3, 16, 16).sin()
 

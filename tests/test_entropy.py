@@ -15,8 +15,8 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils.checkpoint import checkpoint
 
 from layercollapse import LayerCollapseError
-from layercollapse.entropy import EntropyProbe, EntropyReport
-from layercollapse.graph import capture
+from layercollapse.entropy.probe import EntropyProbe, EntropyReport
+from layercollapse.graph.capture import capture
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
@@ -241,7 +241,7 @@ def test_resnet_of_transformers():
 
 @pytest.mark.parametrize("name", ["resnet18", "vgg16_bn", "mobilenet_v2", "mlp"])
 def test_own_models(name):
-    from layercollapse.models import build
+    from layercollapse.zoo.models import build
 
     model = build(name, in_channels=3, image_size=32, width=4).eval()
     assert len(same_names(model, torch.randn(2, 3, 32, 32))) >= {"mlp": 1}.get(name, 15)

@@ -35,7 +35,7 @@ def test_readme_shows_the_example():
 
 
 def test_readme_names_commands_that_exist():
-    from layercollapse.commands import layercollapse
+    from layercollapse.cli.commands import layercollapse
 
     named = set(re.findall(r"`layercollapse (\w+)", (ROOT / "README.md").read_text(encoding="utf-8")))
     assert named == set(layercollapse.commands)

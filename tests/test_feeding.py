@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import layercollapse as lc
-from layercollapse.targets import prunable
+from layercollapse.graph.prunable import prunable
 
 
 class Between(nn.Module):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import layercollapse as lc
-from layercollapse.models import build
+from layercollapse.zoo.models import build
 
 
 def hugging_face(name: str) -> tuple[nn.Module, object]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from layercollapse.errors import LayerCollapseError
-from layercollapse.metric import Metric, number
+from layercollapse.pipeline.metric import Metric, number
 
 NUMBERS = [
     50,

@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 from layercollapse.errors import LayerCollapseError
-from layercollapse.graph import capture
-from layercollapse.models import MODELS, build
+from layercollapse.graph.capture import capture
+from layercollapse.zoo.models import MODELS, build
 
 SITES = {"resnet18": 17, "vgg16_bn": 15, "mobilenet_v2": 35, "mlp": 4}
 

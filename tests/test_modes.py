@@ -6,8 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import layercollapse as lc
-from layercollapse.agreement import compare
-from layercollapse.modes import evaluating
+from layercollapse._util.modes import evaluating
+from layercollapse.graph.agreement import compare
 
 
 class Adapted(nn.Linear):
@@ -229,8 +229,8 @@ def test_a_run_saves_and_prunes_weights_without_their_adapters(tmp_path):
 
 
 def test_accuracy_leaves_frozen_norms_frozen():
-    from layercollapse import train
-    from layercollapse.data.split import Split
+    from layercollapse.zoo import train
+    from layercollapse.zoo.data.split import Split
 
     model = build(Adapted).train()
     model[1].eval()

@@ -17,9 +17,9 @@ import layercollapse as lc
 from layercollapse.compiler.backend import serialize as store
 from layercollapse.compiler.backend.emit import emit
 from layercollapse.compiler.frontend.lower import lower
-from layercollapse.entropy import EntropyProbe
-from layercollapse.graph import capture
-from layercollapse.patterns import recognise
+from layercollapse.entropy.probe import EntropyProbe
+from layercollapse.graph.capture import capture
+from layercollapse.graph.patterns import recognise
 
 ROOT = math.sqrt(2 / math.pi)
 Function = Callable[[Tensor], Tensor]

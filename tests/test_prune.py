@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from layercollapse import LayerCollapseError, prune
-from layercollapse.entropy import EntropyProbe, EntropyReport, LayerEntropy
-from layercollapse.prune import Pruner
+from layercollapse import LayerCollapseError
+from layercollapse.entropy.probe import EntropyProbe, EntropyReport, LayerEntropy
+from layercollapse.prune import pruner as prune
+from layercollapse.prune.pruner import Pruner
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 

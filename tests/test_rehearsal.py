@@ -9,8 +9,8 @@ from torch import nn
 
 import layercollapse as lc
 from layercollapse.errors import LayerCollapseError
-from layercollapse.record import Record
-from layercollapse.schedule import Schedule
+from layercollapse.pipeline.schedule import Schedule
+from layercollapse.report.record import Record
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

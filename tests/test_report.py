@@ -5,9 +5,10 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
-from layercollapse import plots, report
 from layercollapse.errors import LayerCollapseError
-from layercollapse.record import Pieces, Record, Region, Side, Step, Verdict
+from layercollapse.report import plots
+from layercollapse.report import render as report
+from layercollapse.report.record import Pieces, Record, Region, Side, Step, Verdict
 
 TIMED = ("Every region as it is fastest.", "a, b", "layers kept in sequence 0.250 ms; every pass applied 0.500 ms")
 SITES = ["relu", "layer1.0.relu", "layer1.0.relu#2"]

@@ -5,15 +5,15 @@ import pytest
 import torch
 from torch import nn
 
-from layercollapse import checkpoint
+from layercollapse.cli.experiment import Job
 from layercollapse.compiler.backend.serialize import load
 from layercollapse.errors import LayerCollapseError
-from layercollapse.job import Job
-from layercollapse.measure import latency, repeat_to
-from layercollapse.prune import Pruner
-from layercollapse.record import Record, Step
-from layercollapse.run import run
-from layercollapse.schedule import choose, zeros_kept
+from layercollapse.pipeline import checkpoint
+from layercollapse.pipeline.api import run
+from layercollapse.pipeline.latency import latency, repeat_to
+from layercollapse.pipeline.schedule import choose, zeros_kept
+from layercollapse.prune.pruner import Pruner
+from layercollapse.report.record import Record, Step
 
 JOB = Job(data="digits", model="resnet18", width=4, epochs=2)
 SMALL = Job(data="digits", model="mlp", width=2, epochs=1)

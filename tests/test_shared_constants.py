@@ -6,8 +6,9 @@ from pathlib import Path
 import layercollapse_core
 import pytest
 
-from layercollapse import cpu, ops, reference
+from layercollapse import ops
 from layercollapse.kernels import bits, cuda, topk_plan
+from layercollapse.ops import cpu, reference
 
 CSRC = Path(__file__).parent.parent / "csrc"
 HEADER = "python/include/layercollapse.h"

@@ -142,7 +142,8 @@ def test_a_float64_runs_the_list_on_the_reference():
 
 
 def test_a_backend_without_it_counts_one_by_one():
-    from layercollapse import backends, reference
+    from layercollapse.ops import reference
+    from layercollapse.ops import registry as backends
 
     calls = []
     backend = backends.Backend(

@@ -8,8 +8,8 @@ import pytest
 _core = pytest.importorskip("layercollapse_core._core", reason="the C++ part is not built")
 from layercollapse_core._core import Columns, Runs, SignLimits, Strided  # noqa: E402
 
-from layercollapse import cpu  # noqa: E402
 from layercollapse.kernels.bits import FLOAT_TYPES  # noqa: E402
+from layercollapse.ops import cpu  # noqa: E402
 
 INT32 = 2**31  # what the kernels index a part by
 VECTOR, MOST_ROWS = _core.VECTOR, 65535  # bytes of a load, values that a packed counter takes

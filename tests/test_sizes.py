@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import layercollapse as lc
-from layercollapse import models
+from layercollapse.zoo import models
 
 OTHERS = ((8, 11), (11, 8), (16, 16), (17, 17), (13, 9), (10, 10), (7, 5))
 MESSAGE = r"x: this collapsed model was made for sizes of \(N, 3, 8, 8\), got \(3, 3, \d+, \d+\); collapse it again"

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from layercollapse import LayerCollapseError, ops, reference
+from layercollapse import LayerCollapseError, ops
 from layercollapse.kernels import cuda, triton_backend
+from layercollapse.ops import reference
 
 BACKENDS = [name for name, status in ops.backends().items() if status.available]
 SIMULATED = triton_backend.interpreted() or cuda.emulated()

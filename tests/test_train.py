@@ -2,11 +2,11 @@ import pytest
 import torch
 from torch import nn
 
-from layercollapse import data, models
-from layercollapse.data.split import Split
 from layercollapse.errors import LayerCollapseError
-from layercollapse.prune import Pruner
-from layercollapse.train import accuracy, fit
+from layercollapse.prune.pruner import Pruner
+from layercollapse.zoo import data, models
+from layercollapse.zoo.data.split import Split
+from layercollapse.zoo.train import accuracy, fit
 
 
 @pytest.fixture(scope="module")

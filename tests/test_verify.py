@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 import layercollapse as lc
-from layercollapse.agreement import Agreement, Output, compare
-from layercollapse.spread import ROUNDING, Spread
+from layercollapse._util.spread import ROUNDING, Spread
+from layercollapse.graph.agreement import Agreement, Output, compare
 
 EPS = torch.finfo(torch.float32).eps
 

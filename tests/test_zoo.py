@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import layercollapse as lc
-from layercollapse.agreement import tensors_of
+from layercollapse.graph.agreement import tensors_of
 
 Inputs = tuple[Tensor, ...] | dict[str, Tensor]
 

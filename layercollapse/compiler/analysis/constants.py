@@ -15,8 +15,8 @@ from layercollapse.compiler.analysis.norm_constants import normed
 from layercollapse.compiler.ir.channel_map import carry, factors, function_of, parts
 from layercollapse.compiler.ir.graph import Net, operands, shape, source
 from layercollapse.compiler.ir.records import Activation, Affine, ChannelAffine, ConstantMap, Op
-from layercollapse.nodes import SHAPE_ONLY, packet
-from layercollapse.rectifiers import quick_gelu, tanh_gelu
+from layercollapse.graph.aten import SHAPE_ONLY, packet
+from layercollapse.graph.rectifiers import quick_gelu, tanh_gelu
 
 aten = torch.ops.aten
 

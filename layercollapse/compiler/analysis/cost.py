@@ -11,12 +11,12 @@ import torch
 from torch import fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from layercollapse._util.modes import evaluating
 from layercollapse.compiler.ir.graph import Net
 from layercollapse.compiler.ir.records import Affine, ConstantMap, ConvGeometry
-from layercollapse.export import call_arguments, copied
-from layercollapse.graph import Capture
-from layercollapse.modes import evaluating
-from layercollapse.nodes import SHAPE_ONLY, computed, has_weight, packet
+from layercollapse.graph.aten import SHAPE_ONLY, computed, has_weight, packet
+from layercollapse.graph.capture import Capture
+from layercollapse.graph.export import call_arguments, copied
 
 
 @dataclass(frozen=True)

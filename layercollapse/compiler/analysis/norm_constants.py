@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from layercollapse.compiler.analysis.bounds.mixing import STEADY
 from layercollapse.compiler.ir.arguments import argument, float64
 from layercollapse.compiler.ir.graph import Net, dtype, shape
-from layercollapse.nodes import packet
+from layercollapse.graph.aten import packet
 
 aten = torch.ops.aten
 

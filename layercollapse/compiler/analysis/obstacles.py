@@ -9,7 +9,7 @@ from torch import fx
 
 from layercollapse.compiler.ir.graph import Net, source
 from layercollapse.compiler.ir.records import Activation, Affine, ChannelAffine, ConstantMap
-from layercollapse.nodes import SHAPE_ONLY, packet
+from layercollapse.graph.aten import SHAPE_ONLY, packet
 
 _SUMS = {torch.ops.aten.add, torch.ops.aten.sub}
 _SHOWN = 3

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layercollapse.errors import LayerCollapseError
-from layercollapse.rectifiers import quick_gelu, tanh_gelu
+from layercollapse.graph.rectifiers import quick_gelu, tanh_gelu
 
 
 class ChannelAffine(nn.Module):

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from layercollapse._util.files import atomic
+from layercollapse._util.modes import evaluating
 from layercollapse.compiler.backend.shape_guard import Case, takes
 from layercollapse.errors import LayerCollapseError, require
-from layercollapse.export import call_arguments, export, unwarned
-from layercollapse.files import atomic
-from layercollapse.modes import evaluating
+from layercollapse.graph.export import call_arguments, export, unwarned
 
 
 def save_onnx(

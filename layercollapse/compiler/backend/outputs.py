@@ -14,8 +14,8 @@ from torch import fx
 
 from layercollapse.compiler.backend.modules import ChannelAffine, ConstantMap, FixedSizes
 from layercollapse.errors import LayerCollapseError
-from layercollapse.memory import Memory
-from layercollapse.nodes import MAY_SHARE, OVERLAPPING, packet, shares_memory
+from layercollapse.graph.aten import MAY_SHARE, OVERLAPPING, packet, shares_memory
+from layercollapse.graph.memory import Memory
 
 aten = torch.ops.aten
 

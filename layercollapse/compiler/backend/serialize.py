@@ -25,7 +25,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, fx, nn
 
-from layercollapse.agreement import tensors_of
+from layercollapse._util.devices import on_cpu
+from layercollapse._util.files import atomic
+from layercollapse._util.modes import evaluating
 from layercollapse.compiler.backend.modules import (
     ChannelAffine,
     ConstantMap,
@@ -37,12 +39,10 @@ from layercollapse.compiler.backend.modules import (
 )
 from layercollapse.compiler.backend.onnx import save_onnx
 from layercollapse.compiler.backend.shape_guard import Case, other_cases, takes
-from layercollapse.devices import on_cpu
 from layercollapse.errors import LayerCollapseError
-from layercollapse.export import call_arguments, copied, export, unwarned
-from layercollapse.files import atomic
-from layercollapse.modes import evaluating
-from layercollapse.rectifiers import quick_gelu, tanh_gelu
+from layercollapse.graph.agreement import tensors_of
+from layercollapse.graph.export import call_arguments, copied, export, unwarned
+from layercollapse.graph.rectifiers import quick_gelu, tanh_gelu
 
 # What a file that is none of a model ends in.
 _DAMAGED = (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError, RecursionError)

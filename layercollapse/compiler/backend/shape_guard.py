@@ -16,11 +16,11 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
-from layercollapse.agreement import tensors_of, written_out
+from layercollapse._util.modes import evaluating, same_values
 from layercollapse.compiler.backend.modules import FixedSizes, FixedValue
-from layercollapse.export import call_arguments, copied
-from layercollapse.modes import evaluating, same_values
-from layercollapse.nodes import packet, spread
+from layercollapse.graph.agreement import tensors_of, written_out
+from layercollapse.graph.aten import packet, spread
+from layercollapse.graph.export import call_arguments, copied
 
 aten = torch.ops.aten
 

@@ -19,7 +19,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from layercollapse.agreement import Agreement, compare
+from layercollapse._util.devices import on_cpu
+from layercollapse._util.modes import evaluating
+from layercollapse._util.tensors import check_values
 from layercollapse.compiler.analysis.bounds.propagate import Box
 from layercollapse.compiler.analysis.cost import Summary, captured_depth, summarize
 from layercollapse.compiler.backend.emit import emit
@@ -40,15 +42,13 @@ from layercollapse.compiler.driver.verdicts import Verdicts
 from layercollapse.compiler.frontend.lower import lower
 from layercollapse.compiler.passes.linearize import bending_sites
 from layercollapse.compiler.tuning.timer import Latency
-from layercollapse.counts import EntropyReport
-from layercollapse.devices import on_cpu
+from layercollapse.entropy.report import EntropyReport
 from layercollapse.errors import LayerCollapseError
-from layercollapse.export import call_arguments
-from layercollapse.graph import Capture, capture
-from layercollapse.modes import evaluating
-from layercollapse.targets import prunable
-from layercollapse.tensors import check_values
-from layercollapse.watch import unwrapped
+from layercollapse.graph.agreement import Agreement, compare
+from layercollapse.graph.capture import Capture, capture
+from layercollapse.graph.export import call_arguments
+from layercollapse.graph.prunable import prunable
+from layercollapse.graph.watch import unwrapped
 
 __all__ = ["Agreement", "CollapseResult", "SiteResult", "Summary", "collapse", "compare", "load", "save"]
 

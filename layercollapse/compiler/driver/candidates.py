@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from layercollapse import rectifiers
 from layercollapse.compiler.analysis.bounds.propagate import Box, neuron_states
 from layercollapse.compiler.analysis.constants import constants
 from layercollapse.compiler.ir.graph import Net, shape, source
 from layercollapse.compiler.ir.records import Activation, Affine
 from layercollapse.compiler.passes.linearize import bending_sites, constant_sites, mixed
-from layercollapse.counts import MIXED, OFF, SATURATED, STATES, EntropyReport, LayerEntropy
+from layercollapse.entropy.report import MIXED, OFF, SATURATED, STATES, EntropyReport, LayerEntropy
 from layercollapse.errors import LayerCollapseError
-from layercollapse.graph import Capture, Site
+from layercollapse.graph import rectifiers
+from layercollapse.graph.capture import Capture, Site
 
 GUARANTEES = ("exact", "certified", "empirical", "approximate")  # the strongest first
 
@@ -30,8 +30,8 @@ class Candidate:
     Attributes:
         guarantee: see `layercollapse.collapse.SiteResult`.
         reason: one sentence.
-        states: int8 (C,), see `layercollapse.counts.STATES`; the rectifier stays for those that are mixed. Or float64
-            (C,), the values of an input that is constant.
+        states: int8 (C,), see `layercollapse.entropy.report.STATES`; the rectifier stays for those that are mixed. Or
+            float64 (C,), the values of an input that is constant.
     """
 
     guarantee: str

@@ -9,9 +9,9 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from layercollapse.errors import LayerCollapseError
-from layercollapse.export import call_arguments, describe
-from layercollapse.graph import Capture
-from layercollapse.nodes import packet
+from layercollapse.graph.aten import packet
+from layercollapse.graph.capture import Capture
+from layercollapse.graph.export import call_arguments, describe
 
 aten = torch.ops.aten
 

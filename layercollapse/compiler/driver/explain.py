@@ -8,7 +8,7 @@ from layercollapse.compiler.analysis.obstacles import grouped
 from layercollapse.compiler.backend.modules import in_words
 from layercollapse.compiler.tuning.timer import MARGIN
 from layercollapse.compiler.tuning.variants import Variant
-from layercollapse.targets import by_reason
+from layercollapse.graph.prunable import by_reason
 
 if TYPE_CHECKING:
     from layercollapse.compiler.driver.result import CollapseResult

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from layercollapse.agreement import Agreement, compare
 from layercollapse.compiler.backend.emit import emit
 from layercollapse.compiler.driver.bisect import (
     Plan,
@@ -34,7 +33,8 @@ from layercollapse.compiler.tuning.autotune import Choice, Start, Written, choos
 from layercollapse.compiler.tuning.timer import CostModel
 from layercollapse.compiler.tuning.variants import Form, Variant, between, form, once
 from layercollapse.errors import LayerCollapseError
-from layercollapse.graph import Capture
+from layercollapse.graph.agreement import Agreement, compare
+from layercollapse.graph.capture import Capture
 
 # Networks that are tried at most where layers are rolled back.
 _TRIALS = 24

@@ -9,8 +9,8 @@ from layercollapse.compiler.driver.candidates import GUARANTEES, Candidate, why_
 from layercollapse.compiler.driver.result import SiteResult
 from layercollapse.compiler.driver.search import Outcome
 from layercollapse.compiler.tuning.variants import Variant
-from layercollapse.counts import LayerEntropy
-from layercollapse.graph import Capture, Site
+from layercollapse.entropy.report import LayerEntropy
+from layercollapse.graph.capture import Capture, Site
 
 
 @dataclass(frozen=True)

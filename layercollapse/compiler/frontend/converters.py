@@ -17,8 +17,8 @@ from layercollapse.compiler.frontend.model import Model
 from layercollapse.compiler.ir.arguments import argument, float64, rank
 from layercollapse.compiler.ir.records import Activation, Affine, ChannelAffine, ConvGeometry, Op, transposed
 from layercollapse.compiler.ir.weights import Lazy
-from layercollapse.nodes import module_path, packet, spread
-from layercollapse.rectifiers import tanh_gelu
+from layercollapse.graph.aten import module_path, packet, spread
+from layercollapse.graph.rectifiers import tanh_gelu
 
 aten = torch.ops.aten
 

@@ -16,7 +16,7 @@ from layercollapse.compiler.frontend.model import Model
 from layercollapse.compiler.ir.arguments import argument, fixed, float64, rank
 from layercollapse.compiler.ir.graph import Net, operands, sole_user, source
 from layercollapse.compiler.ir.records import ChannelAffine, Origin
-from layercollapse.nodes import packet
+from layercollapse.graph.aten import packet
 
 aten = torch.ops.aten
 

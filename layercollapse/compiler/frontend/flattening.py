@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, fx
 
 from layercollapse.compiler.ir.channel_map import VIEWS
-from layercollapse.nodes import DIMS, packet, rectifier_of
-from layercollapse.operations import Does, that
+from layercollapse.graph.aten import DIMS, packet, rectifier_of
+from layercollapse.graph.operations import Does, that
 
 aten = torch.ops.aten
 

@@ -20,8 +20,8 @@ from layercollapse.compiler.ir.arguments import argument, fixed, rank
 from layercollapse.compiler.ir.graph import Net
 from layercollapse.compiler.ir.names import identifier
 from layercollapse.compiler.ir.records import Activation, Affine, ChannelAffine, Op, Origin
-from layercollapse.graph import Capture, channel_dims
-from layercollapse.nodes import WRITTEN, example_shape, module_path, packet
+from layercollapse.graph.aten import WRITTEN, example_shape, module_path, packet
+from layercollapse.graph.capture import Capture, channel_dims
 
 aten = torch.ops.aten
 

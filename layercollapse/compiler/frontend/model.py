@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, fx
 
 from layercollapse.compiler.ir.records import Origin
-from layercollapse.graph import Site
-from layercollapse.nodes import computed
+from layercollapse.graph.aten import computed
+from layercollapse.graph.capture import Site
 
 
 @dataclass(frozen=True)

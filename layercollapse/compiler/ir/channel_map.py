@@ -12,9 +12,9 @@ import torch
 from torch import fx
 
 from layercollapse.compiler.ir.graph import Net, alike, shape
-from layercollapse.moves import Move
-from layercollapse.nodes import packet
-from layercollapse.operations import Does, that
+from layercollapse.graph.aten import packet
+from layercollapse.graph.channel_dims import Move
+from layercollapse.graph.operations import Does, that
 
 aten = torch.ops.aten
 

@@ -12,8 +12,8 @@ from torch import Tensor, fx
 from layercollapse.compiler.ir.names import identifier
 from layercollapse.compiler.ir.records import Affine, AnyOp, Op
 from layercollapse.compiler.ir.weights import computed
-from layercollapse.memory import Memory
-from layercollapse.nodes import by_dims, packet
+from layercollapse.graph.aten import by_dims, packet
+from layercollapse.graph.memory import Memory
 
 aten = torch.ops.aten
 

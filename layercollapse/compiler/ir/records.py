@@ -178,7 +178,7 @@ class Activation:
 
     Attributes:
         site: name of the site.
-        kind: see `layercollapse.rectifiers`.
+        kind: see `layercollapse.graph.rectifiers`.
         channel_dim: 1 or -1.
         lower: the lower bend.
         upper: the upper bend, or None.

@@ -12,7 +12,7 @@ from layercollapse.compiler.ir.channel_map import affine_readers, carry, factors
 from layercollapse.compiler.ir.graph import Net, dtype, operands
 from layercollapse.compiler.ir.records import ChannelAffine
 from layercollapse.compiler.passes.context import PassContext
-from layercollapse.nodes import packet
+from layercollapse.graph.aten import packet
 
 aten = torch.ops.aten
 

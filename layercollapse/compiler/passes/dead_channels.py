@@ -13,8 +13,8 @@ from layercollapse.compiler.ir.graph import Net, operands, shape, source
 from layercollapse.compiler.ir.records import Activation, Affine, ChannelAffine, ConstantMap
 from layercollapse.compiler.ir.weights import taken
 from layercollapse.compiler.passes.context import Group, PassContext
-from layercollapse.nodes import packet
-from layercollapse.operations import Does, that
+from layercollapse.graph.aten import packet
+from layercollapse.graph.operations import Does, that
 
 aten = torch.ops.aten
 

@@ -14,7 +14,7 @@ from layercollapse.compiler.ir.graph import Net, operands, sole_user, source, ti
 from layercollapse.compiler.ir.records import Activation, Affine, ChannelAffine, ConstantMap, Origin, input_channels
 from layercollapse.compiler.ir.weights import raw_weight, scaled
 from layercollapse.compiler.passes.context import PassContext
-from layercollapse.nodes import packet
+from layercollapse.graph.aten import packet
 
 aten = torch.ops.aten
 

@@ -12,7 +12,7 @@ from layercollapse.compiler.analysis.constants import constants, rectified
 from layercollapse.compiler.ir.graph import Net, shape, source
 from layercollapse.compiler.ir.records import Activation, ChannelAffine, Origin
 from layercollapse.compiler.passes.context import Group, PassContext
-from layercollapse.counts import MIXED, OFF, SATURATED
+from layercollapse.entropy.report import MIXED, OFF, SATURATED
 
 aten = torch.ops.aten
 
@@ -38,8 +38,8 @@ def linearize(net: Net, states: Mapping[str, Tensor], context: PassContext | Non
 
     Args:
         net: the net to change.
-        states: site -> int8 (C,) states (see `layercollapse.counts.STATES`), counted or proven: on has slope 1, off
-            the rectifier's slope below its lower bend, saturated is the constant at its upper bend. Where one is
+        states: site -> int8 (C,) states (see `layercollapse.entropy.report.STATES`), counted or proven: on has slope 1,
+            off the rectifier's slope below its lower bend, saturated is the constant at its upper bend. Where one is
             mixed the rectifier stays, and each of the others is one that has a single value. Or float64 (C,), a value
             of `constant_sites`, for any kind: the rectifier is evaluated there.
         context: where it is permitted; None: everywhere.

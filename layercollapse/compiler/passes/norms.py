@@ -12,7 +12,7 @@ from layercollapse.compiler.ir.arguments import float64
 from layercollapse.compiler.ir.graph import Net, shape, shared
 from layercollapse.compiler.ir.records import ChannelAffine
 from layercollapse.compiler.passes.context import PassContext
-from layercollapse.nodes import packet
+from layercollapse.graph.aten import packet
 
 aten = torch.ops.aten
 

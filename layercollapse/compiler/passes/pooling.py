@@ -21,7 +21,7 @@ from layercollapse.compiler.ir.channel_map import AVERAGES, carry
 from layercollapse.compiler.ir.graph import Net, shape, sole_user, source
 from layercollapse.compiler.ir.records import Affine, ConvGeometry
 from layercollapse.compiler.passes.context import Group, PassContext
-from layercollapse.nodes import packet, spread
+from layercollapse.graph.aten import packet, spread
 
 aten = torch.ops.aten
 

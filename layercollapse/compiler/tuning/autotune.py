@@ -22,7 +22,7 @@ from layercollapse.compiler.passes.registry import run_passes
 from layercollapse.compiler.tuning.regions import Recorder, regions, structure
 from layercollapse.compiler.tuning.timer import CostModel, ordered
 from layercollapse.compiler.tuning.variants import COMPARED, Variant
-from layercollapse.export import call_arguments, copied
+from layercollapse.graph.export import call_arguments, copied
 
 _LEFT_OUT = {variant: groups for variants in COMPARED for variant, groups in variants.items()}
 # A race of one region may take so long, and all of them together.

@@ -11,11 +11,11 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import nn
 
+from layercollapse._util.modes import evaluating
+from layercollapse._util.timing import in_turns
 from layercollapse.compiler.backend.emit import build
 from layercollapse.compiler.ir.records import Affine, ConstantMap
-from layercollapse.export import call_arguments, copied
-from layercollapse.measure import in_turns
-from layercollapse.modes import evaluating
+from layercollapse.graph.export import call_arguments, copied
 
 Name = TypeVar("Name", bound=Hashable)
 

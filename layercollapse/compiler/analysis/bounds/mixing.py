@@ -32,9 +32,9 @@ from layercollapse.compiler.ir.arguments import argument, float64
 from layercollapse.compiler.ir.channel_map import CASTS, SAME, VIEWS
 from layercollapse.compiler.ir.graph import Net, dtype, shape
 from layercollapse.compiler.ir.records import Affine
-from layercollapse.moves import Move
-from layercollapse.nodes import packet
-from layercollapse.operations import Does, that
+from layercollapse.graph.aten import packet
+from layercollapse.graph.channel_dims import Move
+from layercollapse.graph.operations import Does, that
 
 aten = torch.ops.aten
 

@@ -14,8 +14,8 @@ from layercollapse.compiler.analysis.bounds.interval import Interval, channelwis
 from layercollapse.compiler.ir.arguments import argument
 from layercollapse.compiler.ir.channel_map import CASTS, MAXIMA, SAME, VIEWS, carry
 from layercollapse.compiler.ir.graph import dtype, shape
-from layercollapse.nodes import packet
-from layercollapse.operations import Does, that
+from layercollapse.graph.aten import packet
+from layercollapse.graph.operations import Does, that
 
 aten = torch.ops.aten
 

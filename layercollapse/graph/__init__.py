@@ -1,0 +1,1 @@
+"""A model as a graph: captured, watched, its rectifiers found, its channels followed, its outputs compared."""

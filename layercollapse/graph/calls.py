@@ -1,0 +1,81 @@
+"""The rectifier calls of a forward pass whose results nothing reads: an exported graph does not have them.
+
+A backbone computes a last activation that a segmentation head leaves aside; an `EntropyProbe` counts it all the same.
+Of several calls in one module, which are missing decides which of the others is the second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from layercollapse.errors import LayerCollapseError
+from layercollapse.graph.export import copied
+from layercollapse.graph.observer import ForwardObserver
+from layercollapse.graph.watch import RectifierCall, Signs
+
+Calls = dict[str, list[RectifierCall]]  # path of a module -> its rectifier calls, in order
+
+
+class Called(NamedTuple):
+    """One call of a model.
+
+    Attributes:
+        calls: the rectifier calls it made; None where they cannot be seen (scripted modules).
+        given: copies of the positional and keyword arguments, which the model was called with.
+        outputs: what it returned.
+    """
+
+    calls: Calls | None
+    given: tuple[tuple, dict[str, Any]]
+    outputs: Any
+
+
+class _CallObserver(ForwardObserver):
+    """Keeps the calls of the last forward pass."""
+
+    calls: Mapping[str, RectifierCall] = {}
+
+    def _commit(self, seen: Mapping[str, tuple[RectifierCall, Signs]]) -> None:
+        self.calls = {name: call for name, (call, _) in seen.items()}
+
+
+def run(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Called:
+    """Call a model, and see which rectifiers it calls."""
+    given = copied((args, kwargs))
+    try:
+        with _CallObserver(model) as observer:
+            outputs = model(*given[0], **given[1])
+    except LayerCollapseError:
+        given = copied((args, kwargs))  # it may have worked in place on the others
+        return Called(None, given, model(*given[0], **given[1]))
+    made: Calls = {}
+    for name, call in observer.calls.items():
+        made.setdefault(name.partition("#")[0], []).append(call)
+    return Called(made, given, outputs)
+
+
+def places(made: Sequence[RectifierCall], read: Sequence[RectifierCall]) -> tuple[list[int], bool]:
+    """Where in a module's calls those stand that the graph has, and whether they can stand nowhere else.
+
+    Args:
+        made: all calls of the module.
+        read: those in the graph, in order; where they are no part of `made`, they count as all of it.
+    """
+    first = _leftmost(made, read)
+    last = _leftmost(made[::-1], read[::-1])
+    if first is None or last is None:
+        return list(range(len(read))), len(made) == len(read)
+    return first, first == [len(made) - 1 - place for place in reversed(last)]
+
+
+def _leftmost(made: Sequence[RectifierCall], read: Sequence[RectifierCall]) -> list[int] | None:
+    found: list[int] = []
+    for call in read:
+        place = next((i for i in range(found[-1] + 1 if found else 0, len(made)) if made[i] == call), None)
+        if place is None:
+            return None
+        found.append(place)
+    return found

@@ -1,0 +1,315 @@
+"""Watch one forward pass of a model: the rectifier calls it makes, their names, and the signs of their inputs.
+
+Names and channel dimensions follow the rules of `graph.capture`, so that counts fit a capture of the model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
+
+from layercollapse import ops
+from layercollapse.errors import LayerCollapseError
+from layercollapse.graph import rectifiers
+from layercollapse.graph.channel_dims import MOVING, Move, name_of
+from layercollapse.graph.operations import BY_NAME, RESIZES
+from layercollapse.graph.patterns import reaches, same_sign
+from layercollapse.graph.terms import INPLACE, NAMES, Found, Term, keeps
+from layercollapse.graph.written import TensorTerms
+
+# Path of the model itself, and names that wrappers put into module paths; they are left out of site names.
+ROOT = ""
+_WRAPPERS = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
+
+# Function name -> channel dimension of its result: the rules of the graph capture, by the name of the Python call.
+_CHANNEL_DIMS: dict[str, int] = {name: row.dim for name, row in BY_NAME.items() if row.dim is not None}
+# Functions that keep the channel dimension though they change the shape.
+_RESIZING = {name for name, row in BY_NAME.items() if row.does in RESIZES}
+
+
+@dataclass(frozen=True)
+class RectifierCall:
+    """What must be the same every time that a site is seen."""
+
+    kind: str
+    channels: int
+    lower: float
+    upper: float | None
+
+    def __str__(self) -> str:
+        bends = "" if (self.lower, self.upper) == (0, None) else f" on [{self.lower}, {self.upper}]"
+        return f"{self.kind}{bends} with {self.channels} channels"
+
+
+class Signs(NamedTuple):
+    """Of a rectifier's input: counts relative to its bends, int64 (C, 4 or 5), and a hash of each row if asked for."""
+
+    counts: Tensor
+    hashes: Tensor | None
+
+
+@dataclass(eq=False)
+class _Sighting:
+    """One rectifier call of a forward pass: where it is made, and the signs of its input."""
+
+    path: str
+    call: RectifierCall
+    signs: Signs
+
+
+class ForwardWatch(TorchFunctionMode):
+    """One forward pass of the model: counts the input of every rectifier call.
+
+    Args:
+        explicit: bool (N, T), the mask that the user gave; a site that it does not fit is an error.
+        found: bool (N, T), from the model's attention mask; used where it fits.
+        patterns: whether to hash the signs of every row, too.
+    """
+
+    def __init__(self, explicit: Tensor | None, found: Tensor | None, patterns: bool = False) -> None:
+        super().__init__()
+        self._patterns = patterns
+        self.path: list[str] = []  # site paths of the modules whose forward is running
+        self._explicit, self._found = explicit, found
+        self._sites: list[_Sighting] = []
+        self._terms = TensorTerms()
+        self._dims = WeakIdKeyDictionary()  # tensor -> its channel dimension
+        self._handling = sys.exc_info()[1]  # the model may run inside somebody's `except`
+
+    @property
+    def seen(self) -> dict[str, tuple[RectifierCall, Signs]]:
+        """The sites by name, in order, with their signs."""
+        numbers: Counter[str] = Counter()
+        named = {}
+        for site in self._sites:
+            named[numbered(site.path, numbers[site.path])] = site.call, site.signs
+            numbers[site.path] += 1
+        return named
+
+    def raising(self) -> bool:
+        """Whether the forward pass is being left by an exception."""
+        return sys.exc_info()[1] is not self._handling
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        called = getattr(func, "overloadpacket", func)
+        name = name_of(called)
+        plain = name.strip("_")
+        changed = _changed(name, args, kwargs)
+        term = self._terms.called(plain, args, kwargs) if plain in NAMES else None
+        rectifier = rectifiers.BY_FUNCTION.get(called) or rectifiers.BY_OPERATOR.get(called)
+        site = None if rectifier is None else self._count(rectifier, args, kwargs)
+        if isinstance(term, Term) and (changed is None or keeps(term, changed.dtype)):
+            self._follow(term, site)
+        result = func(*args, **kwargs)
+        if changed is None and args and result is args[0] and (rectifier is not None or plain in INPLACE):
+            changed = result
+        if changed is not None:
+            self._terms.wrote(changed)
+        after = changed if result is None else result
+        if term is not None and isinstance(after, Tensor) and (changed is not None or not args or after is not args[0]):
+            self._terms.made(after, term)
+        for part in result if isinstance(result, list | tuple) else [result]:
+            if isinstance(part, Tensor) and part.ndim > 1:
+                self._tag(called, args, kwargs, part)
+        return result
+
+    def _tag(self, called: Any, args: tuple, kwargs: dict[str, Any], result: Tensor) -> None:
+        dim = _CHANNEL_DIMS.get(name_of(called))
+        first = args[0] if args else kwargs.get("input")
+        if dim is None and name_of(called) in MOVING and isinstance(first, Tensor):
+            if first in self._dims:
+                rest = {name: value for name, value in kwargs.items() if name != "input"}
+                dim = Move(called, args[1:], rest, first.shape, result.shape).channel_dim(self._dims[first])
+        elif dim is None:
+            resizing = name_of(called) in _RESIZING
+            sources = (
+                x
+                for x in tree_leaves((args, kwargs))
+                if isinstance(x, Tensor) and (x.shape == result.shape or (resizing and x.ndim == result.ndim))
+            )
+            dim = next((self._dims[source] for source in sources if source in self._dims), None)
+        if dim is not None:
+            self._dims[result] = dim
+
+    def _count(self, rectifier: rectifiers.Rectifier, args: tuple, kwargs: dict[str, Any]) -> _Sighting | None:
+        x, rest = (args[0], args[1:]) if args else (kwargs.get("input"), ())
+        if not isinstance(x, Tensor):
+            return None  # the call itself will raise
+        found = rectifiers.describe(rectifier, x.dtype, rest, kwargs)
+        if found is None:
+            return None  # a clamp that is none
+        # Several slopes lie along dimension 1.
+        dim = 1 if rectifier.kind == "prelu" and len(rest) and rest[0].numel() > 1 else None
+        return self._saw(found, lambda: self._signs(x, *found[1:], dim))
+
+    def _follow(self, term: Term, site: _Sighting | None) -> None:
+        """See whether a call completes a rectifier that is written out; `site` is the one that it calls."""
+        found = self._terms.rectifier(term)
+        if found is None:
+            return
+        variable = found.variable
+        if site is None and found.match.scale != 1:
+            # All but a factor: the tensor may be gone when that comes.
+            if variable.signs is None and (x := self._terms.tensor(variable)) is not None:
+                with contextlib.suppress(LayerCollapseError):  # it may be none
+                    variable.signs = self._signs(x, 0.0, None)
+            return
+        if site is None:
+            upper = found.match.upper
+            signs = self._written(found, upper)
+            if signs is None:
+                return
+            site = self._saw((found.match.kind, 0.0, upper), signs)
+            gone = [part.site for part in found.inner[1:] if part.site is not None]
+            self._sites = [other for other in self._sites if not any(other is part for part in gone)]
+        elif variable is not term.operands[0]:
+            return
+        term.match, term.variable, term.site = found.match, variable, site
+        variable.signs = site.signs._replace(counts=site.signs.counts[:, :4])
+
+    def _written(self, found: Found, upper: float | None) -> Callable[[], Signs] | None:
+        """What gives the signs of the variable of a rectifier that is written out.
+
+        Where the tensor is gone, or written over, one that has its signs may be there, half of it, say, and one that
+        is above the upper bend where it is.
+        """
+        variable, parts = found.variable, [part for part in found.inner[1:] if self._terms.tensor(part) is not None]
+        x = self._terms.tensor(variable)
+        if x is not None:
+            return lambda: self._signs(x, 0.0, upper)
+        like = next((p for p in parts if same_sign(found.body(p))), None) if variable.signs is None else None
+        if variable.signs is None and like is None:
+            return None
+        signs: Signs = variable.signs if like is None else self._signs(self._terms.tensor(like), 0.0, None)  # type: ignore[arg-type]
+        if upper is None:
+            return lambda: signs
+        top = next((p for p in parts if reaches(found.body(p), upper)), None)
+        if top is None:
+            return None
+
+        def with_top() -> Signs:
+            above = self._signs(self._terms.tensor(top), 0.0, upper).counts[:, 4:]  # type: ignore[arg-type]
+            return signs._replace(counts=torch.cat([signs.counts, above], 1))
+
+        return with_top
+
+    def _saw(self, found: tuple[str, float, float | None], look: Callable[[], Signs]) -> _Sighting:
+        path = self.path[-1] or "forward"
+        try:
+            signs = look()
+        except LayerCollapseError as error:
+            name = numbered(path, sum(site.path == path for site in self._sites))
+            raise LayerCollapseError(f"site {name!r}: {error}") from error
+        self._sites.append(_Sighting(path, RectifierCall(found[0], len(signs.counts), *found[1:]), signs))
+        return self._sites[-1]
+
+    def _signs(self, x: Tensor, lower: float, upper: float | None, dim: int | None = None) -> Signs:
+        """The signs relative to the bends; `dim` where channels must lie."""
+        dim = self._dims.get(x, -1 if x.ndim == 3 else 1) if dim is None else dim
+        if torch._C._functorch.is_functorch_wrapped_tensor(x):
+            raise LayerCollapseError(
+                "expected a call outside the transforms of torch.func, got one inside torch.vmap or another of these, "
+                "whose values cannot be counted"
+            )
+        x = x.detach()
+        if x.ndim < 2:
+            x, dim = x.reshape(-1, 1), 1
+        with torch.no_grad(), torch.inference_mode(False):
+            x, dim = self._data(x, dim)
+            hashes = ops.sign_hashes(_from(x, lower), channel_dim=dim) if self._patterns else None
+            return Signs(_histogram(x, dim, lower, upper), hashes)
+
+    def _data(self, x: Tensor, dim: int) -> tuple[Tensor, int]:
+        """A site's tensor and channel dimension; with a mask that fits, only what is data, (samples, C)."""
+        mask = self._explicit if self._explicit is not None else self._found
+        if mask is None:
+            return x, dim
+        rows = x.movedim(dim, -1)  # (N, *, C)
+        positions = rows.shape[:-1]
+        if positions == (mask.numel(),):
+            mask = mask.flatten()
+        if positions == mask.shape:
+            return rows[mask.to(x.device)], -1
+        if self._explicit is not None and positions != mask.shape[:1]:
+            raise LayerCollapseError(
+                f"mask: expected one for the site's positions {tuple(positions)}, got {tuple(mask.shape)}"
+            )
+        return x, dim
+
+
+class MaskArgument:
+    """Finds a 2-D `attention_mask` (1 for data, 0 for padding) among the arguments of a model's call."""
+
+    def __init__(self, model: nn.Module) -> None:
+        try:
+            parameters = list(inspect.signature(model.forward).parameters)
+        except (TypeError, ValueError):
+            parameters = []
+        self._index = parameters.index("attention_mask") if "attention_mask" in parameters else None
+
+    def __call__(self, args: tuple, kwargs: dict[str, Any]) -> Tensor | None:
+        """Bool (N, T), or None if there is no such argument."""
+        mask = kwargs.get("attention_mask")
+        if mask is None and self._index is not None and self._index < len(args):
+            mask = args[self._index]
+        return mask > 0 if isinstance(mask, Tensor) and mask.ndim == 2 else None
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The user's module inside DataParallel, DistributedDataParallel and `torch.compile`, in any order."""
+    if not isinstance(model, nn.Module):
+        hint = "; pass what its module() gives" if isinstance(model, torch.export.ExportedProgram) else ""
+        raise LayerCollapseError(f"model: expected a torch.nn.Module, got {type(model).__name__}{hint}")
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif "_orig_mod" in model._modules:
+            model = model._modules["_orig_mod"]  # type: ignore[assignment]
+        else:
+            return model
+
+
+def numbered(path: str, place: int) -> str:
+    """The name of the site that the first call in a module is (place 0), or the second, ..."""
+    return path if place == 0 else f"{path}#{place + 1}"
+
+
+def site_path(path: str) -> str:
+    """A module path without the names that wrappers put into it."""
+    return ".".join(part for part in path.split(".") if part not in _WRAPPERS)
+
+
+def _changed(name: str, args: tuple, kwargs: dict[str, Any]) -> Tensor | None:
+    """The tensor that a call writes into, as far as its name and its keywords say."""
+    into = kwargs.get("out")
+    if (name.endswith("_") and not name.endswith("__")) or name in ("__setitem__", "__set__") or kwargs.get("inplace"):
+        into = args[0] if args else kwargs.get("input")
+    return into if isinstance(into, Tensor) else None
+
+
+def _histogram(x: Tensor, dim: int, lower: float, upper: float | None) -> Tensor:
+    """Counts of x relative to two bends: int64 (C, 4), or (C, 5) with an upper bend."""
+    if lower == 0:
+        return ops.sign_histogram(x, channel_dim=dim, upper=upper)
+    counts = ops.sign_histogram(_from(x, lower), channel_dim=dim)
+    if upper is None:
+        return counts
+    above = ops.sign_histogram(_from(x, upper), channel_dim=dim)
+    return torch.cat([counts, above[:, 1:3].sum(1, keepdim=True)], dim=1)
+
+
+def _from(x: Tensor, bend: float) -> Tensor:
+    """How far x is from a bend, its sign exact, as that of a difference is in floating point."""
+    return x if bend == 0 else (x if x.dtype == torch.float64 else x.float()) - bend

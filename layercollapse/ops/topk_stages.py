@@ -1,0 +1,89 @@
+"""What ranks share of `ops.masked_topk_` when each holds a part of the weights: counts, and the range they narrow."""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+from torch import Tensor
+
+from layercollapse._util.tensors import describe
+from layercollapse.errors import LayerCollapseError
+from layercollapse.ops.checks import too_many_error
+
+TOPK_BINS = 2048
+TOPK_COUNTS = 3 + TOPK_BINS
+TOPK_END = 0x7F800001  # one past the bits of infinity
+
+
+class TopkRange(NamedTuple):
+    """Where the threshold of `ops.masked_topk_` lies.
+
+    Attributes:
+        lo: first of the keys that it may be: the bits of a magnitude as float32.
+        hi: one past the last.
+        ties: how many of the entries with keys in [lo, hi) are to be cleared.
+        bin: place in the counts of the entries with these keys.
+    """
+
+    lo: int
+    hi: int
+    ties: int
+    bin: int
+
+    @property
+    def found(self) -> bool:
+        """Whether ``lo`` is the threshold."""
+        return self.hi - self.lo == 1
+
+    @property
+    def magnitude(self) -> float:
+        """The threshold once it is found, as a number."""
+        return float(struct.unpack("<f", struct.pack("<I", self.lo))[0])
+
+
+def check_range(lo: int, hi: int) -> None:
+    """Raise unless [lo, hi) is a range of keys."""
+    if not (isinstance(lo, int) and isinstance(hi, int) and 0 <= lo < hi <= TOPK_END):
+        raise LayerCollapseError(f"lo, hi: expected 0 <= lo < hi <= {TOPK_END:#x}, got {lo!r} and {hi!r}")
+
+
+def topk_threshold(counts: Tensor, k: int, *, lo: int = 0, hi: int = TOPK_END) -> TopkRange:
+    """Narrow the range of the k-th smallest magnitude by the counts of all ranks.
+
+    Args:
+        counts: int64 (2051,), the sum of what `ops.topk_count` gave with the same ``lo`` and ``hi``; waited for.
+        k: how many to clear in all.
+        lo: first key.
+        hi: one past the last key.
+
+    Returns:
+        The bin that holds the threshold: the next ``lo`` and ``hi``, until it is ``found``, after three rounds at most.
+
+    Raises:
+        LayerCollapseError: a rank has a NaN, k is above what all keep, or the range does not hold the threshold.
+    """
+    check_range(lo, hi)
+    if not isinstance(counts, Tensor) or tuple(counts.shape) != (TOPK_COUNTS,):
+        raise LayerCollapseError(f"counts: expected an int64 tensor of shape ({TOPK_COUNTS},), got {describe(counts)}")
+    if not isinstance(k, int) or isinstance(k, bool) or k < 0:
+        raise LayerCollapseError(f"k: expected an int of at least 0, got {k!r}")
+    nan, kept, below, *bins = counts.tolist()
+    if k > kept:
+        raise too_many_error(0, "global", k, kept)
+    if nan:
+        raise LayerCollapseError(
+            f"counts: expected numbers in all weights, got NaN from {nan} ranks; nothing was changed"
+        )
+    if k == 0:
+        return TopkRange(0, 1, 0, 0)
+    rank = k - below
+    for place, count in enumerate(bins):
+        if 0 < rank <= count:
+            shift = max(0, (hi - lo - 1).bit_length() - (TOPK_BINS - 1).bit_length())
+            first = lo + (place << shift)
+            return TopkRange(first, min(hi, first + (1 << shift)), rank, 3 + place)
+        rank -= count
+    raise LayerCollapseError(
+        f"counts: expected the k-th smallest of k={k} in [lo, hi), got {below} below and {sum(bins)} inside"
+    )

@@ -1,0 +1,143 @@
+"""The end of a run: collapse the chosen sparse model, save it, and measure it against what it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+
+from layercollapse._util.files import write_text
+from layercollapse.compiler.driver.api import collapse
+from layercollapse.compiler.driver.result import CollapseResult
+from layercollapse.entropy.probe import EntropyReport
+from layercollapse.errors import LayerCollapseError
+from layercollapse.graph.agreement import compare
+from layercollapse.graph.export import reason
+from layercollapse.pipeline import checkpoint
+from layercollapse.pipeline.latency import BATCH_SIZES, file_mib, latency, repeat_to
+from layercollapse.report.record import Record, Region, Side, Verdict
+
+MODEL_FILE = "model.safetensors"
+ENTROPY_FILE = "entropy.json"
+
+
+def collapse_and_compare(
+    model: nn.Module,
+    example: Any,
+    report: EntropyReport,
+    *,
+    data: Iterable[Any],
+    test_data: Iterable[Any],
+    test: Callable[[nn.Module], float],
+    record: Record,
+    folder: Path,
+    settle: Callable[[nn.Module], bool] | None = None,
+    **options: Any,
+) -> CollapseResult:
+    """Collapse a sparse model and write the collapsed model and the completed record to the run's folder.
+
+    Args:
+        model: the sparse model, in evaluation mode.
+        example: what to capture it with: a tensor, a tuple of arguments or a dict of them.
+        report: its sign entropy on the training split.
+        data: re-iterable input batches of the training split, to verify merges on.
+        test_data: re-iterable input batches to compare the two models on.
+        test: accuracy in percent.
+        record: completed in place; its `chosen` and `dense_top1` must be there.
+        folder: the run's folder.
+        settle: trains a model whose merges changed a border (``mode="repad"``) once more, in place, and says whether
+            its accuracy is good enough; if not, the exact collapse is taken. None leaves such a model untrained.
+        options: for `collapse`, for example ``tolerance``.
+
+    Returns:
+        The collapse. What fails after it is in the record's `failed`, and what could not be measured is not there.
+    """
+    assert record.chosen is not None
+    assert record.dense_top1 is not None
+    record.failed, record.before, record.after, record.max_abs_error = [], None, None, None
+    result = collapse(model, example, report, data=data, **options)
+    if result.repadded and settle is not None:
+        good = False
+        with _noted(record, "training the collapsed model once more"):
+            good = settle(result.model)
+        if not good:
+            result = collapse(model, example, report, data=data, **{**options, "mode": "exact"})
+    result.model.eval()
+    with _noted(record, "saving the collapsed model"):
+        result.save(folder)
+        write_text(folder / ENTROPY_FILE, report.to_json())
+    with _noted(record, "comparing on test_data"):
+        found = compare(model, result.model, test_data)
+        record.max_abs_error = found.max_abs_error
+        record.identical, record.compared = found.same, found.samples
+    record.repadded, record.forms, record.form = (
+        list(result.repadded),
+        {name.value: ms for name, ms in result.latency.items()},
+        result.form.value,
+    )
+    record.regions = [
+        Region(list(made.layers), made.variant.value, {variant.value: ms for variant, ms in made.times.items()})
+        for made in result.regions
+    ]
+    record.verdicts = [Verdict(site.name, site.kind, site.status, site.guarantee, site.reason) for site in result.sites]
+    with _noted(record, "measuring the collapsed model"):
+        _measure(model, result, example, test=test, record=record, folder=folder)
+    return result
+
+
+def _measure(
+    model: nn.Module,
+    result: CollapseResult,
+    example: Any,
+    *,
+    test: Callable[[nn.Module], float],
+    record: Record,
+    folder: Path,
+) -> None:
+    """Complete the record with both sides of the comparison, and write it."""
+    assert record.chosen is not None
+    assert record.dense_top1 is not None
+    top1 = test(result.model)
+    timings: tuple[dict[str, float], dict[str, float]] = ({}, {})
+    for batch_size in BATCH_SIZES:
+        try:
+            pair = latency([model, result.model], repeat_to(example, batch_size))
+        except (RuntimeError, ValueError, LayerCollapseError):  # a model that takes one size of batch alone
+            continue
+        for side, milliseconds in zip(timings, pair, strict=True):
+            side[str(batch_size)] = milliseconds
+    samples = next(
+        len(x) for x in pytree.tree_leaves(example) if isinstance(x, Tensor) and x.ndim
+    )  # the summaries count the whole example batch
+    # The sparse model stands in for the dense one where zeros make no difference: shape, size and time.
+    before = Side(
+        top1=record.dense_top1,
+        depth=result.before.depth,
+        parameters=result.before.parameters,
+        macs=result.before.macs // samples,
+        file_mib=file_mib(checkpoint.path(folder, record.chosen)),
+        latency_ms=timings[0],
+    )
+    after = Side(
+        top1=top1,
+        depth=result.after.depth,
+        parameters=result.after.parameters,
+        macs=result.after.macs // samples,
+        file_mib=file_mib(folder / MODEL_FILE),
+        latency_ms=timings[1],
+    )
+    record.before, record.after = before, after
+    record.save(folder)
+
+
+@contextmanager
+def _noted(record: Record, what: str) -> Iterator[None]:
+    """Put an error on record: there is a collapsed model by now, and it is not to be lost."""
+    try:
+        yield
+    except Exception as error:
+        record.failed.append(f"{what} stopped with {reason(error)}")

@@ -1,0 +1,273 @@
+"""The state of a run and its moves: step by step to the choice, and the collapse at the end."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from layercollapse.compiler.driver.result import CollapseResult
+from layercollapse.entropy.probe import EntropyReport
+from layercollapse.errors import LayerCollapseError
+from layercollapse.graph.export import reason
+from layercollapse.pipeline import checkpoint
+from layercollapse.pipeline.batches import Inputs, measure_entropy
+from layercollapse.pipeline.finish import collapse_and_compare
+from layercollapse.pipeline.metric import Metric
+from layercollapse.prune.pruner import Pruner, StepResult
+from layercollapse.report.record import Pieces, Record, Step
+from layercollapse.report.render import write_html
+
+PATIENCE = 2  # steps in a row below the accuracy budget after which the schedule gives up
+
+# What runs were made with before these settings could be chosen.
+_DEFAULTS = {"unit": "percent", "max_layer_share": 1.0, "train_first": True}
+
+
+@dataclass(frozen=True)
+class Event:
+    """What `progress` is called with.
+
+    Attributes:
+        stage: "train", "measure", "step" (a step is done), "interrupted", "collapse" or "done".
+        step: the step it belongs to; 0 is the dense network.
+        record: the run so far.
+    """
+
+    stage: str
+    step: int
+    record: Record
+
+
+def choose(steps: Sequence[Step], max_drop: float) -> int:
+    """The step to collapse: within the accuracy budget, most collapsed sites, then best accuracy.
+
+    Args:
+        steps: at least the dense step; the first is what accuracy is compared with.
+        max_drop: percentage points.
+    """
+    limit = steps[0].top1_validation - max_drop
+    eligible = [step for step in steps if step.top1_validation >= limit]
+    return max(eligible, key=lambda step: (step.sites_collapsed, step.top1_validation)).step
+
+
+@contextmanager
+def zeros_kept(pruner: Pruner, model: nn.Module) -> Iterator[None]:
+    """Inside, every step of a torch optimizer that holds a parameter of the model is followed by `apply`."""
+    parameters = {id(parameter) for parameter in model.parameters()}
+
+    def after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if any(id(parameter) in parameters for group in optimizer.param_groups for parameter in group["params"]):
+            pruner.apply()
+
+    handle = register_optimizer_step_post_hook(after_step)
+    try:
+        yield
+    finally:
+        handle.remove()
+        pruner.apply()
+
+
+@dataclass
+class Schedule:
+    """A run under way; its state is in the record and in the checkpoints, which are always in step."""
+
+    model: nn.Module
+    pruner: Pruner
+    train: Callable[[nn.Module], object]
+    evaluate: Metric
+    test: Metric
+    inputs: Inputs
+    rule: Any
+    folder: Path
+    record: Record
+    progress: Callable[[Event], object]
+    box: Any = None
+    mode: str = "exact"
+    patterns: bool = False
+    pruned: StepResult | None = None  # what the last step removed
+
+    def resume(self) -> None:
+        """Take over the steps and the last weights of the run in the folder."""
+        earlier = Record.load(self.folder, "out")
+        ours, theirs = self.record.settings, _DEFAULTS | earlier.settings
+        free = ("steps", "max_drop")  # they change when to stop and what to choose, not what was trained
+        if other := [key for key in ours if key not in free and ours[key] != theirs.get(key)]:
+            raise LayerCollapseError(
+                f"resume: expected the settings of the run in {self.folder}, got "
+                + ", ".join(f"{key}={ours[key]!r} instead of {theirs.get(key)!r}" for key in other)
+            )
+        self.record.sites, self.record.channels = earlier.sites, earlier.channels
+        self.record.steps, self.record.dense_top1 = earlier.steps, earlier.dense_top1
+        if earlier.steps:
+            self.model.train()  # the mode in which weights are saved
+            self.evaluate.unit = self.test.unit = ours["unit"]
+            checkpoint.load(self.folder, earlier.steps[-1].step, self.model, self.pruner)
+
+    def go(self) -> None:
+        """Take the steps; returns when they are done, when going on is pointless, or at Ctrl-C."""
+        record = self.record
+        try:
+            report = self._measure(record.steps[-1].step) if record.steps else None
+            self.model.train()  # which layers that merge adapters for evaluation are pruned and saved in
+            while len(record.steps) <= record.settings["steps"] and not self._pointless():
+                if report is not None and not self._prune(report):
+                    break
+                report = self._step(len(record.steps))
+        except KeyboardInterrupt:
+            if not record.steps:
+                raise
+            record.interrupted = True
+            record.stopped = f"interrupted in step {len(record.steps)}"
+            self.progress(Event("interrupted", len(record.steps), record))
+        except Exception as error:
+            if not record.steps:
+                raise
+            _raise_with_the_way_on(error, self.folder)
+
+    def _prune(self, report: EntropyReport) -> bool:
+        settings = self.record.settings
+        try:
+            self.pruned = self.pruner.step(
+                report, amount=settings["amount"], rule=self.rule, max_layer_share=settings["max_layer_share"]
+            )
+        except LayerCollapseError as error:
+            if len(self.record.steps) == 1:
+                raise  # not even one pruning: the caller should know
+            self.record.stopped = str(error)
+            return False
+        if not any(self.pruned.removed.values()):
+            self.record.stopped = "nothing left to prune"
+            return False
+        return True
+
+    def _step(self, number: int) -> EntropyReport:
+        started, record = time.perf_counter(), self.record
+        self.progress(Event("train", number, record))
+        torch.manual_seed(record.settings["seed"] + number)
+        if number or record.settings["train_first"]:
+            self.model.train()
+            with zeros_kept(self.pruner, self.model):
+                self.train(self.model)
+        report = self._measure(number)
+        top1 = self.evaluate(self.model)
+        if number == 0:
+            record.dense_top1 = self.test(self.model)
+            record.sites = [layer.name for layer in report.layers]
+            record.channels = [len(layer.entropy) for layer in report.layers]
+        self.model.train()
+        self.pruner.apply()
+        step = Step(
+            step=number,
+            density=float(self.pruner.density),
+            top1_validation=top1,
+            sites_collapsed=sum(bool(layer.collapsible) for layer in report.layers),
+            entropy=[float(layer.mean) for layer in report.layers],
+            mixed=[int(layer.mixed) for layer in report.layers],
+            seconds=time.perf_counter() - started,
+            emptied=len(self.pruned.emptied) if self.pruned else 0,
+            guarded=list(self.pruned.floors) if self.pruned else [],
+            patterns=[Pieces.of(layer.patterns) for layer in report.layers if layer.patterns is not None],
+        )
+        checkpoint.save(self.folder, number, self.model, self.pruner)
+        record.steps.append(step)
+        record.chosen = self._choice()
+        record.save(self.folder)
+        checkpoint.keep_only(self.folder, {0, record.chosen, number})
+        self.progress(Event("step", number, record))
+        return report
+
+    def _choice(self) -> int:
+        """The step to collapse, of those whose weights are still there: another budget may want one that is gone."""
+        steps = [s for s in self.record.steps if s.step == 0 or checkpoint.path(self.folder, s.step).is_file()]
+        return choose(steps, self.record.settings["max_drop"])
+
+    def _measure(self, number: int) -> EntropyReport:
+        self.progress(Event("measure", number, self.record))
+        self.model.eval()
+        return measure_entropy(self.model, self.inputs, patterns=self.patterns)
+
+    def _pointless(self) -> bool:
+        steps = self.record.steps
+        if not steps:
+            return False
+        limit = steps[0].top1_validation - self.record.settings["max_drop"]
+        if steps[-1].sites_collapsed == len(self.record.sites):
+            self.record.stopped = "every site has collapsed"
+        elif all(step.top1_validation < limit for step in steps[-PATIENCE:]):
+            self.record.stopped = f"accuracy below the budget for {PATIENCE} steps in a row"
+        return bool(self.record.stopped)
+
+    def finish(self, example: Any, test_inputs: Inputs) -> CollapseResult:
+        """Collapse the chosen step, compare, and write the model, the record and the report."""
+        record = self.record
+        record.chosen = self._choice()
+        self.progress(Event("collapse", record.chosen, record))
+        captured = self.pruner.capture
+        try:
+            self.model.train()
+            checkpoint.load(self.folder, record.chosen, self.model, self.pruner)
+            self.model.eval()
+            result = collapse_and_compare(
+                self.model,
+                example,
+                measure_entropy(self.model, self.inputs),
+                data=self.inputs,
+                test_data=test_inputs,
+                test=self.test,
+                record=record,
+                folder=self.folder,
+                settle=partial(settled, train=self.train, evaluate=self.evaluate, record=record),
+                box=self.box,
+                mode=self.mode,
+                captured=None if captured.misfit(self.pruner.model, example) else captured,
+            )
+        except Exception as error:
+            _raise_with_the_way_on(error, self.folder)
+        finally:  # also of a collapse that fails: the steps were expensive
+            self._write()
+        self.progress(Event("done", record.chosen, record))
+        return replace(result, notes=(record.choice,)) if record.choice else result
+
+    def _write(self) -> None:
+        """The record and the report, or what kept them from being written."""
+        try:
+            self.record.save(self.folder)
+            write_html(self.record, self.folder)
+        except Exception as error:
+            self.record.failed.append(f"writing the report stopped with {reason(error)}")
+
+
+def how_to_go_on(folder: Path) -> str:
+    """The calls that continue a run."""
+    return (
+        f"the finished steps are in {folder}: run(..., out={str(folder)!r}, resume=True) goes on from them, or "
+        f"`layercollapse run --resume --out {folder}` where the command line began it"
+    )
+
+
+def _raise_with_the_way_on(error: Exception, folder: Path) -> NoReturn:
+    """The same error, which says how to go on."""
+    if isinstance(error, LayerCollapseError):
+        raise LayerCollapseError(f"{error}; {how_to_go_on(folder)}") from error
+    getattr(error, "add_note", warnings.warn)(how_to_go_on(folder))  # notes: from Python 3.11 on
+    raise error
+
+
+def settled(model: nn.Module, *, train: Callable[[nn.Module], object], evaluate: Metric, record: Record) -> bool:
+    """Train a collapsed model once more, in place; whether it is within the accuracy budget then."""
+    torch.manual_seed(record.settings["seed"] + len(record.steps))
+    model.train()
+    train(model)
+    model.eval()
+    limit = record.steps[0].top1_validation - record.settings["max_drop"]
+    return evaluate(model) >= limit

@@ -1,0 +1,1 @@
+"""The networks, the images and the training recipe of the command line."""
