@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import fx
@@ -13,6 +14,19 @@ from layercollapse.graph.aten import SHAPE_ONLY, packet
 
 _SUMS = {torch.ops.aten.add, torch.ops.aten.sub}
 _SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A layer that stays as it came, or two in sequence that stay two.
+
+    Attributes:
+        layers: the name, or the names.
+        reason: why.
+    """
+
+    layers: tuple[str, ...]
+    reason: str
 
 
 def obstacles(net: Net) -> dict[tuple[str, str], str]:
@@ -65,14 +79,13 @@ def _name(net: Net, node: fx.Node) -> str:
     return str(getattr(packet(node), "__name__", packet(node))).lstrip("_")
 
 
-def grouped(kept: Iterable[tuple[str, str]]) -> list[str]:
+def grouped(kept: Iterable[Kept]) -> list[str]:
     """One line for every reason: a pair of layers, or a layer, and for a reason of many the first few."""
-    places: dict[str, list[str]] = {}
-    for place, reason in kept:
-        places.setdefault(reason, []).append(place)
+    places: dict[tuple[str, bool], list[str]] = {}
+    for one in kept:
+        places.setdefault((one.reason, len(one.layers) > 1), []).append(" → ".join(one.layers))
     lines = []
-    for reason, names in places.items():
-        pairs = " → " in names[0]
+    for (reason, pairs), names in places.items():
         kind = ("pair" if pairs else "layer") + "s" * (len(names) > _SHOWN + 1)
         more = f" and {len(names) - _SHOWN} more {kind}" if len(names) > _SHOWN else ""
         lines.append(f"{', '.join(names[:_SHOWN])}{more}: {'kept in sequence: ' if pairs else ''}{reason}")

@@ -24,10 +24,10 @@ from layercollapse._util.modes import evaluating
 from layercollapse._util.tensors import check_values
 from layercollapse.compiler.analysis.bounds.propagate import Box
 from layercollapse.compiler.analysis.cost import Summary, captured_depth, summarize
+from layercollapse.compiler.analysis.obstacles import Kept
 from layercollapse.compiler.backend.emit import emit
 from layercollapse.compiler.backend.serialize import load, save
 from layercollapse.compiler.backend.shape_guard import settle, with_values
-from layercollapse.compiler.driver.bisect import reasons
 from layercollapse.compiler.driver.candidates import candidates, entropies
 from layercollapse.compiler.driver.check import (
     check_buffers,
@@ -188,7 +188,7 @@ def _collapsed(
     return CollapseResult(
         model=with_values(collapsed, example_inputs),
         sites=sites,
-        kept={**{" → ".join(pair): reason for pair, reason in best.kept.items()}, **reasons(outcome.rolled_back)},
+        kept_layers=(*(Kept(pair, reason) for pair, reason in best.kept.items()), *outcome.rolled_back),
         before=summarize(model, example_inputs, captured_depth(captured)),
         after=summarize(collapsed, example_inputs, best.depth),
         max_abs_error=outcome.agreement.max_abs_error,

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 from typing import TypeVar
 
+from layercollapse.compiler.analysis.obstacles import Kept
 from layercollapse.compiler.ir.graph import Net, source
 from layercollapse.compiler.ir.records import Affine
 from layercollapse.compiler.passes.context import Group, Omitted
@@ -18,19 +19,6 @@ from layercollapse.compiler.tuning.variants import MERGES, Variant
 
 Unit = TypeVar("Unit")
 Found = TypeVar("Found")  # how a network that was tried compares with the model
-
-
-@dataclass(frozen=True)
-class RolledBack:
-    """A layer that the tolerance keeps as it came, or two that it keeps two.
-
-    Attributes:
-        layers: the name, or the names.
-        reason: why, with what the outputs differed by otherwise.
-    """
-
-    layers: tuple[str, ...]
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -117,7 +105,7 @@ class Trials:
         return taken, missed
 
 
-def as_they_came(blocks: Iterable[tuple[list[str], str]], names: Mapping[str, str]) -> Iterator[RolledBack]:
+def as_they_came(blocks: Iterable[tuple[list[str], str]], names: Mapping[str, str]) -> Iterator[Kept]:
     """What is said of captured nodes that keep their operation, in blocks, each with what it changed.
 
     Args:
@@ -127,22 +115,17 @@ def as_they_came(blocks: Iterable[tuple[list[str], str]], names: Mapping[str, st
     for block, miss in blocks:
         them = "it" if len(block) == 1 else f"these {len(block)}"
         reason = f"left as it came: folding or merging {them} changes the outputs by {miss}"
-        yield from (RolledBack((names[node],), reason) for node in block)
+        yield from (Kept((names[node],), reason) for node in block)
 
 
-def not_merged(blocks: Iterable[tuple[list[str], str]], plain: Net, units: Collection[str]) -> Iterator[RolledBack]:
+def not_merged(blocks: Iterable[tuple[list[str], str]], plain: Net, units: Collection[str]) -> Iterator[Kept]:
     """What is said of layers that do not merge, of all that would: the pairs that each is in, or the layer alone."""
     nodes = {node.name: node for node, _ in plain.records(Affine) if node.name in units}
     for block, miss in blocks:
         for node in map(nodes.__getitem__, block):
             around = [(source(node), node), *((node, user) for user in node.users)]
             pairs = [(str(a.target), str(b.target)) for a, b in around if a.name in nodes and b.name in nodes]
-            yield from (RolledBack(pair, f"merging them changes the outputs by {miss}") for pair in pairs)
+            yield from (Kept(pair, f"merging them changes the outputs by {miss}") for pair in pairs)
             if not pairs:
                 reason = f"not merged or trimmed, which changes the outputs by {miss}"
-                yield RolledBack((str(node.target),), reason)
-
-
-def reasons(rolled_back: Iterable[RolledBack]) -> dict[str, str]:
-    """A pair of layers ``"first → second"``, or a layer -> why it stays."""
-    return {" → ".join(some.layers): some.reason for some in rolled_back}
+                yield Kept((str(node.target),), reason)

@@ -14,7 +14,7 @@ from layercollapse.compiler.analysis.bounds.propagate import Box, neuron_states
 from layercollapse.compiler.analysis.constants import constants
 from layercollapse.compiler.ir.graph import Net, shape, source
 from layercollapse.compiler.ir.records import Activation, Affine
-from layercollapse.compiler.passes.linearize import bending_sites, constant_sites, mixed
+from layercollapse.compiler.passes.linearize import Known, NeuronStates, bending_sites, constant_sites
 from layercollapse.entropy.report import MIXED, OFF, SATURATED, STATES, EntropyReport, LayerEntropy
 from layercollapse.errors import LayerCollapseError
 from layercollapse.graph import rectifiers
@@ -30,13 +30,12 @@ class Candidate:
     Attributes:
         guarantee: see `layercollapse.collapse.SiteResult`.
         reason: one sentence.
-        states: int8 (C,), see `layercollapse.entropy.report.STATES`; the rectifier stays for those that are mixed. Or
-            float64 (C,), the values of an input that is constant.
+        known: of its neurons.
     """
 
     guarantee: str
     reason: str
-    states: Tensor
+    known: Known
 
     @property
     def proven(self) -> bool:
@@ -45,7 +44,7 @@ class Candidate:
     @property
     def partial(self) -> bool:
         """Whether the rectifier stays, with fewer neurons."""
-        return mixed(self.states)
+        return self.known.partial
 
 
 def candidates(
@@ -65,7 +64,9 @@ def candidates(
     for guarantee, when, sites in known:
         for name, states in sites.items():
             if not bool((states == MIXED).any()):
-                found.setdefault(name, Candidate(guarantee, f"no neuron can change its sign{_comma(when)}", states))
+                found.setdefault(
+                    name, Candidate(guarantee, f"no neuron can change its sign{_comma(when)}", NeuronStates(states))
+                )
     replaceable = bending_sites(net)
     layers = entropies(captured, report)
     for layer in layers.values():
@@ -73,7 +74,9 @@ def candidates(
             kinds = ", ".join(f"{layer.count(s)} {s}" for s in ("on", "off", "saturated") if layer.count(s))
             reason = f"no sign changed on {layer.samples:,} values per neuron ({kinds})"
             linear = rectifiers.BY_KIND[layer.kind].piecewise_linear
-            found.setdefault(layer.name, Candidate("empirical" if linear else "approximate", reason, layer.states))
+            found.setdefault(
+                layer.name, Candidate("empirical" if linear else "approximate", reason, NeuronStates(layer.states))
+            )
     if partial:
         counted = {n: x.states for n, x in layers.items() if x.samples and rectifiers.BY_KIND[x.kind].piecewise_linear}
         known.append(("empirical", "in the data counted", counted))
@@ -110,7 +113,7 @@ def _partial(
                 reasons.append(f"{kinds} {when}")
                 weakest = guarantee
         if reasons:
-            found[op.site] = Candidate(weakest, "; ".join(reasons), states)
+            found[op.site] = Candidate(weakest, "; ".join(reasons), NeuronStates(states))
     return found
 
 

@@ -26,12 +26,12 @@ def explain(result: CollapseResult) -> str:
         f"{(site.guarantee + ': ') if site.guarantee else ''}{site.reason}"
         for site in result.sites
     ]
-    if not result.notes and any(site.reason.startswith("mixed: ") for site in result.sites):
+    if not result.notes and any(site.mixed for site in result.sites if site.status == "kept"):
         lines.append("what is mixed collapses once none of its neurons changes sign: prune more before it, train again")
     stay = [site.name for site in result.sites if site.status != "collapsed"]
     unfed = {name: result.unfed[name] for name in stay if name in result.unfed}
     lines += [f"nothing to prune before {line}" for line in by_reason(unfed)]
-    lines += grouped(result.kept.items())
+    lines += grouped(result.kept_layers)
     lines += [
         f"{pair}: merged with the padding moved to the first: approximate at the border (the outputs differ by "
         f"{result.max_abs_error:.3g}); train the model once more"

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from layercollapse.compiler.analysis.cost import Summary
+from layercollapse.compiler.analysis.obstacles import Kept
 from layercollapse.compiler.backend.serialize import save
 from layercollapse.compiler.driver.explain import explain
 from layercollapse.compiler.tuning.autotune import Choice
@@ -31,6 +32,7 @@ class SiteResult:
             linear (GELU and kin), within the tolerance on the data compared. Empty for a kept site.
         reason: one sentence: why it collapsed, or why it could not.
         neurons: neurons that it had.
+        mixed: neurons that changed sign on the data counted, for which a rectifier that could go stays.
         removed: neurons that are gone: all of a collapsed site, and of others those that nothing reads.
     """
 
@@ -41,6 +43,7 @@ class SiteResult:
     reason: str
     neurons: int
     removed: int
+    mixed: int = 0
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,9 @@ class CollapseResult:
     Attributes:
         model: a plain module with ordinary parameters: no masks, no hooks; trainable and exportable.
         sites: one entry for each rectifier site of the original, in execution order.
-        kept: layers that follow each other without a rectifier and stay two, ``"first → second"`` -> why: the border,
-            what merging them would cost, the operations between them, or by how much merging them misses the tolerance;
-            and layers that stay as they came because of that, by name.
+        kept_layers: pairs of layers that follow each other without a rectifier and stay two, and why: the border, what
+            merging them would cost, the operations between them, or by how much merging them misses the tolerance; and
+            layers that stay as they came because of that.
         before: depth, parameters and multiply-accumulates of the sparse model.
         after: the same of the collapsed one.
         max_abs_error: largest absolute difference between their outputs on the data.
@@ -81,7 +84,7 @@ class CollapseResult:
 
     model: nn.Module
     sites: tuple[SiteResult, ...]
-    kept: dict[str, str]
+    kept_layers: tuple[Kept, ...]
     before: Summary
     after: Summary
     max_abs_error: float
@@ -108,6 +111,11 @@ class CollapseResult:
     def latency_after(self) -> float | None:
         """Time of the collapsed model, in ms; see `latency`."""
         return self.latency.get(self.form)
+
+    @property
+    def kept(self) -> dict[str, str]:
+        """Of `kept_layers` ``"first → second"``, or the layer alone -> why."""
+        return {" → ".join(one.layers): one.reason for one in self.kept_layers}
 
     @property
     def collapsed(self) -> tuple[str, ...]:

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from layercollapse.compiler.analysis.obstacles import Kept
 from layercollapse.compiler.backend.emit import emit
 from layercollapse.compiler.driver.bisect import (
     Plan,
-    RolledBack,
     Trials,
     as_they_came,
     merging,
@@ -28,7 +28,7 @@ from layercollapse.compiler.driver.candidates import Candidate
 from layercollapse.compiler.frontend.lower import lower, written_anew
 from layercollapse.compiler.ir.graph import Net
 from layercollapse.compiler.passes.context import PassContext
-from layercollapse.compiler.passes.linearize import replace_neurons
+from layercollapse.compiler.passes.linearize import Known, replace_neurons
 from layercollapse.compiler.tuning.autotune import Choice, Start, Written, choose
 from layercollapse.compiler.tuning.timer import CostModel
 from layercollapse.compiler.tuning.variants import Form, Variant, between, form, once
@@ -56,7 +56,7 @@ class Outcome:
     form: Form
     agreement: Agreement
     missed: dict[str, str]
-    rolled_back: tuple[RolledBack, ...] = ()
+    rolled_back: tuple[Kept, ...] = ()
     times: dict[Variant, float] = field(default_factory=dict)
     choices: tuple[Choice, ...] = ()
 
@@ -116,7 +116,7 @@ class Search:
         """
         names, plan, missed = list(self.found), Plan(), dict[str, str]()
         attempt = self._attempt(names, plan)
-        back: tuple[RolledBack, ...] = ()
+        back: tuple[Kept, ...] = ()
         if not self._keeps(attempt.agreement):
             agreement = attempt.agreement
             del attempt  # one model less in memory while others are tried
@@ -165,14 +165,12 @@ class Search:
     def _attempt(self, names: Collection[str], plan: Plan, repad: bool = False) -> _Attempt:
         """Collapse some sites, with every pass applied that is not left out."""
         base = self._lowered(plan.untouched)
-        start = Start(base, self._states(names), self.cost, repad, plan.left_out)
+        start = Start(base, self._known(names), self.cost, repad, plan.left_out)
         every = start.written()
         made = form(Variant.ALL, every.net.copy(), every.context, self.device, self._shared)
         return _Attempt(start, every, made, compare(self.model, made.model, self.data))
 
-    def _fastest(
-        self, attempt: _Attempt, cost: CostModel, missed: dict[str, str], back: tuple[RolledBack, ...]
-    ) -> Outcome:
+    def _fastest(self, attempt: _Attempt, cost: CostModel, missed: dict[str, str], back: tuple[Kept, ...]) -> Outcome:
         """The form that takes the least time, of those that keep within the tolerance."""
         start, every, best, agreement = attempt
         choices, chosen = choose(start, every, best.model, self.example_inputs, device=self.device, shared=self._shared)
@@ -199,37 +197,32 @@ class Search:
         return Outcome(best, agreement, missed, back, times, choices)
 
     def _missed(self) -> dict[str, str]:
-        """The sites without which the outputs miss the tolerance, tried one after the other, and by how much.
+        """The sites without which the outputs miss the tolerance, found by halves, and by how much.
 
         Those that are proven are one for all, where they keep it. In the network as it came, operation by operation,
         so that nothing but the sites makes a difference: a ResNet-50 of which five sites in ten miss takes 35 s instead
         of 125 s with passes.
         """
         same = self._lowered(self._layers)
-        kept, missed = [name for name in self.found if self.found[name].proven], {}
 
         def tried(names: Collection[str]) -> Agreement:
             gc.collect()  # graphs refer to themselves: ten models of 97 MiB waited to be freed, 1,002 MiB in all
             net = same.copy()
-            replace_neurons(net, self._states(names))
+            replace_neurons(net, self._known(names))
             return compare(self.model, emit(net, self.device, self._shared), self.data)
 
-        if not self._keeps(tried(kept)):
-            kept = []
-        for name in self.found:
-            if name in kept:
-                continue
-            agreement = tried([*kept, name])
-            if self._keeps(agreement):
-                kept.append(name)
-            else:
-                missed[name] = agreement.miss(self.tolerance)
+        proven = [name for name in self.found if self.found[name].proven]
+        kept = proven if self._keeps(tried(proven)) else []
+        others = [name for name in self.found if name not in kept]
+        together = tried([*kept, *others])
+        blocks: list[tuple[list[str], Agreement]] = []
+        if not self._keeps(together):
+            every = Trials(2 * len(others))
+            _, blocks = every.harmless(others, together, lambda some: tried([*kept, *some]), self._keeps)
         self._shared.clear()  # weights of the layers as they came, which folding replaces
-        return missed
+        return {name: miss for block, miss in self._misses(blocks) for name in block}
 
-    def _rolled_back(
-        self, names: list[str], agreement: Agreement
-    ) -> tuple[Plan, tuple[RolledBack, ...], dict[str, str]]:
+    def _rolled_back(self, names: list[str], agreement: Agreement) -> tuple[Plan, tuple[Kept, ...], dict[str, str]]:
         """What is left out so that the outputs keep the tolerance, what that leaves as it came, and more sites to keep.
 
         First the layers that fold, with no merges, then the merges, by regions. Sites that are not proven go before
@@ -240,7 +233,7 @@ class Search:
             agreement: how the network compares with the model with every pass.
         """
         trials, layers = Trials(_TRIALS), list(self._layers)
-        untouched, back = frozenset[str](), list[RolledBack]()
+        untouched, back = frozenset[str](), list[Kept]()
         folded = self._tried(names, Plan(untouched, unmerged))
         if not self._keeps(folded):
             proven = [name for name in names if self.found[name].proven]
@@ -261,7 +254,7 @@ class Search:
             agreement = self._tried(names, Plan(untouched))
         if self._keeps(agreement):
             return Plan(untouched), tuple(back), {}
-        start = Start(self._lowered(untouched), self._states(names), self.cost)
+        start = Start(self._lowered(untouched), self._known(names), self.cost)
         plain = start.written(unmerged).net
         units = merging(start.written().net, plain)
         keeping, blocks = trials.harmless(
@@ -286,8 +279,8 @@ class Search:
         self._shared.clear()
         return agreement
 
-    def _states(self, names: Collection[str]) -> dict[str, Tensor]:
-        return {name: self.found[name].states for name in names}
+    def _known(self, names: Collection[str]) -> dict[str, Known]:
+        return {name: self.found[name].known for name in names}
 
     def _lowered(self, untouched: Collection[str]) -> Net:
         return lower(self.captured, self.model, untouched) if untouched else self.base.copy()

@@ -39,8 +39,8 @@ class Verdicts:
         one = None if name in missed else tried
         removed = site.channels - left.get(name, 0)
 
-        def result(status: str, guarantee: str, reason: str) -> SiteResult:
-            return SiteResult(name, site.kind, status, guarantee, reason, site.channels, removed)
+        def result(status: str, guarantee: str, reason: str, mixed: int = 0) -> SiteResult:
+            return SiteResult(name, site.kind, status, guarantee, reason, site.channels, removed, mixed)
 
         if form.name == Variant.UNCHANGED and one is not None:
             slower = "but the network was slower in every way to write it that makes use of that"
@@ -58,12 +58,14 @@ class Verdicts:
         if tried is not None and tried.proven and name in missed:
             without = f"but without that the outputs differ by {missed[name]}"
             return result("kept", "", f"{tried.reason}; {without}")
-        reason = why_kept(self.captured, site, self.layers.get(name), missed.get(name), name in self.read)
+        layer = self.layers.get(name)
+        reason = why_kept(self.captured, site, layer, missed.get(name), name in self.read)
+        mixed = layer.mixed if layer is not None and name in self.read else 0
         if removed:
             reason += f"; {removed} of {site.channels} neurons are gone"
         if one is not None:
-            return result("partial", one.guarantee, f"{one.reason}; {reason}")
-        return result("kept", "", reason)
+            return result("partial", one.guarantee, f"{one.reason}; {reason}", mixed)
+        return result("kept", "", reason, mixed)
 
     def _weakest(self) -> str:
         """The weakest guarantee of anything that was used."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,31 +18,64 @@ from layercollapse.entropy.report import MIXED, OFF, SATURATED
 aten = torch.ops.aten
 
 
+@dataclass(frozen=True)
+class NeuronStates:
+    """What is known of the neurons of a site: on has slope 1, off the rectifier's slope below its lower bend, saturated
+    is the constant at its upper bend; for those that are mixed the rectifier stays.
+
+    Attributes:
+        states: int8 (C,), see `layercollapse.entropy.report.STATES`.
+    """
+
+    states: Tensor
+
+    @property
+    def partial(self) -> bool:
+        """Whether some neurons bend, so that the rectifier stays for them."""
+        return bool((self.states == MIXED).any())
+
+
+@dataclass(frozen=True)
+class ConstantInput:
+    """A site whose input is one value for every neuron, whatever the data: the rectifier is evaluated there.
+
+    Attributes:
+        values: float64 (C,).
+    """
+
+    values: Tensor
+
+    @property
+    def partial(self) -> bool:
+        """False: nothing is left that bends."""
+        return False
+
+
+Known: TypeAlias = NeuronStates | ConstantInput
+
+
 def bending_sites(net: Net) -> set[str]:
     """The sites whose rectifier can be replaced: all but those in a form that has no record."""
     return {op.site for _, op in net.records(Activation)}
 
 
-def constant_sites(net: Net) -> dict[str, Tensor]:
-    """The sites whose input holds one value per channel whatever the data: name -> these values, float64 (C,)."""
+def constant_sites(net: Net) -> dict[str, ConstantInput]:
+    """The sites whose input holds one value per channel whatever the data."""
     known = constants(net)
     found = {}
     for node, op in net.records(Activation):
         value = known.get(source(node), op.channel_dim)
         if value is not None and not bool(value.isnan().any()):
-            found[op.site] = value
+            found[op.site] = ConstantInput(value)
     return found
 
 
-def linearize(net: Net, states: Mapping[str, Tensor], context: PassContext | None = None) -> bool:
+def linearize(net: Net, known: Mapping[str, Known], context: PassContext | None = None) -> bool:
     """Turn rectifiers into scales, in place; on those that stay, note the neurons that have one value.
 
     Args:
         net: the net to change.
-        states: site -> int8 (C,) states (see `layercollapse.entropy.report.STATES`), counted or proven: on has slope 1,
-            off the rectifier's slope below its lower bend, saturated is the constant at its upper bend. Where one is
-            mixed the rectifier stays, and each of the others is one that has a single value. Or float64 (C,), a value
-            of `constant_sites`, for any kind: the rectifier is evaluated there.
+        known: site -> what is counted or proven of its neurons.
         context: where it is permitted; None: everywhere.
 
     Returns:
@@ -49,39 +83,38 @@ def linearize(net: Net, states: Mapping[str, Tensor], context: PassContext | Non
     """
     changed = False
     for node, op in net.records(Activation):
-        if op.site not in states:
+        if op.site not in known:
             continue
-        state = states[op.site]
-        if mixed(state):
-            net.set(node, replace(op, fixed=_scale(op, state).shift.masked_fill(state == MIXED, torch.nan)))
+        what = known[op.site]
+        if isinstance(what, NeuronStates) and what.partial:
+            # Each of the others is one that has a single value.
+            net.set(node, replace(op, fixed=_line(op, what).shift.masked_fill(what.states == MIXED, torch.nan)))
             changed = True
             continue
         if context is not None and not context.permits(Group.RECTIFIERS, node):
             continue
         changed = True
-        net.set(node, _scale(op, state))
+        net.set(node, _line(op, what))
     return changed
 
 
-def mixed(state: Tensor) -> bool:
-    """Whether some neurons of a site bend, so that its rectifier stays for them."""
-    return not state.is_floating_point() and bool((state == MIXED).any())
-
-
-def replace_neurons(net: Net, states: Mapping[str, Tensor]) -> None:
+def replace_neurons(net: Net, known: Mapping[str, Known]) -> None:
     """Give every neuron that does not bend its line, in place and with no pass: what removing it changes by itself.
 
     Where others of its site bend, the rectifier is computed for all of them, and its values are taken for these.
     """
-    linearize(net, states)
+    linearize(net, known)
     for node, op in net.records(Activation):
         if op.fixed is None:
             continue
-        state = states[op.site]
-        line = net.insert(f"{node.target}_line", _scale(op, state), source(node), after=node)
+        what = known[op.site]
+        assert isinstance(what, NeuronStates)
+        line = net.insert(f"{node.target}_line", _line(op, what), source(node), after=node)
         net.set(node, replace(op, fixed=None))
         name = f"{line.target}_steady"
-        net.tensors[name] = (state != MIXED).reshape(-1, *[1] * (len(shape(node)) - 2 if op.channel_dim == 1 else 0))
+        net.tensors[name] = (what.states != MIXED).reshape(
+            -1, *[1] * (len(shape(node)) - 2 if op.channel_dim == 1 else 0)
+        )
         with net.graph.inserting_after(line):
             steady = net.graph.get_attr(name)
         with net.graph.inserting_after(steady):
@@ -90,9 +123,12 @@ def replace_neurons(net: Net, states: Mapping[str, Tensor]) -> None:
         net.reroute(node, both)
 
 
-def _scale(op: Activation, states: Tensor) -> ChannelAffine:
-    if states.is_floating_point():
-        return ChannelAffine(torch.zeros_like(states), rectified(op, states), op.channel_dim, op.dtype)
+def _line(op: Activation, known: Known) -> ChannelAffine:
+    """The line that each neuron stays on; anything for those that are mixed."""
+    if isinstance(known, ConstantInput):
+        values = rectified(op, known.values)
+        return ChannelAffine(torch.zeros_like(values), values, op.channel_dim, op.dtype)
+    states = known.states
     off, saturated = states == OFF, states == SATURATED
     scale = torch.ones(len(states), dtype=torch.float64)
     shift = torch.zeros_like(scale)

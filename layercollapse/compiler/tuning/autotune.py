@@ -17,7 +17,7 @@ from torch import Tensor, fx
 from layercollapse.compiler.backend.emit import emit
 from layercollapse.compiler.ir.graph import Net
 from layercollapse.compiler.passes.context import Group, Omitted, PassContext
-from layercollapse.compiler.passes.linearize import linearize
+from layercollapse.compiler.passes.linearize import Known, linearize
 from layercollapse.compiler.passes.registry import run_passes
 from layercollapse.compiler.tuning.regions import Recorder, regions, structure
 from layercollapse.compiler.tuning.timer import CostModel, ordered
@@ -53,14 +53,14 @@ class Start:
 
     Attributes:
         base: the network as lowered; it stays as it is.
-        states: the sites to linearize, as for `linearize`.
+        known: the sites to linearize, as for `linearize`.
         cost: what decides where multiply-accumulates are not enough; None: nothing else does.
         repad: see `PassContext`.
         left_out: the groups that no variant applies at a node: with them the outputs would miss the tolerance.
     """
 
     base: Net
-    states: Mapping[str, Tensor]
+    known: Mapping[str, Known]
     cost: CostModel | None = None
     repad: bool = False
     left_out: Omitted = lambda name: frozenset()
@@ -73,7 +73,7 @@ class Start:
             lambda name: {*self.left_out(name), *omitted(name)},
             self.repad,
         )
-        linear = linearize(net, self.states, context)
+        linear = linearize(net, self.known, context)
         applied = run_passes(net, context)
         return Written(net, context, applied | {Group.RECTIFIERS} if linear else applied)
 
