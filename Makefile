@@ -39,7 +39,7 @@ test-long: $(VENV)/.dev  ## the tests that take longer
 test-isa: $(VENV)/.dev  ## the tests three times, with the instructions and the rounding errors of other processors
 	ATEN_CPU_CAPABILITY=default $(PYTEST) $(ARGS)
 	ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41 $(PYTEST) $(ARGS)
-	PYTHONPATH=tests $(PYTEST) -p exact_sums $(ARGS)
+	PYTHONPATH=tests/helpers $(PYTEST) -p exact_sums $(ARGS)
 
 lint: $(VENV)/.dev  ## ruff, mypy, and which package may import which
 	$(BIN)/ruff check .

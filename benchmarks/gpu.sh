@@ -10,8 +10,8 @@ set -uo pipefail
 
 failed=0
 budget=530
-# What a GPU is tested with, and tests/test_gpu_on_cpu.py without one.
-files="tests/test_gpu.py tests/test_ops.py tests/test_sign_lists.py tests/test_apply_mask.py tests/test_topk_stages.py tests/test_sign_patterns.py"
+# What a GPU is tested with, and tests/kernels/test_gpu_on_cpu.py without one.
+files="tests/kernels/test_gpu.py tests/ops/test_ops.py tests/ops/test_sign_lists.py tests/ops/test_apply_mask.py tests/ops/test_topk_stages.py tests/ops/test_patterns.py"
 
 # say TEXT...: to the log and to the screen.
 say() { echo "$*" | tee -a "$out/gpu.log"; }

@@ -26,7 +26,7 @@ TILE = 2048  # entries: with 128 threads, 16 each, 32 or 64 bytes
 PART = 256  # entries at once where each is looked up: addresses of 64 bits take registers
 CACHED = 16  # tables kept
 
-# Layout of the table, as in csrc/plan/mask_plan.h (tests/test_apply_mask.py compares them).
+# Layout of the table, as in csrc/plan/mask_plan.h (tests/ops/test_apply_mask.py compares them).
 ROW_WORDS, DIM_WORDS, DIMS_SHIFT, PLACE_SHIFT = 5, 3, 8, 16
 _ROW, _DIM, _DIMS_SHIFT, _PLACE_SHIFT = map(tl.constexpr, (ROW_WORDS, DIM_WORDS, DIMS_SHIFT, PLACE_SHIFT))
 

@@ -21,7 +21,7 @@ from layercollapse.kernels.bits import FLOAT_TYPES
 from layercollapse.kernels.launch import on_device_of
 from layercollapse.kernels.topk_call import masked_topk_with
 
-# A library that runs the same kernels on the CPU, made by tests/test_gpu_on_cpu.py.
+# A library that runs the same kernels on the CPU, made by tests/kernels/test_gpu_on_cpu.py.
 EMULATED = "LAYERCOLLAPSE_CUDA_EMULATED"
 
 SCOPES = {"layer": 0, "global": 1, "count": 2}  # LC_TOPK_LAYER and so on in layercollapse.h

@@ -5,13 +5,12 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from checkout import ROOT
 from layercollapse import ops
 
-ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "docs" / "ops.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python(?: needs=(\w+))?\n(.*?)```", TEXT, re.DOTALL)
 

@@ -4,11 +4,11 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from checkout import ROOT
+
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 

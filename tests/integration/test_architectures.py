@@ -16,8 +16,9 @@ import torch
 from torch import nn
 
 import layercollapse as lc
+from checkout import ROOT
 
-FOLDER = Path(__file__).parent.parent / "benchmarks"
+FOLDER = ROOT / "benchmarks"
 sys.path.insert(0, str(FOLDER))
 try:
     import architectures

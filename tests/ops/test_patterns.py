@@ -1,6 +1,7 @@
 """`sign_hashes` and `sign_patterns` against the definition in plain Python, and a `Counter`.
 
-tests/test_gpu_on_cpu.py runs this file too, with Triton's interpreter and with the CUDA sources compiled for the CPU.
+tests/kernels/test_gpu_on_cpu.py runs this file too, with Triton's interpreter and with the CUDA sources compiled for
+the CPU.
 """
 
 import math

@@ -3,13 +3,12 @@
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from checkout import ROOT
 from layercollapse import ops
 
-ROOT = Path(__file__).parent.parent
 built = pytest.mark.skipif(not ops.backends()["cpu"].available, reason="the C++ part is not built")
 
 

@@ -1,12 +1,11 @@
 """Triton and CUDA kernels against hand-made tables and the reference, bit for bit.
 
-On a GPU these tests run there. Without one, tests/test_gpu_on_cpu.py runs this file in a process of its own, with
-Triton's interpreter and with the CUDA sources compiled for the CPU.
+On a GPU these tests run there. Without one, test_gpu_on_cpu.py runs this file in a process of its own, with Triton's
+interpreter and with the CUDA sources compiled for the CPU.
 """
 
 import importlib.util
 from contextlib import contextmanager
-from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -14,6 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from checkout import ROOT
 from layercollapse import LayerCollapseError, ops
 from layercollapse.kernels import cuda, race, topk_plan, triton_backend
 
@@ -22,7 +22,7 @@ SLOW = triton_backend.interpreted()  # each program takes milliseconds: fewer ca
 TYPES = [torch.float32, torch.bfloat16, torch.float16]
 DTYPES = [torch.float32, torch.float16] if SLOW else TYPES
 INF, NAN = float("inf"), float("nan")
-pytestmark = pytest.mark.skipif(not BACKENDS, reason="no GPU; tests/test_gpu_on_cpu.py runs this file without one")
+pytestmark = pytest.mark.skipif(not BACKENDS, reason="no GPU; test_gpu_on_cpu.py runs this file without one")
 SIMULATED = triton_backend.interpreted() or cuda.emulated()
 on_gpu = pytest.mark.skipif(SIMULATED or not torch.cuda.is_available(), reason="needs a GPU")
 DEVICE = "cpu" if SIMULATED else "cuda"
@@ -32,7 +32,7 @@ few = settings(max_examples=4 if SLOW else 12, deadline=None, suppress_health_ch
 
 def table(stem):
     """The table made by hand in another test file: the same for every backend."""
-    spec = importlib.util.spec_from_file_location(stem, Path(__file__).with_name(f"{stem}.py"))
+    spec = importlib.util.spec_from_file_location(stem, ROOT / "tests" / "ops" / f"{stem}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.HAND

@@ -5,15 +5,15 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from checkout import ROOT
+
 pytestmark = pytest.mark.long  # whole files of tests in processes of their own, and compilers
 
-ROOT = Path(__file__).parent.parent
 SOURCES = ROOT / "csrc" / "cuda"
 # test_ops too: errors that change nothing, torch.compile and opcheck
 NAMES = re.search('^files="(.*)"$', (ROOT / "benchmarks" / "gpu.sh").read_text(), re.MULTILINE)[1].split()

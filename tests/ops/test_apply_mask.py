@@ -1,6 +1,7 @@
 """`apply_mask_` against tables made by hand and NumPy, bit for bit, on every backend that runs here.
 
-tests/test_gpu_on_cpu.py runs this file too, with Triton's interpreter and with the CUDA sources compiled for the CPU.
+tests/kernels/test_gpu_on_cpu.py runs this file too, with Triton's interpreter and with the CUDA sources compiled for
+the CPU.
 """
 
 import signal

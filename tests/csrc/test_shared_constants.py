@@ -1,16 +1,16 @@
 """Numbers that Python and C++ both write down are equal. (The layouts of tables come from the core itself.)"""
 
 import re
-from pathlib import Path
 
 import layercollapse_core
 import pytest
 
+from checkout import ROOT
 from layercollapse import ops
 from layercollapse.kernels import bits, cuda, topk_plan
 from layercollapse.ops import cpu, reference
 
-CSRC = Path(__file__).parent.parent / "csrc"
+CSRC = ROOT / "csrc"
 HEADER = "python/include/layercollapse.h"
 
 

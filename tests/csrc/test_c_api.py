@@ -5,16 +5,15 @@ import shutil
 import subprocess
 import sys
 from ctypes import POINTER, Structure, byref, c_char_p, c_double, c_float, c_int, c_int64, c_void_p
-from pathlib import Path
 
 import layercollapse_core
 import pytest
 import torch
 
+from checkout import ROOT
 from layercollapse import LayerCollapseError, ops
 from layercollapse.ops import cpu
 
-ROOT = Path(__file__).parent.parent
 DONE, NAN, TOO_MANY, ARGUMENT = 0, 1, 2, 3
 pytestmark = pytest.mark.skipif(
     not ops.backends()["cpu"].available or sys.platform != "linux", reason="the C++ part is not built"

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import layercollapse as lc
+from checkout import ROOT
 from layercollapse.report.record import Record
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    path = Path(__file__).parent.parent / "benchmarks" / "networks.py"
+    path = ROOT / "benchmarks" / "networks.py"
     spec = importlib.util.spec_from_file_location("benchmark_networks", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # its dataclasses look themselves up there

@@ -3,11 +3,11 @@
 import re
 import threading
 import types
-from pathlib import Path
 
 import pytest
 import torch
 
+from checkout import ROOT
 from layercollapse import LayerCollapseError, ops
 from layercollapse.kernels import cuda, triton_backend
 from layercollapse.ops import reference
@@ -16,7 +16,7 @@ BACKENDS = [name for name, status in ops.backends().items() if status.available]
 SIMULATED = triton_backend.interpreted() or cuda.emulated()
 TYPES = [torch.float32, torch.bfloat16, torch.float16]
 INF, NAN = float("inf"), float("nan")
-DOCS = Path(__file__).parent.parent / "docs" / "sharded.md"
+DOCS = ROOT / "docs" / "sharded.md"
 EXAMPLE = re.search(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)[1]
 
 

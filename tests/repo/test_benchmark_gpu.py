@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from checkout import ROOT
 from layercollapse import ops
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+BENCHMARKS = ROOT / "benchmarks"
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="for a GPU under Linux")
 
 
