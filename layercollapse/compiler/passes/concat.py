@@ -8,10 +8,11 @@ import torch
 from torch import fx
 
 from layercollapse.compiler.analysis.cost import macs
-from layercollapse.compiler.ir.algebra import add, after, compose, mergeable, stack
+from layercollapse.compiler.ir.algebra import add, compose, mergeable, stack
 from layercollapse.compiler.ir.channel_map import parts
 from layercollapse.compiler.ir.graph import Net, shape, sole_user, source
 from layercollapse.compiler.ir.records import Affine, ChannelAffine
+from layercollapse.compiler.ir.scaling import after
 from layercollapse.compiler.passes.context import Group, PassContext
 
 aten = torch.ops.aten

@@ -30,9 +30,10 @@ import torch
 from torch import fx
 
 from layercollapse.compiler.analysis.cost import macs
-from layercollapse.compiler.ir.algebra import add, after, before, compose, covers, diagonal, mergeable
+from layercollapse.compiler.ir.algebra import add, compose, covers, diagonal, mergeable
 from layercollapse.compiler.ir.graph import Net, operands, shape, source
 from layercollapse.compiler.ir.records import Affine, ChannelAffine
+from layercollapse.compiler.ir.scaling import after, before
 from layercollapse.compiler.ir.weights import raw_weight
 from layercollapse.compiler.passes.context import Group, PassContext
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from layercollapse.compiler.analysis.constants import constants
-from layercollapse.compiler.ir.algebra import add_border_weight, after, before
 from layercollapse.compiler.ir.channel_map import INTERPOLATIONS, MAXIMA, affine_readers, carry
 from layercollapse.compiler.ir.graph import Net, operands, sole_user, source, tied
 from layercollapse.compiler.ir.records import Activation, Affine, ChannelAffine, ConstantMap, Origin, input_channels
+from layercollapse.compiler.ir.scaling import add_border_weight, after, before
 from layercollapse.compiler.ir.weights import raw_weight, scaled
 from layercollapse.compiler.passes.context import PassContext
 from layercollapse.graph.aten import packet

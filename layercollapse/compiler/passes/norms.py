@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from layercollapse.compiler.ir.algebra import before
 from layercollapse.compiler.ir.arguments import float64
 from layercollapse.compiler.ir.graph import Net, shape, shared
 from layercollapse.compiler.ir.records import ChannelAffine
+from layercollapse.compiler.ir.scaling import before
 from layercollapse.compiler.passes.context import PassContext
 from layercollapse.graph.aten import packet
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from layercollapse.compiler.ir.algebra import add_border_weight
 from layercollapse.compiler.ir.graph import Net
 from layercollapse.compiler.ir.records import Affine
+from layercollapse.compiler.ir.scaling import add_border_weight
 from layercollapse.compiler.ir.weights import nonzero
 from layercollapse.compiler.passes.context import Group, PassContext
 
