@@ -29,7 +29,7 @@ from layercollapse.cli.experiment import Job
 from layercollapse.compiler.analysis.bounds.propagate import neuron_states
 from layercollapse.compiler.driver.candidates import GUARANTEES
 from layercollapse.compiler.frontend.lower import lower
-from layercollapse.entropy.report import MIXED
+from layercollapse.entropy.layer import MIXED
 from layercollapse.pipeline.api import RunResult
 from layercollapse.pipeline.finish import ENTROPY_FILE
 from layercollapse.report.record import Record

@@ -20,7 +20,8 @@ from functools import reduce
 import torch
 from torch import Tensor, nn
 
-from layercollapse.entropy.report import AVERAGES, STATES, ZEROS, EntropyReport, LayerEntropy
+from layercollapse.entropy.layer import AVERAGES, STATES, ZEROS, LayerEntropy
+from layercollapse.entropy.report import EntropyReport
 from layercollapse.errors import LayerCollapseError
 from layercollapse.graph import rectifiers
 from layercollapse.graph.observer import ForwardObserver

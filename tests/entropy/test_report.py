@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from layercollapse import LayerCollapseError
-from layercollapse.entropy.report import STATES, EntropyReport, LayerEntropy
+from layercollapse.entropy.layer import STATES, LayerEntropy
+from layercollapse.entropy.report import EntropyReport
 from layercollapse.ops import SignPatterns, sign_patterns
 
 Q = 2 - 0.75 * math.log2(3)  # H(1/4) in bits
@@ -235,3 +236,9 @@ def test_damaged_patterns(change, message):
 def test_patterns_of_other_neurons():
     with pytest.raises(LayerCollapseError, match="patterns of 'relu': expected those of 3 neurons, got 2"):
         layer([[1, 0, 1, 0]] * 3, patterns=SignPatterns.empty(2))
+
+
+def test_a_report_written_by_an_earlier_release_is_read():
+    layer = {"name": "act", "kind": "relu", "zeros": "ignore", "average": "all", "counts": [[1, 0, 3, 0]]}
+    written = json.dumps({"format": "layercollapse.entropy", "version": 1, "layers": [layer]})
+    assert EntropyReport.from_json(written)["act"].count("mixed") == 1

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import layercollapse as lc
 from layercollapse.compiler.analysis.bounds.propagate import neuron_states
 from layercollapse.compiler.frontend.lower import lower
-from layercollapse.entropy.report import MIXED, OFF, ON, SATURATED
+from layercollapse.entropy.layer import MIXED, OFF, ON, SATURATED
 
 LOW, HIGH = -0.4, 2.8  # the range of MNIST's normalized pixels, roughly
 SEEDS = [3, pytest.param(12, marks=pytest.mark.long)]

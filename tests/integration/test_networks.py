@@ -12,7 +12,7 @@ from torch import nn
 import layercollapse as lc
 from layercollapse.compiler.analysis.bounds.propagate import neuron_states
 from layercollapse.compiler.frontend.lower import lower
-from layercollapse.entropy.report import MIXED
+from layercollapse.entropy.layer import MIXED
 
 transformers = pytest.importorskip("transformers")
 

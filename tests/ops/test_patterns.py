@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from layercollapse import LayerCollapseError, ops
-from layercollapse.entropy.report import LayerEntropy
+from layercollapse.entropy.layer import LayerEntropy
 from layercollapse.kernels import cuda, triton_backend
 from layercollapse.ops import SignPatterns, sign_hashes, sign_patterns
 

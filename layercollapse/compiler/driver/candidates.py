@@ -15,7 +15,8 @@ from layercollapse.compiler.analysis.constants import constants
 from layercollapse.compiler.ir.graph import Net, shape, source
 from layercollapse.compiler.ir.records import Activation, Affine
 from layercollapse.compiler.passes.linearize import Known, NeuronStates, bending_sites, constant_sites
-from layercollapse.entropy.report import MIXED, OFF, SATURATED, STATES, EntropyReport, LayerEntropy
+from layercollapse.entropy.layer import MIXED, OFF, SATURATED, STATES, LayerEntropy
+from layercollapse.entropy.report import EntropyReport
 from layercollapse.errors import LayerCollapseError
 from layercollapse.graph import rectifiers
 from layercollapse.graph.capture import Capture, Site

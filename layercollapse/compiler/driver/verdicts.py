@@ -9,7 +9,7 @@ from layercollapse.compiler.driver.candidates import GUARANTEES, Candidate, why_
 from layercollapse.compiler.driver.result import SiteResult
 from layercollapse.compiler.driver.search import Outcome
 from layercollapse.compiler.tuning.variants import Variant
-from layercollapse.entropy.report import LayerEntropy
+from layercollapse.entropy.layer import LayerEntropy
 from layercollapse.graph.capture import Capture, Site
 
 

@@ -13,7 +13,7 @@ from layercollapse.compiler.analysis.constants import constants, rectified
 from layercollapse.compiler.ir.graph import Net, shape, source
 from layercollapse.compiler.ir.records import Activation, ChannelAffine, Origin
 from layercollapse.compiler.passes.context import Group, PassContext
-from layercollapse.entropy.report import MIXED, OFF, SATURATED
+from layercollapse.entropy.layer import MIXED, OFF, SATURATED
 
 aten = torch.ops.aten
 
@@ -24,7 +24,7 @@ class NeuronStates:
     is the constant at its upper bend; for those that are mixed the rectifier stays.
 
     Attributes:
-        states: int8 (C,), see `layercollapse.entropy.report.STATES`.
+        states: int8 (C,), see `layercollapse.entropy.layer.STATES`.
     """
 
     states: Tensor

@@ -25,7 +25,7 @@ from layercollapse.compiler.analysis.bounds.movement import moved_bounds
 from layercollapse.compiler.analysis.constants import rectified
 from layercollapse.compiler.ir.graph import Net, dtype, shape, source
 from layercollapse.compiler.ir.records import Activation, Affine, ChannelAffine, ConstantMap
-from layercollapse.entropy.report import MIXED, OFF, ON, SATURATED
+from layercollapse.entropy.layer import MIXED, OFF, ON, SATURATED
 from layercollapse.errors import LayerCollapseError
 from layercollapse.graph.aten import packet
 from layercollapse.graph.rectifiers import QUICK
@@ -56,7 +56,7 @@ def proven_states(net: Net, box: Box | None = None) -> dict[str, Tensor]:
             and inputs that it leaves out, stand for all numbers.
 
     Returns:
-        Site -> int8 (C,), see `layercollapse.entropy.report.STATES`; none is mixed.
+        Site -> int8 (C,), see `layercollapse.entropy.layer.STATES`; none is mixed.
 
     Raises:
         LayerCollapseError: the box names an input that is not there, or its ends do not fit.
