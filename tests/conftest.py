@@ -5,7 +5,9 @@ from contextlib import contextmanager
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from torch.overrides import _get_current_function_mode_stack
 
+from layercollapse import ops
 from layercollapse.compiler.analysis.cost import macs
 from layercollapse.compiler.driver import api
 
@@ -67,6 +69,25 @@ def one_thread():
     """Networks this small train several times slower on two threads when the machine has other work."""
     with core_using(threads=1):
         yield
+
+
+@pytest.fixture
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def nothing_left_behind(seeded):
+    """No mode of ours still sees torch's functions behind the test."""
+    yield
+    assert _get_current_function_mode_stack() == []
+
+
+@pytest.fixture
+def chosen_by_device():
+    """A backend that a test chooses for all that follows is not chosen behind it."""
+    yield
+    ops.use_backend("auto")
 
 
 class Counted:

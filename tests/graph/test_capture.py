@@ -260,57 +260,6 @@ def test_errors_say_what_stopped() -> None:
         lc.capture(Functional(), torch.zeros(2, 4)).site("nowhere")
 
 
-def test_channels_stay_where_they_are_behind_a_sum_with_a_map_of_one_pixel():
-    class Shifted(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv, self.shift = nn.Conv1d(3, 5, 2, stride=2), nn.Parameter(torch.zeros(5, 1))
-
-        def forward(self, x):
-            return torch.relu(self.conv(x) + self.shift)
-
-    (site,) = lc.capture(Shifted(), torch.randn(4, 3, 3)).sites
-    assert (site.channels, site.channel_dim) == (5, 1)
-
-
-class Idle(nn.Module):
-    """Two rectifiers in one forward pass, and one or two more whose results nothing reads."""
-
-    def __init__(self, idle: int, other: bool = False) -> None:
-        super().__init__()
-        self.first, self.idle, self.last = nn.Linear(4, 6), nn.Linear(4, idle), nn.Linear(6, 6)
-        self.act, self.other = nn.ReLU(), other
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.act(self.idle(x)) if self.other else torch.relu(self.idle(x))
-        return torch.relu(self.last(torch.relu(self.first(x))))
-
-
-@pytest.mark.parametrize(
-    ("model", "sites", "unread"),
-    [
-        (Idle(3), ["forward#2", "forward#3"], {"forward"}),  # told by the channels
-        (Idle(6), ["forward", "forward#2"], {"forward", "forward#2", "forward#3"}),  # cannot be told
-        (Idle(6, other=True), ["forward", "forward#2"], {"act"}),
-    ],
-)
-def test_calls_whose_result_nothing_reads_do_not_shift_the_others(model, sites, unread) -> None:
-    torch.manual_seed(0)
-    x = torch.randn(8, 4)
-    nn.init.constant_(model.last.bias, 50.0)  # on, and no other is
-    captured = lc.capture(model, x)
-    assert [site.name for site in captured.sites] == sites
-    assert captured.unread == unread
-    with lc.EntropyProbe(model) as probe, torch.no_grad():
-        model(x)
-    report = probe.report()
-    result = lc.collapse(model, x, report, data=[x])
-    told = sites[1] not in unread
-    assert result.collapsed == ((sites[1],) if told else ())
-    assert ("cannot be told" in result.explain()) != told
-    lc.Pruner(model, x).step(report, amount=0.5)
-
-
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_a_scripted_part_is_named() -> None:
     model = nn.Sequential(nn.Linear(4, 4), torch.jit.script(nn.Sequential(nn.Linear(4, 4), nn.ReLU())))

@@ -11,10 +11,7 @@ from torch.func import functional_call, stack_module_state
 
 import layercollapse as lc
 
-
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
+pytestmark = pytest.mark.usefixtures("seeded")
 
 
 def net():

@@ -9,10 +9,7 @@ from layercollapse.graph.agreement import compare
 from layercollapse.graph.export import arguments_in
 from layercollapse.pipeline.batches import Inputs, measure_entropy
 
-
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
+pytestmark = pytest.mark.usefixtures("seeded")
 
 
 class Conditional(nn.Module):

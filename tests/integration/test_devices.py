@@ -6,10 +6,7 @@ from torch import nn
 
 import layercollapse as lc
 
-
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
+pytestmark = pytest.mark.usefixtures("seeded")
 
 
 class Positions(nn.Module):

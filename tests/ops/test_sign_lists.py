@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from backends import DEVICES
 from layercollapse import LayerCollapseError, ops
 from layercollapse.kernels import triton_backend
 
@@ -12,21 +13,6 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SLOW = triton_backend.interpreted()  # each program takes milliseconds
 NAN, INF = float("nan"), float("inf")
 VALUES = [0.0, -0.0, 6.0, -6.0, 5.99, 1e-40, -1e-40, INF, -INF, NAN, -NAN]
-
-
-def device_of(name):
-    """Where a backend runs, or None."""
-    for device in ("cpu", "cuda"):
-        try:
-            with ops.use_backend(name):
-                ops.sign_histogram(torch.ones(1, 1, device=device))
-            return device
-        except LayerCollapseError:
-            continue
-    return None
-
-
-DEVICES = {name: device for name in ops.backends() if (device := device_of(name))}
 
 
 @pytest.fixture(params=list(DEVICES))

@@ -10,10 +10,8 @@ from layercollapse.compiler.backend.serialize import load
 from layercollapse.errors import LayerCollapseError
 from layercollapse.pipeline import checkpoint
 from layercollapse.pipeline.api import run
-from layercollapse.pipeline.latency import latency, repeat_to
-from layercollapse.pipeline.schedule import choose, zeros_kept
 from layercollapse.prune.pruner import Pruner
-from layercollapse.report.record import Record, Step
+from layercollapse.report.record import Record
 
 JOB = Job(data="digits", model="resnet18", width=4, epochs=2)
 SMALL = Job(data="digits", model="mlp", width=2, epochs=1)
@@ -162,43 +160,6 @@ def test_accuracy_below_the_budget_ends_the_schedule(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("steps", "max_drop", "expected"),
-    [
-        ([(90.0, 0), (91.0, 1), (89.6, 3), (80.0, 9)], 0.5, 2),  # the most collapsed within the budget
-        ([(90.0, 0), (89.4, 5)], 0.5, 0),  # outside it
-        ([(90.0, 0), (89.5, 5)], 0.5, 1),  # the limit itself is inside
-        ([(90.0, 2), (92.0, 2), (91.0, 2)], 0.5, 1),  # equally shallow: the best
-        ([(90.0, 0), (10.0, 4)], 100, 1),
-    ],
-)
-def test_choose(steps, max_drop, expected):
-    made = [Step(n, 1.0, top1, sites, [], [], 0.0) for n, (top1, sites) in enumerate(steps)]
-    assert choose(made, max_drop) == expected
-
-
-def test_zeros_are_kept_in_any_training_loop():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
-    other = nn.Linear(2, 2)
-    with torch.no_grad():
-        model[0].weight[:, :3] = 0
-    pruner = Pruner(model, (torch.randn(2, 6),))
-    seen = []
-    optimizers = [torch.optim.AdamW(model.parameters(), lr=0.1), torch.optim.SGD(other.parameters(), lr=0.1)]
-    with zeros_kept(pruner, model):
-        for _ in range(3):
-            model(torch.randn(4, 6)).square().sum().backward()
-            other(torch.randn(4, 2)).sum().backward()
-            for optimizer in optimizers:
-                optimizer.step()
-            seen.append(int((model[0].weight[:, :3] != 0).sum()))
-    assert seen == [0, 0, 0]
-    assert bool((model[0].weight[:, 3:] != 0).all())
-    optimizers[0].step()
-    assert int((model[0].weight[:, :3] != 0).sum()) > 0  # the hook ends with the block
-
-
-@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"data": []}, "data: expected at least one batch, got an empty iterable"),
@@ -252,123 +213,6 @@ def test_truncated_checkpoint(finished, tmp_path):
 def test_checkpoint_of_another_model(finished):
     with pytest.raises(LayerCollapseError, match="run: expected the weights of step 0"):
         checkpoint.load(finished[0], 0, nn.Linear(2, 2))
-
-
-def test_latency_takes_turns():
-    calls = []
-
-    class Recorder(nn.Module):
-        def __init__(self, name):
-            super().__init__()
-            self.name = name
-
-        def forward(self, x):
-            calls.append(self.name)
-            return x
-
-    times = latency([Recorder("a"), Recorder("b")], torch.zeros(3), seconds=0, warmup=1, minimum=4)
-    assert len(times) == 2
-    assert all(0 < time < 100 for time in times)
-    assert "".join(calls) == "ab" + "abba" * 2
-
-
-def test_repeat_to_by_hand():
-    example = torch.tensor([[1.0], [2.0]])
-    assert repeat_to(example, 5).flatten().tolist() == [1, 2, 1, 2, 1]
-    assert repeat_to(example, 1).flatten().tolist() == [1]
-
-
-class Tagger(nn.Module):
-    """Keyword arguments in, a dict out, as the models of transformers."""
-
-    def __init__(self):
-        super().__init__()
-        self.embed, self.fc, self.head = nn.Embedding(9, 6), nn.Linear(6, 8), nn.Linear(8, 2)
-
-    def forward(self, ids, attention_mask=None, labels=None):
-        assert labels is None
-        keep = torch.ones_like(ids) if attention_mask is None else attention_mask
-        y = torch.relu(self.fc(self.embed(ids))) * keep[..., None]
-        return {"logits": self.head(y.sum(1) / keep.sum(1, keepdim=True))}
-
-
-def test_batches_may_be_dicts(tmp_path):
-    torch.manual_seed(0)
-    ids = torch.randint(9, (64, 5))
-    whole = {"ids": ids, "attention_mask": (torch.arange(5) < 3).expand(64, 5).long()}
-    batches = [{key: x[i : i + 16] for key, x in whole.items()} | {"labels": ids[i : i + 16, 0] > 4} for i in (0, 16)]
-    result = run(
-        Tagger(),
-        train=lambda model: None,
-        evaluate=lambda model: float((model(**whole)["logits"].argmax(1) == (ids[:, 0] > 4)).float().mean()),
-        data=batches,
-        test_data=batches[1:],
-        steps=1,
-        max_drop=100,
-        unit="fraction",
-        out=tmp_path / "made",
-    )
-    record = result.record
-    assert record.identical == record.compared == 16
-    assert record.after.macs == record.before.macs - 6 * 8 * 5 + result.model.fc.weight.numel() * 5
-    assert set(record.after.latency_ms) == {"1", "64"}
-    model = Tagger()
-    checkpoint.load(result.out, record.chosen, model)
-    torch.testing.assert_close(result.model(**whole), model(**whole))
-    # Half of the weights went, and the padding was not counted: 3 of 5 positions of 32 samples.
-    entropy = json.loads((result.out / "entropy.json").read_text())
-    assert {sum(row) for row in entropy["layers"][0]["counts"]} == {3 * 32}
-
-
-def test_dicts_must_hold_arguments_of_the_model(tmp_path):
-    with pytest.raises(LayerCollapseError, match=r"data: expected .* a dict of arguments of the model, got dict"):
-        run(Tagger(), train=None, evaluate=None, data=[{"tokens": torch.zeros(2, 5)}], out=tmp_path / "made")
-
-
-def wide_pair():
-    """Between its convolutions stands a rectifier that is always on, and merging them pays but for the border."""
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(1, 40, 3, padding=1), nn.ReLU(), nn.Conv2d(40, 2, 3, padding=1), nn.ReLU(), nn.Flatten()
-    )
-    model[0].bias.data += 20
-    return model
-
-
-@pytest.mark.parametrize("holds", [True, False])
-def test_a_model_padded_anew_is_trained_again_and_taken_if_it_is_good_enough(tmp_path, holds):
-    trained = []
-
-    def accuracy(model):
-        return 90.0 if isinstance(model, nn.Sequential) or holds else 80.0
-
-    result = run(
-        wide_pair(),
-        train=trained.append,
-        evaluate=accuracy,
-        data=[torch.rand(6, 1, 8, 8)],
-        steps=0,
-        mode="repad",
-        out=tmp_path / "made",
-    )
-    assert [type(model).__name__ for model in trained] == ["Sequential", "Collapsed"]
-    assert (trained[1] is result.model) == holds
-    assert result.record.repadded == (["0 → 2"] if holds else [])
-    assert result.record.forms == result.collapse.latency
-    assert result.record.form == result.collapse.form in result.record.forms
-    assert [tuple(region.layers) for region in result.record.regions] == [
-        made.layers for made in result.collapse.regions
-    ]
-    assert Record.load(tmp_path / "made").regions == result.record.regions
-    assert result.record.after.depth == (1 if holds else 2)
-    text = (tmp_path / "made" / "report.html").read_text(encoding="utf-8")
-    assert ("changes the border: 0 → 2" in text) == holds
-    assert Record.load(tmp_path / "made").repadded == result.record.repadded
-
-
-def test_an_unknown_mode_is_refused_before_anything_is_trained(tmp_path):
-    with pytest.raises(LayerCollapseError, match="mode: expected 'exact' or 'repad', got 'fast'"):
-        run(wide_pair(), train=pytest.fail, evaluate=pytest.fail, data=[torch.rand(6, 1, 8, 8)], mode="fast")
 
 
 def test_another_budget_chooses_anew_without_training(tmp_path):

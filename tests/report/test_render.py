@@ -1,57 +1,14 @@
-import json
 import re
 from html.parser import HTMLParser
 
 import pytest
 from rich.console import Console
 
-from layercollapse.errors import LayerCollapseError
-from layercollapse.report import plots
 from layercollapse.report import render as report
-from layercollapse.report.record import Pieces, Record, Region, Side, Step, Verdict
+from layercollapse.report.record import Pieces, Record
+from records import make_record
 
 TIMED = ("Every region as it is fastest.", "a, b", "layers kept in sequence 0.250 ms; every pass applied 0.500 ms")
-SITES = ["relu", "layer1.0.relu", "layer1.0.relu#2"]
-
-
-def make_record(steps=3, finished=True):
-    record = Record(
-        settings={"data": "digits", "model": "resnet18", "max_drop": 0.5, "rule": "nepenthe", "ignore": []},
-        environment={"device": "a processor", "threads": "2", "torch": "2.13.0"},
-        sites=list(SITES),
-        channels=[8, 8, 8],
-        steps=[
-            Step(
-                step=number,
-                density=0.5**number,
-                top1_validation=97.0 + number,
-                sites_collapsed=min(number, 3),
-                entropy=[0.0 if site < number else 0.625 - 0.125 * number for site in range(3)],
-                mixed=[0 if site < number else 5 for site in range(3)],
-                seconds=1.5,
-            )
-            for number in range(steps)
-        ],
-        chosen=steps - 1,
-        dense_top1=97.25,
-    )
-    if finished:
-        record.before = Side(97.25, 18, 701178, 13_000_000, 2.70, {"1": 2.0, "64": 20.0})
-        record.after = Side(97.75, 14, 350589, 13_000_000, 1.35, {"1": 1.0, "64": 25.0})
-        record.max_abs_error, record.identical, record.compared = 3.2e-6, 359, 360
-        record.verdicts = [
-            Verdict("relu", "relu", "collapsed", "exact", "every weight before it is pruned"),
-            Verdict("layer1.0.relu", "relu", "collapsed", "empirical", ""),
-            Verdict("layer1.0.relu#2", "relu", "kept", "", "5 of 8 neurons <mixed> & so on"),
-        ]
-        record.forms, record.form = (
-            {"the model as it came": 2.0, "every region as it is fastest": 1.0},
-            "every region as it is fastest",
-        )
-        record.regions = [
-            Region(["a", "b"], "layers kept in sequence", {"every pass applied": 0.5, "layers kept in sequence": 0.25})
-        ]
-    return record
 
 
 class Page(HTMLParser):
@@ -96,46 +53,6 @@ def test_table_shows_every_row():
     shown = console.export_text()
     for row in report.rows(make_record()):
         assert re.search(rf"{re.escape(row.label)}\W+{re.escape(row.before)}.*{re.escape(row.change)}", shown)
-
-
-def test_metrics_have_the_agreed_keys():
-    metrics = json.loads(json.dumps(make_record().metrics()))
-    side = {"top1", "depth", "parameters", "macs", "file_mib", "latency_ms"}
-    assert set(metrics) == {"sites_total", "sites_collapsed", "max_abs_error", "before", "after", "steps"}
-    assert set(metrics["before"]) == set(metrics["after"]) == side
-    assert (metrics["sites_total"], metrics["sites_collapsed"]) == (3, 2)
-    assert metrics["before"]["latency_ms"] == {"1": 2.0, "64": 20.0}
-    assert metrics["steps"][1] == {"step": 1, "density": 0.5, "top1_validation": 98.0, "sites_collapsed": 1}
-
-
-def test_record_survives_its_file(tmp_path):
-    record = make_record()
-    record.save(tmp_path)
-    assert Record.load(tmp_path) == record
-    assert json.loads((tmp_path / "metrics.json").read_text()) == record.metrics()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.json", "run.json"]
-
-
-def test_unfinished_record_has_no_metrics(tmp_path):
-    make_record(finished=False).save(tmp_path)
-    assert Record.load(tmp_path) == make_record(finished=False)
-    assert not (tmp_path / "metrics.json").exists()
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (None, "run: expected a folder with run.json"),
-        ("{", "run: expected a JSON file"),
-        ("{}", "run: expected a record of this version"),
-        ("[]", "run: expected a record of this version"),
-    ],
-)
-def test_damaged_records(tmp_path, text, message):
-    if text is not None:
-        (tmp_path / "run.json").write_text(text)
-    with pytest.raises(LayerCollapseError, match=message):
-        Record.load(tmp_path)
 
 
 @pytest.mark.parametrize(("steps", "finished"), [(3, True), (1, True), (11, True), (2, False), (0, False)])
@@ -189,14 +106,6 @@ def test_interruption_is_said():
     record = make_record(2, finished=False)
     record.interrupted = True
     assert "interrupted" in report.html(record)
-
-
-def test_plot_takes_its_colours_from_the_page():
-    svg = plots.accuracy_and_sparsity(make_record().steps, 2, 96.5)
-    assert svg.startswith("<svg")
-    assert "var(--accent)" in svg
-    assert not re.search("|".join(plots.VARIABLES), svg)
-    assert svg == plots.accuracy_and_sparsity(make_record().steps, 2, 96.5)  # no date, no random names
 
 
 @pytest.mark.parametrize(

@@ -22,22 +22,7 @@ from torch.nn.utils.prune import l1_unstructured
 
 import layercollapse as lc
 from layercollapse.compiler.backend.serialize import save
-
-
-class Small(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.features = nn.Sequential(
-            nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU6(), nn.Conv2d(4, 4, 3, padding=1), nn.PReLU(4)
-        )
-        self.dead = nn.Conv2d(4, 4, 3, padding=1)
-        self.head = nn.Linear(4, 3)
-        self.dead.weight.data.zero_()
-
-    def forward(self, x):
-        x = self.features(x)
-        x = torch.relu(x + self.features[3](torch.relu(self.dead(x))))
-        return self.head(torch.nn.functional.adaptive_avg_pool2d(x, 1).flatten(1))
+from networks import Small
 
 
 @pytest.fixture(scope="module")
@@ -195,18 +180,6 @@ def test_pt2_loads_without_the_package(saved: tuple[Path, nn.Module, torch.Tenso
         "assert m(d['x'][:2]).shape == (2, 3)\n"  # the batch is dynamic
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_onnx(tmp_path: Path) -> None:
-    runtime = pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
-    torch.manual_seed(0)
-    x = torch.randn(5, 1, 9, 9)
-    result = lc.collapse(Small().eval(), x, None)
-    result.save(tmp_path, onnx=True)
-    session = runtime.InferenceSession(str(tmp_path / "model.onnx"))
-    (y,) = session.run(None, {session.get_inputs()[0].name: x[:3].numpy()})  # the batch is dynamic
-    torch.testing.assert_close(torch.from_numpy(y), result.model(x[:3]).detach(), atol=1e-5, rtol=1e-5)
 
 
 def test_truncated_files(saved: tuple[Path, nn.Module, torch.Tensor], tmp_path: Path) -> None:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
-import weakref
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,40 +12,12 @@ from torch import nn
 from torch.nn.utils import prune
 
 import layercollapse as lc
-from layercollapse.compiler.backend.modules import ChannelAffine, ConstantMap
-from layercollapse.compiler.driver import search
-from layercollapse.compiler.ir.algebra import add, compose, mergeable
-from layercollapse.compiler.ir.records import Affine, ConvGeometry
+from layercollapse.compiler.backend.modules import ConstantMap
 from layercollapse.graph import agreement as verify
 from layercollapse.zoo.models import build
+from networks import Model, report_on
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
-
-
-def report_on(model: nn.Module, x: torch.Tensor) -> lc.EntropyReport:
-    with torch.no_grad(), lc.EntropyProbe(model) as probe:
-        model(x)
-    return probe.report()
-
-
-def affine(weight: torch.Tensor, bias: torch.Tensor, **window: int) -> Affine:
-    dims = weight.ndim - 2
-    settings = {"stride": 1, "padding": 0, "dilation": 1, **window}
-    shape = ConvGeometry(
-        tuple(weight.shape[2:]), *((settings[name],) * dims for name in ("stride", "padding", "dilation"))
-    )
-    return Affine(weight, bias, shape, 1, torch.float64)
-
-
-def apply(op: Affine, x: torch.Tensor) -> torch.Tensor:
-    w = op.geometry
-    if not w.kernel:
-        return F.linear(x, op.weight, op.bias)
-    out = F.conv2d(x, op.weight, op.bias, w.stride, w.padding, w.dilation, op.groups)
-    if op.border_weight is not None:
-        ones = torch.ones_like(x[:, :1])
-        out = out + F.conv2d(ones, op.border_weight.unsqueeze(1), None, w.stride, w.padding, w.dilation)
-    return out
 
 
 def test_two_linear_layers_by_hand() -> None:
@@ -65,53 +34,6 @@ def test_two_linear_layers_by_hand() -> None:
     assert (result.before.depth, result.after.depth) == (2, 1)
     assert result.sites[0].guarantee == "empirical"
     assert "1 on, 1 off" in result.explain()
-
-
-@pytest.mark.parametrize("padding", [0, 1, 2])
-@pytest.mark.parametrize(
-    ("k1", "s1", "d1", "p1"), [(1, 1, 1, 0), (1, 2, 1, 0), (3, 1, 1, 1), (3, 2, 1, 0), (2, 1, 2, 1)]
-)
-@pytest.mark.parametrize(("k2", "s2", "d2"), [(1, 1, 1), (3, 1, 1), (3, 2, 1), (2, 1, 2)])
-def test_compose(k1: int, s1: int, d1: int, p1: int, k2: int, s2: int, d2: int, padding: int) -> None:
-    torch.manual_seed(0)
-    first = affine(torch.randn(4, 3, k1, k1).double(), torch.randn(4).double(), stride=s1, padding=p1, dilation=d1)
-    second = affine(
-        torch.randn(5, 4, k2, k2).double(), torch.randn(5).double(), stride=s2, padding=padding, dilation=d2
-    )
-    assert mergeable(first, second) == (padding == 0 or (k1 == 1 and p1 == 0))
-    if mergeable(first, second):
-        for size in (11, 12):
-            x = torch.randn(2, 3, size, size + 3).double()
-            torch.testing.assert_close(apply(compose(first, second), x), apply(second, apply(first, x)))
-
-
-@pytest.mark.parametrize(
-    ("one", "two"),
-    [
-        ({"k": 3, "padding": 1}, {"k": 1}),
-        ({"k": 3, "padding": 1}, {"k": 5, "padding": 2}),
-        ({"k": 3, "padding": 2, "dilation": 2}, {"k": 1}),
-        ({"k": 3, "padding": 2, "dilation": 2}, {"k": 3, "padding": 1}),
-        ({"k": 3, "padding": 1, "stride": 2}, {"k": 1, "stride": 2}),
-        ({"k": 2}, {"k": 2}),
-    ],
-)
-def test_add(one: dict, two: dict) -> None:
-    torch.manual_seed(0)
-    ops = []
-    for settings in (dict(one), dict(two)):
-        k = settings.pop("k")
-        ops.append(affine(torch.randn(4, 3, k, k).double(), torch.randn(4).double(), **settings))
-    merged = add(*ops)
-    assert merged is not None
-    for size in (7, 8):
-        x = torch.randn(2, 3, size, size + 1).double()
-        torch.testing.assert_close(apply(merged, x), apply(ops[0], x) + apply(ops[1], x))
-
-
-def test_add_refuses_windows_of_different_sizes() -> None:
-    same, valid = (affine(torch.ones(1, 1, 3, 3).double(), torch.zeros(1).double(), padding=p) for p in (1, 0))
-    assert add(same, valid) is None
 
 
 def pruned_resnet() -> nn.Module:
@@ -167,23 +89,6 @@ def test_the_result_trains() -> None:
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in collapsed.parameters())
 
 
-def test_a_constant_map_follows_its_parameters() -> None:
-    torch.manual_seed(0)
-    module = ConstantMap(2, [[[3, 3], [1, 1], [1, 1], [1, 1]]])
-    for change in (lambda: None, module.weight.data.normal_, lambda: module.bias.data.add_(1), module.double):
-        change()
-        for size in ((5, 6), (4, 4), (5, 6)):
-            x = torch.zeros(3, 7, *size, dtype=module.bias.dtype)
-            expected = F.conv2d(torch.ones(1, 1, *size).to(x), module.weight, module.bias, padding=1).expand(
-                3, -1, -1, -1
-            )
-            for mode in (torch.no_grad, torch.inference_mode, torch.enable_grad):
-                with mode():
-                    assert torch.equal(module(x), expected)
-    assert module(x).requires_grad
-    assert copy.deepcopy(module)._last is None
-
-
 def test_dtype_is_kept() -> None:
     model = pruned_resnet().bfloat16()
     x = torch.randn(4, 1, 28, 28, dtype=torch.bfloat16)
@@ -201,34 +106,6 @@ class Twice(nn.Module):
 
     def forward(self, x):
         return self.head(torch.relu(self.a(torch.relu(self.a(x)))))
-
-
-def test_more_parameters_say_why() -> None:
-    torch.manual_seed(0)
-
-    class Twice(nn.Module):
-        """A layer whose calls fold apart: the norm goes into one."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.twice, self.norm = nn.Linear(6, 6), nn.BatchNorm1d(6)
-
-        def forward(self, x):
-            return self.twice(torch.relu(self.norm(self.twice(torch.relu(x)))))
-
-    model, x = Twice().eval(), torch.randn(3, 6)
-    model.norm.running_mean.uniform_()
-    result = lc.collapse(model, x, None, cost="macs")
-    assert (result.before.parameters, result.after.parameters) == (54, 84)
-    outcome, sizes, why, *sites = result.explain().splitlines()
-    assert outcome == "0 of 2 rectifiers collapsed; depth 2 → 2"
-    assert sizes.startswith("parameters 54 → 84; multiply-accumulates on the example inputs ")
-    assert why == "more parameters: twice: called more than once, and every call has weights of its own now"
-    assert [line.split()[0] for line in sites if " kept " in line] == ["forward", "forward#2"]
-    model = nn.Sequential(nn.Conv2d(1, 2, 2), nn.AvgPool2d(2))
-    result = lc.collapse(model, torch.randn(1, 1, 9, 9), None, cost="macs")
-    assert "more parameters: a merged layer can have more weights and less work" in result.explain()
-    assert "more parameters" not in lc.collapse(nn.Linear(2, 2), torch.randn(1, 2), None).explain()
 
 
 def test_shared_weights_stay_shared(tmp_path: Path) -> None:
@@ -263,48 +140,6 @@ def test_nested_outputs_and_keywords() -> None:
     assert isinstance(result.model.token, nn.Parameter)
 
 
-def test_data_based_collapse_that_fails_on_other_data_is_rolled_back() -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
-    model[0].bias.data.fill_(3.0)
-    near = 0.1 * torch.randn(64, 4)
-    report = report_on(model, near)
-    assert report["1"].collapsible
-    result = lc.collapse(model, near, report, data=[100 * near])
-    assert result.collapsed == ()
-    assert result.max_abs_error < 1e-4
-    assert "the outputs differ by" in result.explain()
-
-
-def test_sites_tried_one_by_one_leave_no_model_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
-    layers = [nn.Linear(4, 8), nn.ReLU()] + [layer for _ in range(5) for layer in (nn.Linear(8, 8), nn.ReLU())]
-    model = nn.Sequential(*layers, nn.Linear(8, 2))
-    x = torch.randn(64, 4)
-    report = report_on(model, x)
-    counts = [torch.zeros_like(layer.counts) for layer in report]
-    for count, layer in zip(counts, report, strict=True):
-        count[:, 2] = layer.counts.sum(1)  # as if every neuron had been on
-    report = lc.EntropyReport([replace(layer, counts=count) for layer, count in zip(report, counts, strict=True)])
-    alive: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-    most = 0
-
-    def noted(model: nn.Module, other: nn.Module, data: object) -> verify.Agreement:
-        nonlocal most
-        alive.add(other)
-        most = max(most, len(alive))
-        return verify.compare(model, other, data)
-
-    monkeypatch.setattr(search, "compare", noted)
-    gc.disable()
-    try:
-        result = lc.collapse(model, x, report, data=[x], tolerance=1e-3, cost="macs")
-    finally:
-        gc.enable()
-    assert len(result.collapsed) < 6
-    assert most <= 2
-
-
 class Counting(nn.Module):
     """Counts its calls, and adds the number to its output or not."""
 
@@ -324,59 +159,6 @@ def test_a_model_with_a_memory_is_refused() -> None:
         lc.collapse(Counting(adds=True), x, None)
     model = Counting(adds=False)
     torch.testing.assert_close(lc.collapse(model, x, None).model(x), model(x))
-
-
-def test_errors() -> None:
-    model, x = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), torch.randn(8, 4)
-    report = report_on(model, x)
-    other = report_on(nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)), x)
-    with pytest.raises(lc.LayerCollapseError, match="mode: expected 'exact' or 'repad', got 'fast'"):
-        lc.collapse(model, x, report, mode="fast")
-    with pytest.raises(lc.LayerCollapseError, match="tolerance"):
-        lc.collapse(model, x, report, tolerance=-1)
-    with pytest.raises(lc.LayerCollapseError, match=r"3 neurons of relu at '1', got 5"):
-        lc.collapse(model, x, other)
-    with pytest.raises(lc.LayerCollapseError, match="report: expected an EntropyReport"):
-        lc.collapse(model, x, {"1": 0.0})
-    with pytest.raises(lc.LayerCollapseError, match="data: expected at least one batch"):
-        lc.collapse(model, x, report, data=[])
-    model[0].weight.data[0, 0] = float("nan")
-    with pytest.raises(lc.LayerCollapseError, match=r"NaN or infinity in '0.weight'"):
-        lc.collapse(model, x, report)
-
-
-class Masked(nn.Module):
-    """A buffer of -inf, as attention masks are, and one that the batch norm needs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm, self.head = nn.BatchNorm1d(4), nn.Linear(4, 3)
-        self.register_buffer("mask", torch.tensor([0.0, 0.0, -torch.inf]))
-
-    def forward(self, x):
-        return (self.head(torch.relu(self.norm(x))) + self.mask).softmax(-1)
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_running_statistics_must_be_finite(bad: float) -> None:
-    model, x = Masked().eval(), torch.randn(8, 4)
-    assert lc.collapse(model, x, None).max_abs_error < 1e-6
-    model.norm.running_var[1] = bad
-    with pytest.raises(lc.LayerCollapseError, match=r"NaN or infinity in 'norm.running_var'"):
-        lc.collapse(model, x, None)
-
-
-class Model(nn.Module):
-    """A function as a model, with its layers."""
-
-    def __init__(self, function, **layers: nn.Module) -> None:
-        super().__init__()
-        self.function = function
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-
-    def forward(self, *inputs):
-        return self.function(self, *inputs)
 
 
 def agrees(model: nn.Module, *x: torch.Tensor, tolerance: float = 1e-5) -> lc.CollapseResult:
@@ -574,23 +356,6 @@ def test_wrapped_models_collapse_by_their_own_names() -> None:
         assert lc.collapse(wrapped, x, report_on(model, x)).collapsed == ("1",)
 
 
-def test_inputs_that_do_not_fit() -> None:
-    nested = Model(lambda m, d: m.a(d["x"] + d["y"]), a=nn.Linear(4, 3))
-    with pytest.raises(lc.LayerCollapseError, match="2 values nested in 1 arguments"):
-        lc.collapse(nested, ({"x": torch.randn(2, 4), "y": torch.randn(2, 4)},), None)
-    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
-    x = torch.randn(2, 4)
-    for data, message in (
-        ([torch.randn(2, 5)], r"data: the model must run on every batch; \(2, 5\)"),
-        ([()], "data: the model must run on every batch; no tensor came"),
-        (3, "data: expected batches, got int"),
-    ):
-        with pytest.raises(lc.LayerCollapseError, match=message):
-            lc.collapse(model, x, None, data=data)
-    assert lc.collapse(model, x, None, data={"input": x}).samples == 2
-    assert lc.collapse(model, x, None, data=iter([x, x])).samples == 4
-
-
 def test_a_site_before_a_dead_layer_is_gone_and_said_to_be() -> None:
     torch.manual_seed(0)
     first = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
@@ -674,22 +439,3 @@ def test_frozen_parameters_stay_frozen(tmp_path: Path) -> None:
     assert {name for name, parameter in loaded.named_parameters() if not parameter.requires_grad} == frozen
     whole = lc.collapse(model.requires_grad_(False), torch.rand(2, 4))
     assert not any(parameter.requires_grad for parameter in whole.model.parameters())
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(2, 3, 4), (2, 3, 4, 5), (2, 3, 2, 4, 5), (2, 3, 1, 1)])
-def test_a_channel_affine_is_the_same_in_every_layout(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    torch.manual_seed(0)
-    module = ChannelAffine(3).to(dtype)
-    nn.init.normal_(module.scale)
-    nn.init.normal_(module.shift)
-    x = torch.randn(shape).to(dtype)
-    layouts = [x, x.movedim(1, -1).contiguous().movedim(-1, 1)]
-    sizes = (-1, *[1] * (len(shape) - 2))
-    expected = torch.addcmul(module.shift.view(sizes), x, module.scale.view(sizes))
-    for values in layouts:
-        y = module(values)
-        assert torch.equal(y, expected)
-        module.zero_grad()
-        y.sum().backward()
-        assert torch.allclose(module.shift.grad.float(), torch.full((3,), x.numel() / 3.0))

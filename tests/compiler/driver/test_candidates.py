@@ -7,12 +7,7 @@ import torch
 from torch import nn
 
 import layercollapse as lc
-
-
-def report_on(model: nn.Module, x: torch.Tensor) -> lc.EntropyReport:
-    with torch.no_grad(), lc.EntropyProbe(model) as probe:
-        model(x)
-    return probe.report()
+from networks import report_on
 
 
 def second_site(row: float, bias: float) -> nn.Module:

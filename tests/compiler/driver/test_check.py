@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import layercollapse as lc
+from networks import Model, report_on
 
 X = torch.randn(3, 4)
 
@@ -51,3 +52,60 @@ def test_an_example_without_a_batch_is_taken_quietly(monkeypatch: pytest.MonkeyP
     result = lc.collapse(model, x)
     torch.testing.assert_close(result.model(x), model(x))
     assert not logged
+
+
+def test_errors() -> None:
+    model, x = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), torch.randn(8, 4)
+    report = report_on(model, x)
+    other = report_on(nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)), x)
+    with pytest.raises(lc.LayerCollapseError, match="mode: expected 'exact' or 'repad', got 'fast'"):
+        lc.collapse(model, x, report, mode="fast")
+    with pytest.raises(lc.LayerCollapseError, match="tolerance"):
+        lc.collapse(model, x, report, tolerance=-1)
+    with pytest.raises(lc.LayerCollapseError, match=r"3 neurons of relu at '1', got 5"):
+        lc.collapse(model, x, other)
+    with pytest.raises(lc.LayerCollapseError, match="report: expected an EntropyReport"):
+        lc.collapse(model, x, {"1": 0.0})
+    with pytest.raises(lc.LayerCollapseError, match="data: expected at least one batch"):
+        lc.collapse(model, x, report, data=[])
+    model[0].weight.data[0, 0] = float("nan")
+    with pytest.raises(lc.LayerCollapseError, match=r"NaN or infinity in '0.weight'"):
+        lc.collapse(model, x, report)
+
+
+class Masked(nn.Module):
+    """A buffer of -inf, as attention masks are, and one that the batch norm needs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.head = nn.BatchNorm1d(4), nn.Linear(4, 3)
+        self.register_buffer("mask", torch.tensor([0.0, 0.0, -torch.inf]))
+
+    def forward(self, x):
+        return (self.head(torch.relu(self.norm(x))) + self.mask).softmax(-1)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_running_statistics_must_be_finite(bad: float) -> None:
+    model, x = Masked().eval(), torch.randn(8, 4)
+    assert lc.collapse(model, x, None).max_abs_error < 1e-6
+    model.norm.running_var[1] = bad
+    with pytest.raises(lc.LayerCollapseError, match=r"NaN or infinity in 'norm.running_var'"):
+        lc.collapse(model, x, None)
+
+
+def test_inputs_that_do_not_fit() -> None:
+    nested = Model(lambda m, d: m.a(d["x"] + d["y"]), a=nn.Linear(4, 3))
+    with pytest.raises(lc.LayerCollapseError, match="2 values nested in 1 arguments"):
+        lc.collapse(nested, ({"x": torch.randn(2, 4), "y": torch.randn(2, 4)},), None)
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
+    x = torch.randn(2, 4)
+    for data, message in (
+        ([torch.randn(2, 5)], r"data: the model must run on every batch; \(2, 5\)"),
+        ([()], "data: the model must run on every batch; no tensor came"),
+        (3, "data: expected batches, got int"),
+    ):
+        with pytest.raises(lc.LayerCollapseError, match=message):
+            lc.collapse(model, x, None, data=data)
+    assert lc.collapse(model, x, None, data={"input": x}).samples == 2
+    assert lc.collapse(model, x, None, data=iter([x, x])).samples == 4

@@ -214,3 +214,59 @@ def test_a_padding_does_not_move_through_a_transposed_convolution() -> None:
     result = lc.collapse(model, x, None, cost="macs", mode="repad")
     assert not result.repadded
     torch.testing.assert_close(result.model(x), model(x))
+
+
+def affine(weight: torch.Tensor, bias: torch.Tensor, **window: int) -> Affine:
+    dims = weight.ndim - 2
+    settings = {"stride": 1, "padding": 0, "dilation": 1, **window}
+    shape = ConvGeometry(
+        tuple(weight.shape[2:]), *((settings[name],) * dims for name in ("stride", "padding", "dilation"))
+    )
+    return Affine(weight, bias, shape, 1, torch.float64)
+
+
+@pytest.mark.parametrize("padding", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("k1", "s1", "d1", "p1"), [(1, 1, 1, 0), (1, 2, 1, 0), (3, 1, 1, 1), (3, 2, 1, 0), (2, 1, 2, 1)]
+)
+@pytest.mark.parametrize(("k2", "s2", "d2"), [(1, 1, 1), (3, 1, 1), (3, 2, 1), (2, 1, 2)])
+def test_compose(k1: int, s1: int, d1: int, p1: int, k2: int, s2: int, d2: int, padding: int) -> None:
+    torch.manual_seed(0)
+    first = affine(torch.randn(4, 3, k1, k1).double(), torch.randn(4).double(), stride=s1, padding=p1, dilation=d1)
+    second = affine(
+        torch.randn(5, 4, k2, k2).double(), torch.randn(5).double(), stride=s2, padding=padding, dilation=d2
+    )
+    assert mergeable(first, second) == (padding == 0 or (k1 == 1 and p1 == 0))
+    if mergeable(first, second):
+        for size in (11, 12):
+            x = torch.randn(2, 3, size, size + 3).double()
+            torch.testing.assert_close(apply(compose(first, second), x), apply(second, apply(first, x)))
+
+
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        ({"k": 3, "padding": 1}, {"k": 1}),
+        ({"k": 3, "padding": 1}, {"k": 5, "padding": 2}),
+        ({"k": 3, "padding": 2, "dilation": 2}, {"k": 1}),
+        ({"k": 3, "padding": 2, "dilation": 2}, {"k": 3, "padding": 1}),
+        ({"k": 3, "padding": 1, "stride": 2}, {"k": 1, "stride": 2}),
+        ({"k": 2}, {"k": 2}),
+    ],
+)
+def test_add(one: dict, two: dict) -> None:
+    torch.manual_seed(0)
+    ops = []
+    for settings in (dict(one), dict(two)):
+        k = settings.pop("k")
+        ops.append(affine(torch.randn(4, 3, k, k).double(), torch.randn(4).double(), **settings))
+    merged = add(*ops)
+    assert merged is not None
+    for size in (7, 8):
+        x = torch.randn(2, 3, size, size + 1).double()
+        torch.testing.assert_close(apply(merged, x), apply(ops[0], x) + apply(ops[1], x))
+
+
+def test_add_refuses_windows_of_different_sizes() -> None:
+    same, valid = (affine(torch.ones(1, 1, 3, 3).double(), torch.zeros(1).double(), padding=p) for p in (1, 0))
+    assert add(same, valid) is None
