@@ -10,6 +10,7 @@
 #include "apply_mask.h"
 #include "kernels.h"
 #include "masked_topk.h"
+#include "plan/arguments.h"
 #include "sign_hashes.h"
 #include "sign_histogram.h"
 #include "topk_count.h"
@@ -24,18 +25,9 @@ static_assert(LC_TOPK_COUNTS == 3 + lc::kCountBins);
 static_assert(int(lc::TopkResult::done) == LC_DONE && int(lc::TopkResult::nan) == LC_NAN &&
               int(lc::TopkResult::too_many) == LC_TOO_MANY);
 
-lc::Dtype dtype_of(int64_t code) {
-  if (code < 0 || code >= lc::kDtypes) throw std::invalid_argument("dtype");
-  return static_cast<lc::Dtype>(code);
-}
-
 std::vector<lc::Dim> dims_of(int64_t count, const int64_t* sizes, const int64_t* strides) {
-  if (count < 0 || count > LC_MAX_DIMS) throw std::invalid_argument("dims");
   std::vector<lc::Dim> dims;
-  for (int64_t d = 0; d < count; ++d) {
-    if (sizes[d] < 0) throw std::invalid_argument("sizes");
-    dims.push_back({sizes[d], strides[d]});
-  }
+  for (int64_t d = 0; d < count; ++d) dims.push_back({sizes[d], strides[d]});
   return dims;
 }
 
@@ -44,11 +36,12 @@ int threads_of(int threads) {
 }
 
 std::vector<lc::Weight> weights_of(const lc_weight* weights, int64_t count) {
+  if (!lc::plan::well_formed(weights, count)) throw std::invalid_argument("weights");
   std::vector<lc::Weight> made;
   for (int64_t i = 0; i < count; ++i) {
     const lc_weight& weight = weights[i];
     const std::vector<lc::Dim> dims = dims_of(weight.dims, weight.sizes, weight.strides);
-    made.push_back({weight.values, weight.mask, dtype_of(weight.dtype), lc::product(dims), {}, {}});
+    made.push_back({weight.values, weight.mask, static_cast<lc::Dtype>(weight.dtype), lc::product(dims), {}, {}});
     if (made.back().size > 0) lc::set_dims(made.back(), dims);
   }
   return made;
@@ -60,11 +53,9 @@ std::vector<lc::Activation> activations_of(const lc_activation* activations, int
   for (int64_t i = 0; i < count; ++i) {
     const lc_activation& a = activations[i];
     std::vector<lc::Dim> dims = dims_of(a.dims, a.sizes, a.strides);
-    const bool bound = a.upper == 0 || a.upper > 0x1p-150;  // one that rounds to 0 would count as none
-    if (a.channel_dim < 0 || a.channel_dim >= a.dims || !bound) throw std::invalid_argument("activation");
     const lc::Dim channels = dims[std::size_t(a.channel_dim)];
     dims.erase(dims.begin() + a.channel_dim);
-    made.push_back({a.x, dtype_of(a.dtype), channels, std::move(dims), a.upper, a.out});
+    made.push_back({a.x, static_cast<lc::Dtype>(a.dtype), channels, std::move(dims), a.upper, a.out});
   }
   return made;
 }
@@ -85,6 +76,7 @@ lc_status guarded(const Call& call) {
 LC_EXPORT lc_status lc_cpu_sign_histogram(const lc_activation* activations, int64_t count, int threads) {
   return guarded([&] {
     lc::kernels();  // all or nothing: what can throw comes before the first count
+    if (!lc::plan::well_bounded(activations, count)) throw std::invalid_argument("activations");
     std::vector<lc::Activation> made = activations_of(activations, count);
     lc::sign_histogram(made, threads_of(threads));
     return LC_DONE;
@@ -94,6 +86,7 @@ LC_EXPORT lc_status lc_cpu_sign_histogram(const lc_activation* activations, int6
 LC_EXPORT lc_status lc_cpu_sign_hashes(const lc_activation* activations, int64_t count, int threads) {
   return guarded([&] {
     lc::kernels();
+    if (!lc::plan::well_formed(activations, count)) throw std::invalid_argument("activations");
     std::vector<lc::Activation> made = activations_of(activations, count);
     for (lc::Activation& a : made) lc::sign_hashes(a.x, a.dtype, a.channels, std::move(a.samples), a.out, threads_of(threads));
     return LC_DONE;
@@ -105,7 +98,9 @@ LC_EXPORT lc_status lc_cpu_masked_topk(const lc_weight* weights, int64_t count, 
   return guarded([&] {
     lc::kernels();
     std::vector<lc::Weight> made = weights_of(weights, count);
-    const std::vector<int64_t> numbers(k, k + (global ? 1 : count));
+    const int64_t groups = global ? 1 : count;
+    if (groups > 0 && (k == nullptr || thresholds == nullptr)) throw std::invalid_argument("k");
+    const std::vector<int64_t> numbers(k, k + groups);
     for (const int64_t number : numbers) {
       if (number < 0) throw std::invalid_argument("k");
     }
@@ -122,7 +117,7 @@ LC_EXPORT lc_status lc_cpu_topk_count(const lc_weight* weights, int64_t count, i
                                       int threads) {
   return guarded([&] {
     lc::kernels();
-    if (lo < 0 || lo >= hi || hi > lc::kCommonEnd) throw std::invalid_argument("range");
+    if (lo < 0 || lo >= hi || hi > lc::kCommonEnd || counts == nullptr) throw std::invalid_argument("range");
     lc::topk_count(weights_of(weights, count), uint32_t(lo), uint32_t(hi), threads_of(threads), counts);
     return LC_DONE;
   });

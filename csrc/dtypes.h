@@ -5,7 +5,6 @@
 
 #include <cstdint>
 #include <cstring>
-#include <limits>
 
 namespace lc {
 
@@ -53,15 +52,23 @@ inline uint32_t from_common(Dtype dtype, uint32_t common) {
   return low;
 }
 
+// Bits of the float32 next to `bound`, a number above 0; of two as near, of the even one. A cast would make a subnormal
+// 0 in a process that flushes them.
+inline uint32_t float_bits(double bound) {
+  uint64_t bits = 0;
+  std::memcpy(&bits, &bound, sizeof bits);
+  const int exponent = static_cast<int>(bits >> 52) - 1023;
+  if (exponent > 127) return 0x7f800000u;
+  if (exponent < -150) return 0;
+  const uint64_t mantissa = (bits & ((uint64_t(1) << 52) - 1)) | uint64_t(1) << 52;
+  const int shift = exponent < -126 ? -97 - exponent : 29;
+  const uint64_t half = uint64_t(1) << (shift - 1), rest = mantissa & (2 * half - 1), whole = mantissa >> shift;
+  const uint64_t rounded = whole + (rest > half || (rest == half && whole % 2 == 1));
+  return static_cast<uint32_t>(rounded) + (exponent < -126 ? 0u : static_cast<uint32_t>(exponent + 126) << 23);
+}
+
 // Smallest magnitude of this type that is at least the float32 next to `bound`, a number above 0; infinity + 1 if
 // there is none.
-inline uint32_t at_least(Dtype dtype, double bound) {
-  // Halfway from the largest float32 to the next that there would be; a cast of more is undefined.
-  constexpr double kOverflow = 3.4028235677973366e38;
-  const float rounded = bound >= kOverflow ? std::numeric_limits<float>::infinity() : static_cast<float>(bound);
-  uint32_t bits = 0;
-  std::memcpy(&bits, &rounded, sizeof bits);
-  return from_common(dtype, bits);
-}
+inline uint32_t at_least(Dtype dtype, double bound) { return from_common(dtype, float_bits(bound)); }
 
 }  // namespace lc

@@ -21,21 +21,18 @@ namespace lc {
 
 // Cuts every weight into chunks and ranks weights in groups: each alone, or all together.
 Topk::Topk(std::vector<Weight>& weights, const std::vector<int64_t>& k, bool global, int threads)
-    : weights_(weights), threads_(std::max(1, threads)) {
+    : weights_(weights), groups_(global ? 1 : weights.size()) {
   int64_t bytes = 0;
+  for (std::size_t g = 0; g < groups_.size(); ++g) groups_[g].k = k[g];
   for (std::size_t w = 0; w < weights.size(); ++w) {
-    if (!global || w == 0) {
-      groups_.emplace_back();
-      groups_.back().k = k[w];
-      groups_.back().first_chunk = int64_t(chunks_.size());
-    }
-    Group& group = groups_.back();
+    Group& group = groups_[global ? 0 : w];
+    if (!global) group.first_chunk = int64_t(chunks_.size());
     const int64_t size = weights[w].size;
     for (int64_t begin = 0; begin < size; begin += kChunk) {
       chunks_.emplace_back();
       Chunk& chunk = chunks_.back();
       chunk.weight = int64_t(w);
-      chunk.group = int64_t(groups_.size()) - 1;
+      chunk.group = global ? 0 : int64_t(w);
       chunk.begin = begin;
       chunk.size = std::min(kChunk, size - begin);
     }
@@ -45,7 +42,7 @@ Topk::Topk(std::vector<Weight>& weights, const std::vector<int64_t>& k, bool glo
     group.grain = group.grain == 0 ? grain(weights[w].dtype) : std::min(group.grain, grain(weights[w].dtype));
     bytes += size * width(weights[w].dtype);
   }
-  if (bytes < 128 * 1024) threads_ = 1;  // below, waking a thread costs more than it saves
+  threads_ = bytes < 128 * 1024 ? 1 : workers_for(threads, int64_t(chunks_.size()));  // below, waking a thread costs more than it saves
   capacity_ = std::max<int64_t>((bytes / 34 + (int64_t(12) << 20)) / threads_ & ~int64_t(63), (kChunk + 64) * 4);
   workers_.resize(static_cast<std::size_t>(threads_));
   for (Worker& worker : workers_) {

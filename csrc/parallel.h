@@ -15,12 +15,17 @@
 
 namespace lc {
 
+// Workers for so many pieces of work, of which every worker has memory: never more than there are pieces.
+inline int workers_for(int threads, int64_t count) {
+  return static_cast<int>(std::clamp<int64_t>(threads, 1, std::max<int64_t>(1, count)));
+}
+
 // Calls body(index, worker) for every index in [0, count), each once, with worker < threads. Which worker gets
 // which index varies from run to run: results must not depend on it. The body must not throw.
 template <class Body>
 void parallel_for(int threads, int64_t count, const Body& body) {
-  threads = static_cast<int>(std::min<int64_t>(threads, count));
-  if (threads <= 1) {
+  threads = workers_for(threads, count);
+  if (threads == 1) {
     for (int64_t index = 0; index < count; ++index) body(index, 0);
     return;
   }

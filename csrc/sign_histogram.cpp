@@ -368,7 +368,7 @@ void sign_histogram(const std::vector<Activation>& activations, int threads) {
     memory = std::max(memory, jobs.back()->memory());
   }
   if (jobs.empty()) return;
-  threads = values < kSmall ? 1 : static_cast<int>(std::min<int64_t>(std::max(1, threads), boxes));
+  threads = values < kSmall ? 1 : workers_for(threads, boxes);
 
   // No two workers share a cache line.
   constexpr int64_t kLine = 64;

@@ -53,7 +53,7 @@ void topk_count(const std::vector<Weight>& weights, uint32_t lo, uint32_t hi, in
     }
   }
   const Bins bins({lo, hi}, kCountBins);
-  std::vector<Tally> tallies(static_cast<std::size_t>(std::max(1, threads)));
+  std::vector<Tally> tallies(static_cast<std::size_t>(workers_for(threads, static_cast<int64_t>(parts.size()))));
   for (Tally& tally : tallies) {
     tally.found.reset(new char[(kChunk + 64) * sizeof(uint32_t)]);
     tally.counts.resize(kCountFirst + kCountBins);

@@ -7,6 +7,7 @@
 // before the first is looked at.
 #include <type_traits>
 
+#include "../plan/arguments.h"
 #include "../plan/mask_plan.h"
 #include "bits.cuh"
 #include "device.cuh"
@@ -197,12 +198,9 @@ int64_t launch(const lc_weight* weights, int64_t first, int64_t count, void* str
 using namespace lc::cuda;
 
 int lc_apply_mask(const lc_weight* weights, int64_t count, void* stream) {
+  if (!lc::plan::well_formed(weights, count)) return cudaErrorInvalidValue;
   int64_t words = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    if (weights[i].dtype < 0 || weights[i].dtype >= lc::kDtypes) return cudaErrorInvalidValue;
-    if (weights[i].dims < 0 || weights[i].dims > LC_MAX_DIMS) return cudaErrorInvalidValue;
-    words += MaskTable::most_words(weights[i]);
-  }
+  for (int64_t i = 0; i < count; ++i) words += MaskTable::most_words(weights[i]);
   for (int64_t first = 0; first < count;) {
     first = words <= 500 ? launch<500>(weights, first, count, stream) : launch<kMostWords>(weights, first, count, stream);
   }

@@ -18,6 +18,7 @@
 #include <new>
 #include <type_traits>
 
+#include "../plan/arguments.h"
 #include "../plan/topk_plan.h"
 #include "bits.cuh"
 #include "device.cuh"
@@ -683,6 +684,7 @@ using namespace lc::cuda;
 int lc_topk_plan_create(const lc_weight* weights, int64_t count, int scope, int64_t segments, int64_t shortest,
                         lc_topk_plan** plan) {
   *plan = nullptr;
+  if (!lc::plan::well_formed(weights, count) || scope < LC_TOPK_LAYER || scope > LC_TOPK_COUNT) return cudaErrorInvalidValue;
   try {
     Options options;
     options.common = scope == LC_TOPK_COUNT;
@@ -690,7 +692,6 @@ int lc_topk_plan_create(const lc_weight* weights, int64_t count, int scope, int6
     std::vector<Weight> list;
     for (int64_t i = 0; i < count; ++i) {
       const lc_weight& weight = weights[i];
-      if (weight.dtype < 0 || weight.dtype >= lc::kDtypes || weight.dims < 0) return cudaErrorInvalidValue;
       std::vector<lc::Dim> dims;
       for (int64_t d = 0; d < weight.dims; ++d) dims.push_back({weight.sizes[d], weight.strides[d]});
       list.push_back({reinterpret_cast<uintptr_t>(weight.values), reinterpret_cast<uintptr_t>(weight.mask),

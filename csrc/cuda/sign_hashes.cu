@@ -10,6 +10,7 @@
 #include <type_traits>
 
 #include "../dtypes.h"
+#include "../plan/arguments.h"
 #include "../plan/hash_plan.h"
 #include "../plan/vector.h"
 #include "../sign_hash.h"
@@ -243,18 +244,11 @@ cudaError_t launch(const lc_activation& a, int64_t processors, void* stream) {
   return cudaGetLastError();
 }
 
-bool well_formed(const lc_activation& a) {
-  const bool known = a.dtype >= 0 && a.dtype < kDtypes && a.dims >= 1 && a.dims <= LC_MAX_DIMS;
-  return known && a.channel_dim >= 0 && a.channel_dim < a.dims;
-}
-
 }  // namespace
 }  // namespace lc::cuda
 
 int lc_sign_hashes(const lc_activation* activations, int64_t count, void* stream) {
-  for (int64_t i = 0; i < count; ++i) {
-    if (!lc::cuda::well_formed(activations[i])) return cudaErrorInvalidValue;
-  }
+  if (!lc::plan::well_formed(activations, count)) return cudaErrorInvalidValue;
   int device = 0, processors = 0;
   cudaError_t error = cudaGetDevice(&device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);

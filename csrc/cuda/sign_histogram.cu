@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "../dtypes.h"
+#include "../plan/arguments.h"
 #include "../plan/sign_plan.h"
 #include "device.cuh"
 #include "launch.h"
@@ -142,23 +143,14 @@ struct Call {
   }
 };
 
-bool well_formed(const lc_activation& a) {
-  if (a.dims < 1 || a.dims > static_cast<int64_t>(kMaxDims)) return false;
-  if (a.channel_dim < 0 || a.channel_dim >= a.dims) return false;
-  if (a.upper != 0 && !(a.upper > 0x1p-150)) return false;  // one that rounds to 0, or a NaN
-  return a.dtype >= 0 && a.dtype < kDtypes;
-}
-
 }  // namespace
 }  // namespace lc::cuda
 
 int lc_sign_histogram(const lc_activation* activations, int64_t count, void* stream) {
+  if (!lc::plan::well_bounded(activations, count)) return cudaErrorInvalidValue;
   try {
     lc::cuda::Call call;
-    for (int64_t i = 0; i < count; ++i) {
-      if (!lc::cuda::well_formed(activations[i])) return cudaErrorInvalidValue;
-      call.add(activations[i]);
-    }
+    for (int64_t i = 0; i < count; ++i) call.add(activations[i]);
     return call.launch_all(stream);
   } catch (const std::bad_alloc&) {
     return cudaErrorMemoryAllocation;

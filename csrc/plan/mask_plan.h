@@ -19,8 +19,6 @@
 #include "../python/include/layercollapse.h"
 #include "vector.h"
 
-#include "vector.h"
-
 namespace lc::plan {
 
 constexpr int64_t kRowWords = 5, kDimWords = 3;

@@ -155,10 +155,41 @@ void topk_case() {
   lc_topk_plan_destroy(plan);
 }
 
+void arguments_case() {
+  const auto refused = [](int error) { require(error == cudaErrorInvalidValue, "arguments that do not exist"); };
+  float x = 0;
+  uint8_t mask = 1;
+  int64_t out[4] = {};
+  const int64_t one = 1, below = -1, many[2] = {int64_t(1) << 40, int64_t(1) << 40};
+  for (const lc_weight& weight : {lc_weight{&x, &mask, 0, 1, &below, &one}, lc_weight{&x, &mask, 0, 2, many, many},
+                                  lc_weight{&x, &mask, 0, 65, &one, &one}, lc_weight{nullptr, &mask, 0, 1, &one, &one},
+                                  lc_weight{&x, nullptr, 0, 1, &one, &one}, lc_weight{&x, &mask, 3, 1, &one, &one}}) {
+    lc_topk_plan* plan = nullptr;
+    refused(lc_apply_mask(&weight, 1, nullptr));
+    refused(lc_topk_plan_create(&weight, 1, LC_TOPK_LAYER, 1, 0, &plan));
+    require(plan == nullptr, "no plan");
+  }
+  const lc_weight good{&x, &mask, 0, 1, &one, &one};
+  lc_topk_plan* plan = nullptr;
+  refused(lc_topk_plan_create(&good, 1, 3, 1, 0, &plan));
+  refused(lc_topk_plan_create(&good, -1, LC_TOPK_LAYER, 1, 0, &plan));
+  refused(lc_apply_mask(nullptr, 1, nullptr));
+  for (const lc_activation& activation :
+       {lc_activation{&x, out, &below, &one, 1, 0, 0, 0}, lc_activation{&x, out, many, many, 2, 0, 0, 0},
+        lc_activation{&x, nullptr, &one, &one, 1, 0, 0, 0}, lc_activation{nullptr, out, &one, &one, 1, 0, 0, 0},
+        lc_activation{&x, out, &one, &one, 1, 1, 0, 0}, lc_activation{&x, out, nullptr, &one, 1, 0, 0, 0}}) {
+    refused(lc_sign_histogram(&activation, 1, nullptr));
+    refused(lc_sign_hashes(&activation, 1, nullptr));
+  }
+  const lc_activation unbounded{&x, out, &one, &one, 1, 0, 0, -1};
+  refused(lc_sign_histogram(&unbounded, 1, nullptr));
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   const int cases = argc > 1 ? std::atoi(argv[1]) : 10;
+  arguments_case();
   for (int i = 0; i < cases; ++i) {
     histogram_case();
     hashes_case();

@@ -7,6 +7,7 @@ Arguments arrive validated (`layercollapse.ops`); only errors that depend on the
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Sequence
 
 import torch
@@ -44,8 +45,9 @@ def sign_histogram_(x: Tensor, channel_dim: int, upper: float | None, out: Tenso
     positive = (bits > 0) & ~nan
     columns = [negative, zero, positive, nan]
     if upper is not None:
-        wide = rows if x.dtype == torch.float64 else rows.float()
-        columns.append(wide >= upper)
+        double = x.dtype == torch.float64
+        bound = struct.unpack("<q", struct.pack("<d", upper))[0] if double else _float_bits(upper)
+        columns.append(positive & (_magnitude_keys(rows, double).view(rows.shape) >= bound))
     out += torch.stack([column.sum(1) for column in columns], dim=1)
 
 
@@ -179,6 +181,14 @@ def _magnitude_keys(weight: Tensor, double: bool) -> Tensor:
         return flat.double().view(torch.int64) & 0x7FFF_FFFF_FFFF_FFFF
     # float16 and bfloat16 widen without rounding; a float32 is not converted, so no subnormal is flushed.
     return flat.float().view(torch.int32).long() & 0x7FFF_FFFF
+
+
+def _float_bits(number: float) -> int:
+    """Return the bits of the float32 next to a number above 0: in integers, as a cast may flush a subnormal to 0."""
+    if number >= 2.0**128:
+        return 0x7F800000
+    binade = max(math.frexp(number)[1] - 24, -149)  # the number is close to an integer of up to 24 bits times 2^binade
+    return round(math.ldexp(number, -binade)) + ((binade + 149) << 23)
 
 
 def _mix(words: Tensor) -> Tensor:

@@ -191,6 +191,7 @@ def changed(structure, field, value):
 
 BAD_ACTIVATIONS = [
     *[("dtype", 3), ("dtype", -1), ("dims", 65), ("dims", -1), ("dims", 0), ("channel_dim", 2), ("channel_dim", -1)],
+    *[("x", None), ("out", None), ("sizes", None), ("strides", None), ("sizes", [2**40, 2**40])],
     *[("sizes", [2, -3]), ("upper", -1.0), ("upper", float("nan")), ("upper", 1e-46)],
 ]
 
@@ -203,7 +204,13 @@ def test_bad_activations_are_refused_before_the_first_is_counted(library, field,
     assert not out.any()
 
 
-@pytest.mark.parametrize(("field", "value"), [("dtype", 7), ("dims", 65), ("dims", -1), ("sizes", [-9])])
+BAD_WEIGHTS = [
+    *[("dtype", 7), ("dims", 65), ("dims", -1), ("sizes", [-9])],
+    *[("values", None), ("mask", None), ("sizes", None), ("strides", None)],
+]
+
+
+@pytest.mark.parametrize(("field", "value"), BAD_WEIGHTS)
 def test_bad_weights_are_refused(library, field, value):
     weight, mask = torch.ones(9), torch.tensor([0, 0], dtype=torch.uint8)
     rows, thresholds = table([changed(weight_of(weight, mask), field, value)]), (c_float * 1)()
@@ -217,6 +224,57 @@ def test_a_k_below_zero_is_refused(library):
     weight, mask = torch.ones(9), torch.tensor([0, 0], dtype=torch.uint8)
     assert topk(library, [weight], [mask], [-1], "layer")[0] == ARGUMENT
     assert weight.tolist() == [1] * 9
+
+
+def test_lists_that_do_not_exist_are_refused(library):
+    weight, mask = torch.ones(9), torch.tensor([255, 1], dtype=torch.uint8)
+    out = torch.zeros(1, 4, dtype=torch.int64)
+    rows, counts = table([weight_of(weight, mask)]), numbers([0] * ops.TOPK_COUNTS)
+    k, thresholds = numbers([3]), (c_float * 1)()
+    for weights, count in ((None, 1), (rows, -1)):
+        number = c_int64(count)
+        for scope in (0, 1):
+            call = (weights, number, k, c_int(scope), thresholds, c_int(1), None, None)
+            assert library.lc_cpu_masked_topk(*call) == ARGUMENT
+        assert library.lc_cpu_apply_mask(weights, number, c_int(1)) == ARGUMENT
+        assert library.lc_cpu_topk_count(weights, number, c_int64(0), c_int64(1), counts, c_int(1)) == ARGUMENT
+    for numbers_, places in ((None, thresholds), (k, None)):
+        call = (rows, c_int64(1), numbers_, c_int(0), places, c_int(1), None, None)
+        assert library.lc_cpu_masked_topk(*call) == ARGUMENT
+    assert library.lc_cpu_topk_count(rows, c_int64(1), c_int64(0), c_int64(1), None, c_int(1)) == ARGUMENT
+    some = table([activation(weight[:, None], 1, None, out)])
+    for op in (library.lc_cpu_sign_histogram, library.lc_cpu_sign_hashes):
+        assert op(None, c_int64(1), c_int(1)) == ARGUMENT
+        assert op(some, c_int64(-1), c_int(1)) == ARGUMENT
+    assert (weight.tolist(), mask.tolist(), out.any().item(), any(counts)) == ([1] * 9, [255, 1], False, False)
+
+
+def test_no_weights_are_one_group_all_the_same(library):
+    thresholds, index, kept = (c_float * 1)(7), c_int64(-1), c_int64(-1)
+    call = (None, c_int64(0), numbers([5]), c_int(1), thresholds, c_int(1), byref(index), byref(kept))
+    assert library.lc_cpu_masked_topk(*call) == TOO_MANY
+    assert (index.value, kept.value) == (0, 0)
+    call = (None, c_int64(0), numbers([0]), c_int(1), thresholds, c_int(1), None, None)
+    assert (library.lc_cpu_masked_topk(*call), thresholds[0]) == (DONE, 0)
+
+
+def test_a_bound_is_not_looked_at_by_hashes(library):
+    x, out = torch.ones(2, 3), torch.zeros(2, dtype=torch.int64)
+    rows = table([changed(activation(x, 1, None, out), "upper", -1.0)])
+    assert library.lc_cpu_sign_hashes(rows, c_int64(1), c_int(1)) == DONE
+    assert torch.equal(out, ops.sign_hashes(x))
+
+
+def test_more_threads_than_there_is_work_take_no_memory(library):
+    weight, mask = torch.randn(2**17), torch.full((2**14,), 255, dtype=torch.uint8)
+    twin, kept = weight.clone(), mask.clone()
+    assert topk(library, [weight], [mask], [999], "layer", threads=2**31 - 1)[0] == DONE
+    ops.masked_topk_(twin, kept, 999)
+    assert torch.equal(mask, kept)
+    rows, counts = table([weight_of(weight, mask)]), numbers([0] * ops.TOPK_COUNTS)
+    call = (rows, c_int64(1), c_int64(0), c_int64(ops.TOPK_END), counts, c_int(2**31 - 1))
+    assert library.lc_cpu_topk_count(*call) == DONE
+    assert list(counts) == ops.topk_count(twin, kept).tolist()
 
 
 def test_the_instruction_set(library):

@@ -351,3 +351,10 @@ def test_more_than_2_to_the_31_entries():
     assert mask[: 2**28].count_nonzero() == 0
     assert mask[2**28 : -1].min() == 255
     assert mask[-1] == 0b00011111
+
+
+def test_numpy_has_no_entries_in_no_arrays():
+    core = pytest.importorskip("layercollapse_core")
+    assert core.masked_topk_([], [], [0], scope="global").tolist() == [0]
+    with pytest.raises(LayerCollapseError, match="expected at most the 0 entries kept, got 5"):
+        core.masked_topk_([], [], [5], scope="global")

@@ -19,7 +19,7 @@ typedef enum lc_status {
   LC_DONE = 0,
   LC_NAN = 1,        // a NaN among the weights
   LC_TOO_MANY = 2,   // a k above the number of entries kept
-  LC_ARGUMENT = 3,   // a type, number of dimensions or size that does not exist
+  LC_ARGUMENT = 3,   // a type, size or number of dimensions that does not exist, entries beyond int64, or a null pointer
   LC_NO_MEMORY = 4,  // the host's
 } lc_status;
 
