@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from layercollapse.entropy.layer import LayerEntropy
 from layercollapse.entropy.probe import EntropyProbe
 from layercollapse.graph.capture import capture
 
@@ -33,3 +34,7 @@ class Shared(nn.Module):
 
     def forward(self, x):
         return self.act(self.linear(self.again(self.linear(x))))
+
+
+def layer(rows, name="relu", kind="relu", **conventions):
+    return LayerEntropy(name, kind, torch.tensor(rows, dtype=torch.int64), **conventions)
