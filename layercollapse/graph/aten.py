@@ -1,4 +1,4 @@
-"""What a node of a captured graph is: tables of aten operations, and questions asked of single nodes."""
+"""What a node of a captured graph is: its row in the table of operations, and other questions asked of single nodes."""
 
 from __future__ import annotations
 
@@ -10,57 +10,15 @@ import torch
 from torch import Tensor, fx
 
 from layercollapse.graph import rectifiers
-from layercollapse.graph.operations import OPERATIONS, RESIZES, Does, that
+from layercollapse.graph.operations import OPERATIONS, RESIZES, Does, Operation, having, that
 
 aten = torch.ops.aten
 
 
-def by_dims(*kinds: str) -> set[Any]:
-    """The aten operations of some kinds for one, two and three spatial dimensions: `max_pool1d` to `max_pool3d`."""
-    return {getattr(aten, f"{kind}{dims}d") for kind in kinds for dims in (1, 2, 3)}
-
-
-# Operations with a weight: packet -> positions of the input and the weight.
-WEIGHTED: dict[Any, tuple[int, int]] = {packet: row.places for packet, row in OPERATIONS.items() if row.places}
-# Products of two tensors: layers where one is the model's.
-_OF_TWO = {aten.mm, aten.matmul, aten.bmm, aten._grouped_mm, aten.addmm, aten.baddbmm}
-# What takes some of the weights of a tensor, as the data say.
-_CHOOSES = {aten.index, aten.index_select, aten.clone, aten._to_copy}
-# Those that decide the channel dimension of their result.
-DIMS: dict[Any, int] = {packet: row.dim for packet, row in OPERATIONS.items() if row.dim is not None}
-RESIZING = that(*RESIZES)
 # Operations that do the same for maps of every height and width; and of sizes: what a pooling keeps.
-ANY_SIZE = RESIZING | {
-    *(packet for packet, row in OPERATIONS.items() if row.any_size),
-    *(operator.add, operator.sub, operator.mul, operator.floordiv),
-}
-VIEWS = {packet for packet, row in OPERATIONS.items() if row.view}
-# Operations that may give a view of what they read, or the tensor itself, and whose schema does not say so.
-MAY_SHARE = {
-    aten._unsafe_view,
-    aten.alpha_dropout,
-    aten.feature_alpha_dropout,
-    aten.native_dropout,
-    aten.atleast_1d,
-    aten.atleast_2d,
-    aten.atleast_3d,
-    aten.broadcast_tensors,
-    aten.broadcast_to,
-    aten.cartesian_prod,
-    aten.conj_physical,
-    aten.einsum,
-    aten.histogramdd,
-    aten.meshgrid,
-    aten.sum_to_size,
-    aten.type_as,
-    aten.unsafe_chunk,
-    aten.unsafe_split,
-    aten.unsafe_split_with_sizes,
-}
-# Operations that may give a tensor of which several elements are one place in memory.
-OVERLAPPING = {aten.as_strided, aten.broadcast_tensors, aten.broadcast_to, aten.expand, aten.expand_as, aten.meshgrid}
-# Nothing depends on the data through them.
-SHAPE_ONLY = that(Does.SIZE)
+ANY_SIZE = that(*RESIZES) | having("any_size") | {operator.add, operator.sub, operator.mul, operator.floordiv}
+
+_NO_ROW = Operation("", Does.OTHER)
 
 # Set in the metadata of a rectifier's call that is a part of another rectifier (see `written`).
 ABSORBED = "absorbed"
@@ -70,14 +28,14 @@ WRITTEN = "written"
 
 def rectifier_of(node: fx.Node) -> rectifiers.Rectifier | None:
     """The rectifier that a node calls, or None."""
-    row = None if ABSORBED in node.meta else rectifiers.BY_OPERATOR.get(packet(node))
-    return row if row is not None and rectifier_call(node, row) is not None else None
+    found = None if ABSORBED in node.meta else rectifiers.BY_OPERATOR.get(packet(node))
+    return found if found is not None and rectifier_call(node, found) is not None else None
 
 
-def rectifier_call(node: fx.Node, row: rectifiers.Rectifier) -> tuple[str, float, float | None] | None:
+def rectifier_call(node: fx.Node, rectifier: rectifiers.Rectifier) -> tuple[str, float, float | None] | None:
     """Kind and bends of a call, see `rectifiers.describe`."""
     value: Any = node.args[0].meta["val"]  # type: ignore[union-attr]
-    return rectifiers.describe(row, value.dtype, tuple(node.args[1:]), dict(node.kwargs))
+    return rectifiers.describe(rectifier, value.dtype, tuple(node.args[1:]), dict(node.kwargs))
 
 
 def layer_of(node: fx.Node, tensors: Mapping[str, str]) -> tuple[fx.Node, str] | None:
@@ -87,7 +45,7 @@ def layer_of(node: fx.Node, tensors: Mapping[str, str]) -> tuple[fx.Node, str] |
     """
     for read, applied in _pairs(node):
         weight = applied
-        while isinstance(weight, fx.Node) and (packet(weight) in VIEWS or packet(weight) in _CHOOSES):
+        while isinstance(weight, fx.Node) and (row(weight).view or row(weight).chooses):
             weight = weight.args[0]
         if isinstance(weight, fx.Node) and weight.name in tensors:
             return read, tensors[weight.name]
@@ -102,14 +60,15 @@ def weight_of(node: fx.Node, tensors: Mapping[str, str]) -> str | None:
 
 def _pairs(node: fx.Node) -> list[tuple[Any, Any]]:
     """What may be a layer's input and weight: of a product of two tensors, either."""
-    called, arguments = packet(node), list(node.args)
-    if called is aten.einsum:
+    arguments = list(node.args)
+    if packet(node) is aten.einsum:
         arguments = list(arguments[1])  # type: ignore[arg-type]
         return [(arguments[0], arguments[1]), (arguments[1], arguments[0])] if len(arguments) == 2 else []
-    if called not in WEIGHTED or len(arguments) <= WEIGHTED[called][1]:
+    places = row(node).places
+    if places is None or len(arguments) <= places[1]:
         return []
-    read, weight = (arguments[place] for place in WEIGHTED[called])
-    return [(read, weight), (weight, read)] if called in _OF_TWO else [(read, weight)]
+    read, weight = (arguments[place] for place in places)
+    return [(read, weight), (weight, read)] if row(node).either else [(read, weight)]
 
 
 def computed(graph: fx.Graph, tensors: Collection[str]) -> set[fx.Node]:
@@ -137,6 +96,16 @@ def packet(node: Any) -> Any:
     if not isinstance(node, fx.Node) or node.op != "call_function":
         return None
     return getattr(node.target, "overloadpacket", node.target)
+
+
+def row(node: Any) -> Operation:
+    """The row of the operation that a node calls; one that nobody follows for what has none."""
+    return OPERATIONS.get(packet(node), _NO_ROW)
+
+
+def does(node: Any) -> Does:
+    """What a node does: `OTHER` for one that is no call of an operation with a row."""
+    return row(node).does
 
 
 def spread(value: Any, dims: int) -> tuple[Any, ...]:
@@ -172,7 +141,7 @@ def mutates(node: fx.Node) -> bool:
 
 def shares_memory(node: fx.Node) -> bool:
     """Whether a node's tensor may be a view of its first argument, or an item of a list of such views."""
-    if packet(node) in VIEWS or node.target is operator.getitem:
+    if row(node).view or node.target is operator.getitem:
         return True
     schema = getattr(node.target, "_schema", None)
     return schema is not None and not schema.is_mutable and any(a.alias_info is not None for a in schema.arguments)

@@ -12,7 +12,7 @@ every call survives in the nodes' metadata, which is where the names of the site
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,17 +25,15 @@ from layercollapse._util.tensors import check_values, undense
 from layercollapse.errors import LayerCollapseError
 from layercollapse.graph import calls, written
 from layercollapse.graph.aten import (
-    DIMS,
-    RESIZING,
-    SHAPE_ONLY,
     computed,
+    does,
     example_shape,
     example_size,
-    layer_of,
     module_path,
     packet,
     rectifier_call,
     rectifier_of,
+    row,
     weight_of,
 )
 from layercollapse.graph.channel_dims import MOVING, Move, name_of
@@ -51,6 +49,7 @@ from layercollapse.graph.export import (
 )
 from layercollapse.graph.feeding import feeding, reaching
 from layercollapse.graph.memory import Memory, output_memory
+from layercollapse.graph.operations import RESIZES
 from layercollapse.graph.watch import RectifierCall, numbered, unwrapped
 
 aten = torch.ops.aten
@@ -154,23 +153,6 @@ class Capture:
             f"site: {name!r} is not a rectifier site of the model; it has "
             f"{', '.join(site.name for site in self.sites) or 'none'}"
         )
-
-    def depends(self, dead: Collection[str]) -> bool:
-        """Whether the output still depends on the input when every weight named in `dead` is zero."""
-        dead = set(dead)
-        alive = set(self.inputs)
-        for node in self.graph.nodes:
-            if node.op == "call_function" and packet(node) not in SHAPE_ONLY:
-                layer = layer_of(node, self.tensors)
-                if layer is None:
-                    carriers: Iterable[fx.Node] = node.all_input_nodes
-                else:
-                    carriers = () if layer[1] in dead else layer[:1]
-                if any(carrier.name in alive for carrier in carriers):
-                    alive.add(node.name)
-            elif node.op == "output":
-                return any(value.name in alive for value in node.all_input_nodes)
-        raise AssertionError("a graph ends with its output")
 
 
 def capture(model: nn.Module, example_inputs: Any) -> Capture:
@@ -317,13 +299,11 @@ def channel_dims(graph: fx.Graph) -> dict[fx.Node, int]:
     """Channel dimension of every tensor, by the operation that last decided it."""
     dims: dict[fx.Node, int] = {}
     for node in graph.nodes:
-        called = packet(node)
-        if called in DIMS:
-            dims[node] = DIMS[called]
-        elif node.op == "call_function":
-            dim = _carried(node, dims) if name_of(called) in MOVING else _kept(node, dims)
-            if dim is not None:
-                dims[node] = dim
+        dim = row(node).dim
+        if dim is None and node.op == "call_function":
+            dim = _carried(node, dims) if name_of(packet(node)) in MOVING else _kept(node, dims)
+        if dim is not None:
+            dims[node] = dim
     return dims
 
 
@@ -342,7 +322,7 @@ def _kept(node: fx.Node, dims: Mapping[fx.Node, int]) -> int | None:
     # getitem takes the first of a native norm's results, which has the norm's shape.
     for source in node.all_input_nodes:
         before, after = example_shape(source.meta.get("val")), example_shape(node.meta.get("val"))
-        same = packet(node) in RESIZING or before is None or before == after
+        same = does(node) in RESIZES or before is None or before == after
         if source in dims and same:
             return dims[source]
     return None

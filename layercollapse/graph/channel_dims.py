@@ -11,10 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from layercollapse.graph.operations import BY_NAME, MOVES, Does
+from layercollapse.graph.operations import BY_NAME, MOVES, REDUCES, Does
 
-# What the shape of the result says alone.
-_BY_SHAPE = {"view", "reshape", "_unsafe_view", "view_as", "reshape_as", "flatten", "unflatten"}
 MOVING = {name for name, row in BY_NAME.items() if row.does in MOVES}
 
 
@@ -37,12 +35,11 @@ class Move(NamedTuple):
 
     def place(self, dim: int) -> int | None:
         """The dimension of the result, 0 or more, in which one of the tensor's lies; None if in no single one."""
-        name, place = name_of(self.call), dim % len(self.before)
-        does = BY_NAME[name].does
-        if does is Does.REPEAT:
+        does, place = BY_NAME[name_of(self.call)].does, dim % len(self.before)
+        if does in (Does.EXPAND, Does.REPEAT):
             place += len(self.after) - len(self.before)
             return place if place >= 0 and self.after[place] == self.before[dim] else None
-        if does is Does.REDUCE:  # the dimensions that go are its first argument behind the tensor
+        if does in REDUCES:  # the dimensions that go are its first argument behind the tensor
             gone = self.args[0] if self.args else self.kwargs.get("dim", self.kwargs.get("axis"))
             gone = [gone] if type(gone) is int else gone
             if not isinstance(gone, list | tuple) or not gone:
@@ -56,9 +53,8 @@ class Move(NamedTuple):
         strides[place] = 1
         probe = torch.empty_strided(tuple(self.before), strides, device="meta")
         try:
-            result = (
-                probe.reshape(tuple(self.after)) if name in _BY_SHAPE else self.call(probe, *self.args, **self.kwargs)
-            )
+            by_shape = does in (Does.RESHAPE, Does.FLATTEN)
+            result = probe.reshape(tuple(self.after)) if by_shape else self.call(probe, *self.args, **self.kwargs)
         except Exception:
             return None
         part = result[0] if isinstance(result, list | tuple) and result else result

@@ -19,8 +19,9 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from layercollapse.errors import LayerCollapseError
-from layercollapse.graph.aten import ANY_SIZE, functional, mutates, packet, shares_memory
+from layercollapse.graph.aten import ANY_SIZE, does, functional, mutates, packet, shares_memory
 from layercollapse.graph.constants import ReadBuffers
+from layercollapse.graph.operations import Does
 from layercollapse.graph.watch import unwrapped
 
 aten = torch.ops.aten
@@ -274,6 +275,6 @@ def drop_idle(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         if packet(node) is aten._assert_tensor_metadata and not node.users:
             graph.erase_node(node)
-        elif packet(node) in (aten.dropout, aten.feature_dropout) and len(node.args) > 2 and not node.args[2]:
+        elif does(node) is Does.DROPOUT and len(node.args) > 2 and not node.args[2]:
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from layercollapse.graph.aten import has_weight, layer_of, module_path, packet, rectifier_of
-from layercollapse.graph.operations import OPERATIONS, Does
+from layercollapse.graph.aten import does, has_weight, layer_of, module_path, packet, rectifier_of
+from layercollapse.graph.operations import Does
 
 aten = torch.ops.aten
 
@@ -94,20 +94,20 @@ def _stop(node: fx.Node, made: Collection[fx.Node]) -> str | None:
         return "another rectifier"
     if has_weight(node, made):
         return f"a layer that computes its weight in the forward pass ({module_path(node) or node.name})"
-    row, name = OPERATIONS.get(packet(node)), getattr(packet(node), "__name__", str(node.target))
-    if row is None and node.target is not operator.getitem:
+    name = getattr(packet(node), "__name__", str(node.target))
+    if does(node) is Does.OTHER and node.target is not operator.getitem:
         return f"{name}, which is not followed"
-    return f"a table of rows ({name})" if row is not None and row.does is Does.TABLE else None
+    return f"a table of rows ({name})" if does(node) is Does.TABLE else None
 
 
 def _deciding(node: fx.Node, tensors: Mapping[str, str], made: Collection[fx.Node]) -> list[fx.Node]:
     """The inputs of a node without a weight of its own that feed what it feeds; see the module."""
-    row, inputs = OPERATIONS.get(packet(node)), _data(node, tensors)
+    inputs = _data(node, tensors)
     if packet(node) is aten.scaled_dot_product_attention:
         return [x for x in inputs if x is node.args[2]]
-    if row is not None and row.does is Does.SIZE:
+    if does(node) is Does.SIZE:
         return []
-    if row is not None and row.does in _PRODUCTS and len(inputs) > 1:
+    if does(node) in _PRODUCTS and len(inputs) > 1:
         return [x for x in inputs if not _is_gate(x, tensors, made)] or inputs
     return inputs
 
@@ -115,8 +115,8 @@ def _deciding(node: fx.Node, tensors: Mapping[str, str], made: Collection[fx.Nod
 def _is_gate(node: fx.Node, tensors: Mapping[str, str], made: Collection[fx.Node]) -> bool:
     """Whether a tensor is a gate: also moved, repeated, or in arithmetic with numbers and tensors of the model."""
     while True:
-        row, inputs = OPERATIONS.get(packet(node)), _data(node, tensors)
-        if row is not None and row.does in (Does.GATE, Does.SHARE):
+        inputs = _data(node, tensors)
+        if does(node) in (Does.GATE, Does.SHARE):
             return True
         if len(inputs) != 1 or layer_of(node, tensors) is not None or _stop(node, made) is not None:
             return False

@@ -14,6 +14,7 @@ import copy
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from numbers import Real
 from typing import Any
 
@@ -23,8 +24,9 @@ from torch.utils.hooks import RemovableHandle
 
 from layercollapse._util.devices import on_cpu
 from layercollapse._util.modes import evaluating
-from layercollapse.compiler.analysis.constants import depends
+from layercollapse.compiler.analysis.reachability import depends
 from layercollapse.compiler.frontend.lower import lower
+from layercollapse.compiler.ir.graph import Net
 from layercollapse.entropy.probe import EntropyReport
 from layercollapse.errors import LayerCollapseError
 from layercollapse.graph.capture import capture
@@ -374,11 +376,20 @@ class Pruner:
 
     def _carries(self) -> bool:
         """Whether the weights, as they are in evaluation mode, leave a path from the input to the output."""
+        return depends(self._lowered())
+
+    def _lowered(self) -> Net:
         with evaluating(self.model), on_cpu():
-            return depends(lower(self.capture, self.model))
+            return lower(self.capture, self.model)
+
+    @cached_property
+    def _net(self) -> Net:
+        """How layers follow each other; the values of their weights are those of any time."""
+        return self._lowered()
 
     def _depends(self, dead: set[str]) -> bool:
-        return self.capture.depends({alias for name in dead for alias in self._aliases[name]})
+        """Whether layers lead from the input to the output without those whose weights are in `dead`."""
+        return depends(self._net, {alias for name in dead for alias in self._aliases[name]})
 
 
 def _taken(removed: Mapping[str, int]) -> str:

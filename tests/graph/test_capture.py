@@ -147,16 +147,6 @@ def test_in_place_on_a_shared_tensor(model: nn.Module) -> None:
     assert result.max_abs_error < 1e-6
 
 
-def test_depends() -> None:
-    model = build("resnet18", num_classes=10, in_channels=1, image_size=28, width=8)
-    capture = lc.capture(model, torch.zeros(1, 1, 28, 28))
-    assert capture.depends([])
-    assert capture.depends(["layer1.0.conv1.weight", "layer1.0.conv2.weight"])  # around a block by its identity
-    assert capture.depends(["layer2.0.conv1.weight"])  # by its projection
-    assert not capture.depends(["layer2.0.conv1.weight", "layer2.0.downsample.0.weight"])
-    assert not capture.depends(["conv1.weight"])
-
-
 def test_the_model_keeps_its_modes_and_values() -> None:
     model = build("resnet18", num_classes=10, in_channels=1, image_size=28, width=8).train()
     model.layer1.eval()

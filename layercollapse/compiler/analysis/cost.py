@@ -14,9 +14,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from layercollapse._util.modes import evaluating
 from layercollapse.compiler.ir.graph import Net
 from layercollapse.compiler.ir.records import Affine, ConstantMap, ConvGeometry
-from layercollapse.graph.aten import SHAPE_ONLY, computed, has_weight, packet
+from layercollapse.graph.aten import computed, does, has_weight
 from layercollapse.graph.capture import Capture
 from layercollapse.graph.export import call_arguments, copied
+from layercollapse.graph.operations import Does
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def captured_depth(capture: Capture) -> int:
         capture.graph,
         weighs=lambda node: has_weight(node, made),
         starts=lambda node: node.name in capture.inputs,
-        carries=lambda node: packet(node) not in SHAPE_ONLY,
+        carries=lambda node: does(node) is not Does.SIZE,
     )
 
 
@@ -89,7 +90,7 @@ def net_depth(net: Net) -> int:
         net.graph,
         weighs=lambda node: net.affine(node) is not None or has_weight(node, made),
         starts=lambda node: node.op == "placeholder",
-        carries=lambda node: not isinstance(net.op(node), ConstantMap) and packet(node) not in SHAPE_ONLY,
+        carries=lambda node: not isinstance(net.op(node), ConstantMap) and does(node) is not Does.SIZE,
     )
 
 

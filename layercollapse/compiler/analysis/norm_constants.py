@@ -6,30 +6,25 @@ nothing is known here of values whose mean is more than `mixing.STEADY` of their
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from layercollapse.compiler.analysis.bounds.mixing import STEADY
+from layercollapse.compiler.analysis.dataflow import Channels, Facts
 from layercollapse.compiler.ir.arguments import argument, float64
 from layercollapse.compiler.ir.graph import Net, dtype, shape
-from layercollapse.graph.aten import packet
+from layercollapse.graph.aten import does, packet
+from layercollapse.graph.operations import Does
 
 aten = torch.ops.aten
 
 
-def normed(net: Net, node: fx.Node, known: Callable[[fx.Node, int], Tensor | None]) -> tuple[int, Tensor] | None:
-    """Channel dimension and constants (C,) of what a norm makes, NaN where it varies; None if nothing is known.
-
-    Args:
-        net: that the node is in.
-        node: any node.
-        known: the constants of a node along a dimension, float64 (C,), NaN where a channel varies, or None.
-    """
-    called, arguments = packet(node), node.args
-    if called not in _NORMS or node.kwargs or node.meta.get("shape") is None or not isinstance(arguments[0], fx.Node):
+def normed(node: fx.Node, facts: Facts[Channels]) -> Channels | None:
+    """The constants, float64 (C,), of what a norm makes, NaN where it varies; None of other nodes."""
+    called, first = packet(node), node.args[0] if node.args else None
+    if does(node) is not Does.NORM or node.kwargs or node.meta.get("shape") is None or not isinstance(first, fx.Node):
         return None
     dim, centred, groups = 1, True, 1
     places: tuple[int, int | None] = (2, 3)
@@ -49,8 +44,10 @@ def normed(net: Net, node: fx.Node, known: Callable[[fx.Node, int], Tensor | Non
         eps = torch.finfo(dtype(node)).eps
     if eps is None or isinstance(eps, fx.Node):
         return None
-    values = known(arguments[0], dim if len(shape(node)) > 2 else -1)
-    scale, shift = (_stored(net, None if place is None else argument(node, place)) for place in places)
+    dim = dim if len(shape(node)) > 2 else -1
+    read = facts.get(first)
+    values = None if read is None else read.along(dim)
+    scale, shift = (_stored(facts.net, None if place is None else argument(node, place)) for place in places)
     if values is None or scale is False or shift is False or len(values) != shape(node)[dim] or len(values) % groups:
         return None
     rows = values.unflatten(0, (groups, -1))
@@ -59,10 +56,7 @@ def normed(net: Net, node: fx.Node, known: Callable[[fx.Node, int], Tensor | Non
     made = ((rows - mean) / deviation).masked_fill(mean.abs() > STEADY * deviation, torch.nan).flatten()
     made = made if scale is None else made * scale
     made = made if shift is None else made + shift
-    return dim if len(shape(node)) > 2 else -1, made
-
-
-_NORMS = {aten.layer_norm, aten.rms_norm, aten.group_norm, aten.instance_norm}
+    return Channels(dim, made)
 
 
 def _stored(net: Net, x: Any) -> Any:

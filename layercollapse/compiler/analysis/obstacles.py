@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch
 from torch import fx
 
 from layercollapse.compiler.ir.graph import Net, source
 from layercollapse.compiler.ir.records import Activation, Affine, ChannelAffine, ConstantMap
-from layercollapse.graph.aten import SHAPE_ONLY, packet
+from layercollapse.graph.aten import does, packet
+from layercollapse.graph.operations import Does
 
-_SUMS = {torch.ops.aten.add, torch.ops.aten.sub}
 _SHOWN = 3
 
 
@@ -41,7 +40,7 @@ def obstacles(net: Net) -> dict[tuple[str, str], str]:
         paths: list[tuple[fx.Node, tuple[str, ...], int]] = [(user, (), 0) for user in node.users]
         while paths:
             user, between, sums = paths.pop(0)
-            if user in seen or user.op == "output" or packet(user) in SHAPE_ONLY:
+            if user in seen or user.op == "output" or does(user) is Does.SIZE:
                 continue
             seen.add(user)
             op = net.op(user)
@@ -56,7 +55,7 @@ def obstacles(net: Net) -> dict[tuple[str, str], str]:
                 elif others := sorted({_reader(net, other) for other in node.users if other is not user}):
                     found[pair] = f"the first is also read by {', '.join(others)}"
             elif not isinstance(op, Activation | ConstantMap):
-                sums += packet(user) in _SUMS and len(user.all_input_nodes) > 1
+                sums += (does(user) is Does.SUM) and len(user.all_input_nodes) > 1
                 if sums < 2:
                     paths += [(reader, (*between, _name(net, user)), sums) for reader in user.users]
     return found

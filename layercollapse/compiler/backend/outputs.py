@@ -14,7 +14,7 @@ from torch import fx
 
 from layercollapse.compiler.backend.modules import ChannelAffine, ConstantMap, FixedSizes
 from layercollapse.errors import LayerCollapseError
-from layercollapse.graph.aten import MAY_SHARE, OVERLAPPING, packet, shares_memory
+from layercollapse.graph.aten import row, shares_memory
 from layercollapse.graph.memory import Memory
 
 aten = torch.ops.aten
@@ -79,7 +79,7 @@ def _places(graph: fx.Graph, modules: Mapping[str, Any]) -> dict[fx.Node, _Place
     places: dict[fx.Node, _Place] = {}
     for node in graph.nodes:
         sources = _read(node, modules)
-        overlaps = packet(node) in OVERLAPPING or isinstance(_called(node, modules), ConstantMap)
+        overlaps = row(node).overlaps or isinstance(_called(node, modules), ConstantMap)
         if not sources:
             places[node] = _Place(frozenset({(node, None)}), overlaps)
             continue
@@ -98,7 +98,7 @@ def _read(node: fx.Node, modules: Mapping[str, Any]) -> list[fx.Node]:
         return node.all_input_nodes if empty or isinstance(module, FixedSizes) else []
     if node.op != "call_function":
         return []
-    if packet(node) in MAY_SHARE:
+    if row(node).shares:
         return node.all_input_nodes
     # The sizes and the like that follow a tensor may be nodes, too.
     return node.all_input_nodes[:1] if shares_memory(node) else []

@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from layercollapse._util.modes import evaluating, same_values
 from layercollapse.compiler.backend.modules import FixedSizes, FixedValue
 from layercollapse.graph.agreement import tensors_of, written_out
-from layercollapse.graph.aten import packet, spread
+from layercollapse.graph.aten import packet, row, spread
 from layercollapse.graph.export import call_arguments, copied
 
 aten = torch.ops.aten
@@ -32,8 +32,6 @@ _RUNS = 2
 _MORE = 64
 # A range of values that is no data's, but of a mask that is added to scores.
 _MASKED = 1e4
-# Operations that fail on a GPU for good where an index is too large, as at positions that a table does not have.
-_INDEXED = {*(aten.embedding, aten.embedding_bag, aten.index, aten.index_select, aten.gather, aten.take)}
 _POOLS: dict[Any, tuple[Any, int]] = {
     **{getattr(aten, f"max_pool{dims}d"): (aten.amax.default, dims) for dims in (1, 2, 3)},
     **{getattr(aten, f"avg_pool{dims}d"): (aten.mean.dim, dims) for dims in (1, 2, 3)},
@@ -239,7 +237,7 @@ def _resized(leaf: Tensor, dims: Sequence[int], other: Callable[[int], int]) -> 
 
 
 def _indexes(model: fx.GraphModule) -> bool:
-    return any(packet(node) in _INDEXED for node in model.graph.nodes)
+    return any(row(node).indexes for node in model.graph.nodes)
 
 
 def _outputs(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> list[Tensor] | None:

@@ -9,15 +9,13 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from layercollapse.errors import LayerCollapseError
-from layercollapse.graph.aten import packet
+from layercollapse.graph.aten import does
 from layercollapse.graph.capture import Capture
 from layercollapse.graph.export import call_arguments, describe
-
-aten = torch.ops.aten
+from layercollapse.graph.operations import Does
 
 MODES = ("exact", "repad")
 COSTS = ("latency", "macs")
-_NORMS = {aten.batch_norm, aten._native_batch_norm_legit_no_training}
 
 
 def check_options(mode: str, tolerance: float, cost: str, partial: bool) -> None:
@@ -60,7 +58,7 @@ def check_statistics(captured: Capture, model: nn.Module) -> None:
     """
     buffers = dict(model.named_buffers(remove_duplicate=False))
     for node in captured.graph.nodes:
-        for statistic in node.args[3:5] if packet(node) in _NORMS else ():
+        for statistic in node.args[3:5] if does(node) is Does.BATCH_NORM else ():
             name = captured.tensors.get(getattr(statistic, "name", ""), "")
             if name in buffers and not bool(buffers[name].isfinite().all()):
                 raise LayerCollapseError(f"model: expected finite running statistics, got NaN or infinity in {name!r}")

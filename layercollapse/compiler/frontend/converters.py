@@ -14,10 +14,11 @@ from torch import fx
 
 from layercollapse.compiler.frontend.elementwise import elementwise
 from layercollapse.compiler.frontend.model import Model
-from layercollapse.compiler.ir.arguments import argument, float64, rank
+from layercollapse.compiler.ir.arguments import argument, border_value, float64, rank
 from layercollapse.compiler.ir.records import Activation, Affine, ChannelAffine, ConvGeometry, Op, transposed
 from layercollapse.compiler.ir.weights import Lazy
-from layercollapse.graph.aten import module_path, packet, spread
+from layercollapse.graph.aten import does, module_path, packet, spread
+from layercollapse.graph.operations import Does
 from layercollapse.graph.rectifiers import tanh_gelu
 
 aten = torch.ops.aten
@@ -79,15 +80,10 @@ def _transposed(node: fx.Node, model: Model) -> Reading | None:
 
 def _padding(node: Any, dims: int) -> tuple[int, ...] | None:
     """How much a node pads every spatial dimension with zeros, if it does so alike on both sides; else None."""
-    if packet(node) not in (aten.pad, aten.constant_pad_nd):
+    if does(node) is not Does.PAD or border_value(node) != 0:
         return None
     amounts = list(node.args[1])
-    mode, value = "constant", argument(node, 2, 0)
-    if packet(node) is aten.pad:
-        mode, value = argument(node, 2, "constant"), argument(node, 3)
-    if mode != "constant" or value not in (None, 0) or len(amounts) > 2 * dims:
-        return None
-    if any(not isinstance(a, int) or a < 0 for a in amounts):
+    if len(amounts) > 2 * dims or any(not isinstance(a, int) or a < 0 for a in amounts):
         return None
     low, high = amounts[::2], amounts[1::2]
     if low != high:

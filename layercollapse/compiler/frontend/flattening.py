@@ -7,14 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from layercollapse.compiler.ir.channel_map import VIEWS
-from layercollapse.graph.aten import DIMS, packet, rectifier_of
-from layercollapse.graph.operations import Does, that
+from layercollapse.graph.aten import does, packet, rectifier_of, row
+from layercollapse.graph.operations import Does
 
 aten = torch.ops.aten
-
-_RESHAPES = VIEWS | {aten.flatten}
-_ALONG = that(Does.SAME)
 
 
 def flattened(node: fx.Node) -> fx.Node | None:
@@ -42,7 +38,7 @@ def flattened(node: fx.Node) -> fx.Node | None:
 def _reshaped(node: fx.Node) -> tuple[fx.Node, bool] | None:
     """What a call reshapes without moving values between samples, and whether it names a size by a number; or None."""
     arguments: Any = node.args
-    if packet(node) not in _RESHAPES or node.kwargs or not isinstance(arguments[0], fx.Node):
+    if does(node) not in (Does.RESHAPE, Does.FLATTEN) or node.kwargs or not isinstance(arguments[0], fx.Node):
         return None
     source: fx.Node = arguments[0]
     if min(_rank(source), _rank(node)) < 2 or str(_shape(source)[0]) != str(_shape(node)[0]):
@@ -62,8 +58,9 @@ def _read_by_layers(node: fx.Node) -> bool:
     waiting, seen = [node], {node}
     while waiting:
         users = waiting.pop().users
-        through = [user for user in users if packet(user) not in DIMS]
-        if not users or any(packet(user) not in _ALONG and rectifier_of(user) is None for user in through):
+        through = [user for user in users if row(user).dim is None]
+        alone = (does(user) in (Does.SAME, Does.DROPOUT) or rectifier_of(user) is not None for user in through)
+        if not users or not all(alone):
             return False
         waiting += [user for user in through if user not in seen]
         seen.update(through)

@@ -20,13 +20,11 @@ from layercollapse.compiler.ir.arguments import argument, fixed, rank
 from layercollapse.compiler.ir.graph import Net
 from layercollapse.compiler.ir.names import identifier
 from layercollapse.compiler.ir.records import Activation, Affine, ChannelAffine, Op, Origin
-from layercollapse.graph.aten import WRITTEN, example_shape, module_path, packet
+from layercollapse.graph.aten import WRITTEN, does, example_shape, module_path, packet
 from layercollapse.graph.capture import Capture, channel_dims
+from layercollapse.graph.operations import Does
 
 aten = torch.ops.aten
-
-# In evaluation mode these return what they get.
-_NOTHING = {aten.dropout, aten.feature_dropout, aten.detach, aten.alias}
 
 # How torch writes the end of a slice that has none.
 _END = 2**63 - 1
@@ -174,12 +172,11 @@ def _origin(parameter: nn.Parameter | None, buffer: bool) -> Origin:
 
 def _nothing(node: fx.Node) -> bool:
     """Whether a call returns its first argument, values and memory layout alike."""
-    called = packet(node)
-    if called in (aten.dropout, aten.feature_dropout):
+    if does(node) is Does.DROPOUT:
         return not argument(node, 2, False)
-    if called in (aten.pad, aten.constant_pad_nd):
+    if does(node) is Does.PAD:
         return not any(node.args[1])  # type: ignore[arg-type]
-    return called in _NOTHING or (called is aten.clone and not node.kwargs)
+    return does(node) is Does.SAME and packet(node) is not aten.contiguous and not node.kwargs
 
 
 def _written(node: fx.Node) -> fx.Node | None:

@@ -7,6 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from layercollapse.graph.aten import packet
+
+aten = torch.ops.aten
+
 
 def argument(node: fx.Node, position: int, default: Any = None) -> Any:
     """A positional argument of a call, or the default."""
@@ -28,3 +32,13 @@ def fixed(size: int | torch.SymInt) -> int | None:
 def float64(value: Tensor) -> Tensor:
     """The algebra runs on the CPU: it is small, and not every accelerator has float64."""
     return value.detach().cpu().double()
+
+
+def border_value(node: fx.Node) -> Any:
+    """The number that a padding puts around a tensor, or a node if that is computed; None where it repeats entries."""
+    if packet(node) is aten.constant_pad_nd:
+        return argument(node, 2, 0)
+    if packet(node) is not aten.pad or argument(node, 2, "constant") != "constant":
+        return None
+    value = argument(node, 3)
+    return 0 if value is None else value

@@ -12,22 +12,14 @@ import torch
 from torch import fx
 
 from layercollapse.compiler.ir.graph import Net, alike, shape
-from layercollapse.graph.aten import packet
+from layercollapse.graph.aten import does, packet
 from layercollapse.graph.channel_dims import Move
-from layercollapse.graph.operations import Does, that
+from layercollapse.graph.operations import RESHAPES, Does
 
 aten = torch.ops.aten
 
-MAXIMA = that(Does.MAXIMUM)
-AVERAGES = that(Does.AVERAGE) | {aten.mean}
-INTERPOLATIONS = that(Does.INTERPOLATE, Does.RESAMPLE)
-VIEWS = {aten.view, aten.reshape, aten._unsafe_view}
-SAME = {aten.contiguous, aten.clone}
-CASTS = that(Does.CAST)
-_PERMUTES = that(Does.PERMUTE)
-_MOVES = that(Does.RESHAPE, Does.PERMUTE, Does.SLICE, Does.REPEAT) | {aten.mean}
-# Those without a jump: of a constant they are the same in every precision, but for rounding.
-_FUNCTIONS = that(Does.FUNCTION, Does.GATE) - {aten.neg}
+_MOVES = (*RESHAPES, Does.PERMUTE, Does.SLICE, Does.EXPAND, Does.REPEAT, Does.MEAN)
+_BY_POSITION = (Does.MAXIMUM, Does.INTERPOLATE, Does.RESAMPLE)
 
 
 def carry(node: fx.Node, dim: int) -> tuple[int, int] | None:
@@ -47,14 +39,14 @@ def carry(node: fx.Node, dim: int) -> tuple[int, int] | None:
         return None
     if any(other.meta.get("shape") is not None for other in node.all_input_nodes if other is not source):
         return None  # it moves by what another tensor says
-    before, after, called = shape(source), shape(node), packet(node)
-    if called in SAME:
+    before, after = shape(source), shape(node)
+    if does(node) is Does.SAME:
         return dim, 1
-    if called in VIEWS and not isinstance(arguments[1], list | tuple):
+    if does(node) is Does.RESHAPE and not isinstance(arguments[1], list | tuple):
         return None  # a view of the same bits as another dtype
-    if called in _MOVES:
+    if does(node) in _MOVES:
         return _moved(node, dim, before, after) if len(before) > 1 else None
-    alone = called in MAXIMA | INTERPOLATIONS or (called in AVERAGES and _weighs_alike(arguments))
+    alone = does(node) in _BY_POSITION or (does(node) is Does.AVERAGE and _weighs_alike(arguments))
     if len(before) > 2 and dim == 1 and alone:
         return 1, 1
     return None
@@ -65,7 +57,7 @@ def parts(node: Any) -> tuple[int, list[fx.Node]] | None:
 
     It is the parts' records that say whether the dimension is that of their channels.
     """
-    if packet(node) is not aten.cat or node.meta.get("shape") is None or not isinstance(node.args[0], list | tuple):
+    if does(node) is not Does.JOIN or node.meta.get("shape") is None or not isinstance(node.args[0], list | tuple):
         return None
     joined, rank = list(node.args[0]), len(shape(node))
     if rank < 2 or any(not isinstance(x, fx.Node) or len(x.meta.get("shape") or ()) != rank for x in joined):
@@ -78,11 +70,11 @@ def parts(node: Any) -> tuple[int, list[fx.Node]] | None:
 
 def _moved(node: fx.Node, dim: int, before: tuple[int, ...], after: tuple[int, ...]) -> tuple[int, int] | None:
     move = Move(node.target, node.args[1:], {}, before, after)  # type: ignore[arg-type]
-    called, place = packet(node), move.place(dim)
-    if node.kwargs or (called in _PERMUTES | {aten.mean} and move.place(0) != 0):
+    place = move.place(dim)
+    if node.kwargs or (does(node) in (Does.PERMUTE, Does.MEAN) and move.place(0) != 0):
         return None
     if place is None:
-        whole = called is aten.flatten and dim == 1 and len(after) == 2 and after[0] == before[0]
+        whole = packet(node) is aten.flatten and dim == 1 and len(after) == 2 and after[0] == before[0]
         return (-1, max(1, after[1] // max(1, before[1]))) if whole else None
     if place not in (1, len(after) - 1) or after[place] != before[dim]:
         return None
@@ -100,9 +92,10 @@ def _weighs_alike(arguments: Any) -> bool:
 
 def function_of(node: fx.Node) -> fx.Node | None:
     """The tensor of which a node gives a continuous function of each entry, of numbers alone otherwise; or None."""
-    if packet(node) not in _FUNCTIONS or len(node.all_input_nodes) != 1 or node.all_input_nodes[0] is not node.args[0]:
+    reads = node.all_input_nodes
+    if does(node) not in (Does.FUNCTION, Does.GATE) or len(reads) != 1 or reads[0] is not node.args[0]:
         return None
-    read = node.all_input_nodes[0]
+    read = reads[0]
     same = read.meta.get("shape") == node.meta.get("shape") is not None
     return read if same and len(shape(node)) > 1 else None
 

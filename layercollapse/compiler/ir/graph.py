@@ -12,12 +12,10 @@ from torch import Tensor, fx
 from layercollapse.compiler.ir.names import identifier
 from layercollapse.compiler.ir.records import Affine, AnyOp, Op
 from layercollapse.compiler.ir.weights import computed
-from layercollapse.graph.aten import by_dims, packet
+from layercollapse.graph.aten import packet, row
 from layercollapse.graph.memory import Memory
 
 aten = torch.ops.aten
-
-_ONE_PIXEL = by_dims("adaptive_avg_pool", "adaptive_max_pool") | {aten.mean, aten.amax}
 
 
 class Net:
@@ -168,7 +166,7 @@ def _pooled(node: fx.Node) -> bool:
     waiting, seen = [node], set[fx.Node]()
     while waiting:
         some = waiting.pop()
-        if some in seen or packet(some) in _ONE_PIXEL:
+        if some in seen or row(some).one_size:
             continue
         seen.add(some)
         reads = [x for x in some.all_input_nodes if x.op != "get_attr"]

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from layercollapse.compiler.analysis.constants import constants
-from layercollapse.compiler.ir.channel_map import INTERPOLATIONS, MAXIMA, affine_readers, carry
+from layercollapse.compiler.ir.channel_map import affine_readers, carry
 from layercollapse.compiler.ir.graph import Net, operands, sole_user, source, tied
 from layercollapse.compiler.ir.records import Activation, Affine, ChannelAffine, ConstantMap, Origin, input_channels
 from layercollapse.compiler.ir.scaling import add_border_weight, after, before
 from layercollapse.compiler.ir.weights import raw_weight, scaled
 from layercollapse.compiler.passes.context import PassContext
-from layercollapse.graph.aten import packet
+from layercollapse.graph.aten import does
+from layercollapse.graph.operations import Does
 
 aten = torch.ops.aten
 
@@ -84,10 +85,10 @@ def sink_scales(net: Net, context: PassContext) -> bool:
     for node, op in net.records(ChannelAffine):
         user = sole_user(node)
         place = carry(user, op.channel_dim) if user is not None else None
-        if user is None or place is None or (packet(user) in MAXIMA and bool((op.scale < 0).any())):
+        if user is None or place is None or (does(user) is Does.MAXIMUM and bool((op.scale < 0).any())):
             continue
         dim, repeat = place
-        if packet(user) in INTERPOLATIONS and not affine_readers(net, user, dim):
+        if does(user) in (Does.INTERPOLATE, Does.RESAMPLE) and not affine_readers(net, user, dim):
             continue  # more entries to scale
         if repeat > 1 and op.uniform is None and not affine_readers(net, user, dim):
             continue  # a value for every position: more parameters, for maps of one size

@@ -17,15 +17,14 @@ from torch import fx
 
 from layercollapse.compiler.analysis.cost import macs
 from layercollapse.compiler.ir.algebra import compose, mergeable
-from layercollapse.compiler.ir.channel_map import AVERAGES, carry
+from layercollapse.compiler.ir.channel_map import carry
 from layercollapse.compiler.ir.graph import Net, shape, sole_user, source
 from layercollapse.compiler.ir.records import Affine, ConvGeometry
 from layercollapse.compiler.passes.context import Group, PassContext
-from layercollapse.graph.aten import packet, spread
+from layercollapse.graph.aten import does, packet, row, spread
+from layercollapse.graph.operations import Does
 
 aten = torch.ops.aten
-
-_POOLS = (aten.avg_pool1d, aten.avg_pool2d, aten.avg_pool3d)
 
 
 def sink_layers(net: Net, context: PassContext) -> bool:
@@ -33,7 +32,7 @@ def sink_layers(net: Net, context: PassContext) -> bool:
     changed = False
     for node, op in net.records(Affine):
         user = sole_user(node)
-        if user is None or packet(user) not in AVERAGES or not _reads_one_position(op):
+        if user is None or does(user) not in (Does.AVERAGE, Does.MEAN) or not _reads_one_position(op):
             continue
         if not context.permits(Group.POOLING, node, user):
             continue
@@ -92,7 +91,7 @@ def merge_with_pooling(net: Net, context: PassContext) -> bool:
 
 def _pooling(node: fx.Node, op: Affine) -> Affine | None:
     """An average pooling of what a convolution gives, as a depthwise convolution."""
-    if packet(node) not in _POOLS or len(shape(node)) != len(op.geometry.kernel) + 2:
+    if does(node) is not Does.AVERAGE or row(node).one_size or len(shape(node)) != len(op.geometry.kernel) + 2:
         return None
     dims = len(op.geometry.kernel)
     defaults: list[Any] = [None, None, None, 0, False, True, None]

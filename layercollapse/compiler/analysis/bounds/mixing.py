@@ -29,16 +29,16 @@ from torch import Tensor, fx
 
 from layercollapse.compiler.analysis.bounds.interval import ROW_ENTRIES, Interval, rounded, roundoff
 from layercollapse.compiler.ir.arguments import argument, float64
-from layercollapse.compiler.ir.channel_map import CASTS, SAME, VIEWS
 from layercollapse.compiler.ir.graph import Net, dtype, shape
 from layercollapse.compiler.ir.records import Affine
-from layercollapse.graph.aten import packet
+from layercollapse.graph.aten import does, packet
 from layercollapse.graph.channel_dims import Move
-from layercollapse.graph.operations import Does, that
+from layercollapse.graph.operations import RESHAPES, Does
 
 aten = torch.ops.aten
 
-_ROWS_STAY = that(Does.RESHAPE, Does.PERMUTE, Does.SLICE, Does.REPEAT)
+_ROWS_STAY = (*RESHAPES, Does.PERMUTE, Does.SLICE, Does.EXPAND, Does.REPEAT)
+_WEIGHTS_STAY = (Does.SAME, Does.CAST, Does.RESHAPE, Does.EXPAND)
 STEADY = 64  # the mean of a row, in standard deviations
 _SMALLEST = 1e-30
 _LARGEST = 2**14  # entries of a row, positions that attend to each other
@@ -101,7 +101,7 @@ def normalized(made: Norm, rank: int) -> Interval:
 
 def rows_of(net: Net, node: fx.Node) -> Norm | None:
     """The norm over the last dimension that a tensor's rows are made by, wherever they were moved to since; or None."""
-    while packet(node) in SAME or (packet(node) in _ROWS_STAY and _rows_stay(node)):
+    while does(node) is Does.SAME or (does(node) in _ROWS_STAY and _rows_stay(node)):
         node = node.args[0]  # type: ignore[assignment]
     made = norm(net, node)
     return made if made is not None and made.scale.ndim == 1 else None
@@ -109,7 +109,7 @@ def rows_of(net: Net, node: fx.Node) -> Norm | None:
 
 def _rows_stay(node: fx.Node) -> bool:
     arguments: Any = node.args
-    if node.kwargs or (packet(node) in VIEWS and not isinstance(arguments[1], list | tuple)):
+    if node.kwargs or (does(node) is Does.RESHAPE and not isinstance(arguments[1], list | tuple)):
         return False
     before, after = shape(arguments[0]), shape(node)
     place = Move(node.target, arguments[1:], {}, before, after).place(-1)  # type: ignore[arg-type]
@@ -149,8 +149,7 @@ def attended(node: fx.Node) -> tuple[fx.Node, bool] | None:
     if packet(node) not in (aten.matmul, aten.bmm):
         return None
     weights, values = arguments[:2]
-    along = SAME | VIEWS | CASTS | {aten.expand}
-    while packet(weights) in along and shape(weights)[-1] == shape(weights.args[0])[-1]:
+    while does(weights) in _WEIGHTS_STAY and shape(weights)[-1] == shape(weights.args[0])[-1]:
         weights = weights.args[0]
     if packet(weights) is not aten.softmax or argument(weights, 1) not in (-1, len(shape(weights)) - 1):
         return None

@@ -4,79 +4,80 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import fx
 
 from layercollapse.compiler.analysis.bounds.interval import Interval, channelwise, unknown
-from layercollapse.compiler.ir.arguments import argument
-from layercollapse.compiler.ir.channel_map import CASTS, MAXIMA, SAME, VIEWS, carry
+from layercollapse.compiler.analysis.dataflow import Facts, Transfer
+from layercollapse.compiler.ir.arguments import argument, border_value
+from layercollapse.compiler.ir.channel_map import carry
 from layercollapse.compiler.ir.graph import dtype, shape
-from layercollapse.graph.aten import packet
-from layercollapse.graph.operations import Does, that
+from layercollapse.graph.aten import does, packet
+from layercollapse.graph.operations import RESHAPES, Does
 
 aten = torch.ops.aten
 
-_RESHAPES, _PERMUTES, _PARTS = that(Does.RESHAPE), that(Does.PERMUTE), that(Does.SLICE)
-_SPLITS = that(Does.SPLIT, Does.UNBIND)
-_REDUCTIONS = {aten.mean, aten.amax, aten.amin}
-_SELECTS = that(Does.SELECT) | {aten.repeat, aten.tile, aten.repeat_interleave}
-# Means of neighbours; a resampling may leave their range.
-_NEIGHBOURS = that(Does.MAXIMUM, Does.AVERAGE, Does.INTERPOLATE) | {aten.mean}
+
+def _of_first(move: Callable[[fx.Node, Interval], Interval | None]) -> Transfer[Interval]:
+    """The transfer function of an operation whose first argument alone has values, given how these move."""
+
+    def transfer(node: fx.Node, known: Facts[Interval]) -> Interval | None:
+        first = argument(node, 0)
+        interval = known.get(first) if isinstance(first, fx.Node) else None
+        return None if interval is None or node.kwargs else move(node, interval)
+
+    return transfer
 
 
-def moved_bounds(node: fx.Node, known: Mapping[fx.Node, Interval]) -> Interval | None:
-    """Of an operation that gives elements of its first argument, or means of them; None if nothing is known.
+def _same(node: fx.Node, known: Facts[Interval]) -> Interval | None:
+    return known.get(argument(node, 0))
 
-    Where channels cannot be followed there is one low and one high for all elements.
-    """
-    arguments: Any = node.args
-    called = packet(node)
-    if called is aten.cat:
-        return _joined(node, known)
-    if called is operator.getitem and packet(arguments[0]) in _SPLITS:
-        split, index = arguments
-        return _part(split, split.args, known.get(split.args[0]), index)
-    interval = known.get(arguments[0]) if arguments and isinstance(arguments[0], fx.Node) else None
-    if interval is None or node.meta.get("shape") is None:
+
+def _cast(node: fx.Node, known: Facts[Interval]) -> Interval | None:
+    interval = known.get(argument(node, 0))
+    return None if interval is None else interval.widened(1, dtype(node))
+
+
+def _permuted(node: fx.Node, interval: Interval) -> Interval:
+    return Interval(*(node.target(end, *node.args[1:]) for end in interval))  # type: ignore[operator]
+
+
+def _expanded(node: fx.Node, interval: Interval) -> Interval:
+    return Interval(*(end.reshape((1,) * (len(shape(node)) - end.ndim) + end.shape) for end in interval))
+
+
+def _rolled(node: fx.Node, interval: Interval) -> Interval:
+    dims: Any = argument(node, 2, [])
+    return interval.without([dims] if isinstance(dims, int) else dims or range(len(shape(node))))
+
+
+def _filled(node: fx.Node, interval: Interval) -> Interval | None:
+    value = argument(node, 2)
+    if not isinstance(value, int | float) or interval.low.ndim != len(shape(node)):
         return None
-    size = shape(node)
-    if called in SAME:
-        return interval
-    if called in CASTS:
-        return interval.widened(1, dtype(node)) if dtype(node).is_floating_point else None
-    if node.kwargs:
+    return interval.including(float(value))
+
+
+def _pooled(node: fx.Node, interval: Interval) -> Interval | None:
+    if carry(node, 1) is None:
         return None
-    if called in _RESHAPES:
-        return _reshaped(node, interval)
-    if called in _PERMUTES:
-        return Interval(*(node.target(end, *arguments[1:]) for end in interval))  # type: ignore[operator]
-    if called in _PARTS:
-        return _part(node, arguments, interval)
-    if called in (aten.expand, aten.expand_as):
-        return Interval(*(end.reshape((1,) * (len(size) - end.ndim) + end.shape) for end in interval))
-    if called is aten.roll:
-        dims = arguments[2] if len(arguments) > 2 else []
-        return interval.without([dims] if isinstance(dims, int) else dims or range(len(size)))
-    if called in (aten.pad, aten.constant_pad_nd):
-        return _padded(node, interval)
-    if called is aten.masked_fill and isinstance(arguments[2], int | float):
-        return interval.including(float(arguments[2])) if interval.low.ndim == len(size) else None
-    if called in _REDUCTIONS:
-        return _reduced(node, interval)
-    if called in _NEIGHBOURS and carry(node, 1) is not None:
-        ends = interval.without(range(2, len(size)))
-        return ends if called in MAXIMA else ends.widened(_positions(node), dtype(node))
-    return interval.whole(len(size)) if called in _SELECTS else None
+    ends = interval.without(range(2, len(shape(node))))
+    return ends if does(node) is Does.MAXIMUM else ends.widened(_positions(node), dtype(node))
+
+
+def _somewhere(node: fx.Node, interval: Interval) -> Interval:
+    """The channels cannot be followed."""
+    return interval.whole(len(shape(node)))
 
 
 def _reshaped(node: fx.Node, interval: Interval) -> Interval | None:
     """The channels as neighbours in what is one dimension now, or dimensions of their own."""
     arguments: Any = node.args
     before, after = shape(arguments[0]), shape(node)
-    if packet(node) in VIEWS and not isinstance(arguments[1], list | tuple):
+    if does(node) is Does.RESHAPE and not isinstance(arguments[1], list | tuple):
         return None  # a view of the same bits as another dtype
     found, place = _viewed(interval, before, after), carry(node, 1)
     if found is None and place is not None and interval.dims == [1]:
@@ -97,30 +98,37 @@ def _viewed(interval: Interval, before: tuple[int, ...], after: tuple[int, ...])
     return Interval(*(view[kept] for view in views))
 
 
-def _part(node: fx.Node, arguments: Any, interval: Interval | None, index: int | None = None) -> Interval | None:
-    """Of positions along a dimension: `split` and its kin take it last, the others first."""
-    if interval is None:
+def _sliced(node: fx.Node, interval: Interval) -> Interval:
+    return _part(node, interval, argument(node, 1, 0))
+
+
+def _item(node: fx.Node, known: Facts[Interval]) -> Interval | None:
+    """One of the parts of a dimension that is taken apart."""
+    split, index = node.args
+    if not isinstance(split, fx.Node) or not isinstance(index, int):
         return None
-    called = packet(node)
-    place = 1 if called in _PARTS or called is aten.unbind else 2
-    dim = (arguments[place] if len(arguments) > place else 0) % interval.low.ndim
+    place = {Does.SPLIT: 2, Does.UNBIND: 1}.get(does(split))
+    interval = None if place is None else known.get(argument(split, 0))
+    return None if interval is None else _part(split, interval, argument(split, place or 0, 0), index)
+
+
+def _part(node: fx.Node, interval: Interval, dim: int, index: int | None = None) -> Interval:
+    """The bounds of positions along a dimension."""
+    dim %= interval.low.ndim
     if interval.low.shape[dim] > 1 and len(node.all_input_nodes) == 1:  # the positions are numbers
-        parts = (node.target(end, *arguments[1:]) for end in interval)  # type: ignore[operator]
+        parts = (node.target(end, *node.args[1:]) for end in interval)  # type: ignore[operator]
         return Interval(*(part if index is None else part[index] for part in parts))
     ends = interval.without([dim])
-    return Interval(*(end.squeeze(dim) for end in ends)) if called in (aten.select, aten.unbind) else ends
+    return Interval(*(end.squeeze(dim) for end in ends)) if packet(node) in (aten.select, aten.unbind) else ends
 
 
 def _padded(node: fx.Node, interval: Interval) -> Interval | None:
     arguments: Any = node.args
-    mode, value = argument(node, 2, "constant"), argument(node, 3)
-    if packet(node) is aten.constant_pad_nd:
-        mode, value = "constant", argument(node, 2)
+    value, rank = border_value(node), len(shape(node))
     if isinstance(value, fx.Node):
         return None
-    rank = len(shape(node))
     ends = interval.without(rank - 1 - place // 2 for place, amount in enumerate(arguments[1]) if amount != 0)
-    return ends.including(float(value or 0)) if mode == "constant" else ends
+    return ends if value is None else ends.including(float(value))
 
 
 def _reduced(node: fx.Node, interval: Interval) -> Interval | None:
@@ -129,7 +137,7 @@ def _reduced(node: fx.Node, interval: Interval) -> Interval | None:
     rank = len(shape(arguments[0]))
     gone = sorted({d % rank for d in ([dims] if isinstance(dims, int) else dims or range(rank))})
     ends = interval.without(gone)
-    if packet(node) is aten.mean:
+    if does(node) is Does.MEAN:
         ends = ends.widened(_positions(node), dtype(node))
     if len(shape(node)) < rank:
         kept = [slice(None) if d not in gone else 0 for d in range(rank)]
@@ -142,7 +150,7 @@ def _positions(node: fx.Node) -> int:
     return max(2, math.prod(shape(node.args[0])[1:]))  # type: ignore[arg-type]
 
 
-def _joined(node: fx.Node, known: Mapping[fx.Node, Interval]) -> Interval | None:
+def _joined(node: fx.Node, known: Facts[Interval]) -> Interval | None:
     """Of a concatenation: each part's channels where these are joined, else what all parts have in common."""
     arguments: Any = node.args
     if node.kwargs or node.meta.get("shape") is None or not isinstance(arguments[0], list | tuple):
@@ -170,3 +178,27 @@ def _side_by_side(joined: list[tuple[int, Interval | None]], dim: int, rank: int
         for ends in zip(*parts, strict=True)
     )
     return Interval(low, high)
+
+
+# What an operation does, or an operation -> its transfer function. Where channels cannot be followed there is one low
+# and one high for all elements.
+MOVEMENT: dict[Any, Transfer[Interval]] = {
+    Does.SAME: _same,
+    Does.CAST: _cast,
+    **dict.fromkeys(RESHAPES, _of_first(_reshaped)),
+    Does.PERMUTE: _of_first(_permuted),
+    Does.SLICE: _of_first(_sliced),
+    operator.getitem: _item,
+    Does.EXPAND: _of_first(_expanded),
+    Does.SELECT: _of_first(_somewhere),
+    Does.REPEAT: _of_first(_somewhere),
+    aten.roll: _of_first(_rolled),
+    Does.JOIN: _joined,
+    Does.PAD: _of_first(_padded),
+    aten.masked_fill: _of_first(_filled),
+    Does.MAXIMUM: _of_first(_pooled),
+    Does.AVERAGE: _of_first(_pooled),
+    Does.INTERPOLATE: _of_first(_pooled),
+    Does.MEAN: _of_first(_reduced),
+    Does.EXTREME: _of_first(_reduced),
+}

@@ -13,7 +13,7 @@ not constant but for rounding, and not for arithmetic of less precision than the
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -21,13 +21,16 @@ from torch import Tensor, fx
 
 from layercollapse.compiler.analysis.bounds import mixing
 from layercollapse.compiler.analysis.bounds.interval import ROW_ENTRIES, Interval, channelwise, rounded, total, unknown
-from layercollapse.compiler.analysis.bounds.movement import moved_bounds
+from layercollapse.compiler.analysis.bounds.movement import MOVEMENT
 from layercollapse.compiler.analysis.constants import rectified
+from layercollapse.compiler.analysis.dataflow import Facts, Transfer, by_kind, forward
+from layercollapse.compiler.ir.arguments import argument
 from layercollapse.compiler.ir.graph import Net, dtype, shape, source
 from layercollapse.compiler.ir.records import Activation, Affine, ChannelAffine, ConstantMap
 from layercollapse.entropy.layer import MIXED, OFF, ON, SATURATED
 from layercollapse.errors import LayerCollapseError
-from layercollapse.graph.aten import packet
+from layercollapse.graph.aten import does, row
+from layercollapse.graph.operations import Does
 from layercollapse.graph.rectifiers import QUICK
 
 aten = torch.ops.aten
@@ -40,9 +43,6 @@ _LOWEST = {
     "mish": -1.1924312,
     "hardswish": -1.5,
 }
-# What reads tensors of the model that no bounds of their own are needed for.
-_TABLES = {aten.embedding, aten.layer_norm, aten.rms_norm, aten.group_norm}
-_SQUASHED = {aten.softmax: (0.0, 1.0), aten.sigmoid: (0.0, 1.0), aten.tanh: (-1.0, 1.0), aten.relu: (0.0, math.inf)}
 
 Box = Mapping[str, tuple[Any, Any]]
 
@@ -86,16 +86,20 @@ def neuron_states(net: Net, box: Box | None = None) -> dict[str, Tensor]:
 
 def bounds(net: Net, box: Box | None = None) -> dict[fx.Node, Interval]:
     """Bounds of every tensor of which something is known; see `proven_states` for the arguments."""
-    known: dict[fx.Node, Interval] = {}
     names = [str(node.target) for node in net.graph.nodes if node.op == "placeholder"]
     for name in box or {}:
         if name not in names:
             raise LayerCollapseError(f"box: expected the inputs {', '.join(names)}, got {name!r}")
-    for node in net.graph.nodes:
-        interval = _input(node, box or {}) if node.op == "placeholder" else _of(net, node, known)
-        if interval is not None and bool((interval.low.isfinite() | interval.high.isfinite()).any()):
-            known[node] = interval.without(dim for dim in interval.dims if dim in node.meta.get("open", ()))
-    return known
+
+    def transfer(node: fx.Node, known: Facts[Interval]) -> Interval | None:
+        if node.op == "call_function" and (node.meta.get("shape") is None or not dtype(node).is_floating_point):
+            return None
+        interval = _input(node, box or {}) if node.op == "placeholder" else _transfer(node, known)
+        if interval is None or not bool((interval.low.isfinite() | interval.high.isfinite()).any()):
+            return None
+        return interval.without(dim for dim in interval.dims if dim in node.meta.get("open", ()))
+
+    return forward(net, transfer)
 
 
 def _input(node: fx.Node, box: Box) -> Interval | None:
@@ -115,28 +119,34 @@ def _input(node: fx.Node, box: Box) -> Interval | None:
     return channelwise(low, high, 1, len(size))
 
 
-def _of(net: Net, node: fx.Node, known: Mapping[fx.Node, Interval]) -> Interval | None:
-    op = net.op(node)
-    if op is not None:
-        read, rank = known.get(source(node)), len(shape(node))
+def _by_channel(of: Callable[[Any, Interval], Interval]) -> Transfer[Interval]:
+    """The transfer function of a record, given how the bounds of the channels, (C,), follow from its input's."""
+
+    def transfer(node: fx.Node, known: Facts[Interval]) -> Interval:
+        op, read = known.net.op(node), known.get(source(node))
+        assert op is not None
         channels = op.inputs if isinstance(op, Affine) else shape(node)[op.channel_dim]
         along = unknown(channels) if read is None else read.along(op.channel_dim, channels)
-        if isinstance(op, Affine):
-            made = mixing.rows_of(net, source(node)) if op.channel_dim == -1 else None
-            ends = _affine(op, along) if made is None else mixing.read(op, made)
-        elif isinstance(op, ChannelAffine):
-            ends = _scale(op, along)
-        else:
-            ends = _field(op) if isinstance(op, ConstantMap) else _rectify(op, along)
-        return channelwise(*ends, op.channel_dim, rank)
-    if node.op == "get_attr":
-        return _stored(net.tensors[str(node.target)]) if _is_read(node) else None
-    return _operation(net, node, known) if node.op == "call_function" else None
+        return channelwise(*of(op, along), op.channel_dim, len(shape(node)))
+
+    return transfer
+
+
+def _layer(node: fx.Node, known: Facts[Interval]) -> Interval | None:
+    op = known.net.affine(node)
+    rows = mixing.rows_of(known.net, source(node)) if op is not None and op.channel_dim == -1 else None
+    if op is None or rows is None:
+        return _by_channel(_affine)(node, known)
+    return channelwise(*mixing.read(op, rows), op.channel_dim, len(shape(node)))
+
+
+def _attribute(node: fx.Node, known: Facts[Interval]) -> Interval | None:
+    return _stored(known.net.tensors[str(node.target)]) if _is_read(node) else None
 
 
 def _is_read(node: fx.Node) -> bool:
     """Whether a tensor of the model is more than a table, which may be large, or the weight of a norm."""
-    return any(packet(user) not in _TABLES for user in node.users)
+    return any(does(user) not in (Does.TABLE, Does.NORM) for user in node.users)
 
 
 def _stored(value: Tensor) -> Interval | None:
@@ -147,30 +157,35 @@ def _stored(value: Tensor) -> Interval | None:
     return Interval(*(end.double() for end in every.without(every.dims[:-1])))
 
 
-def _operation(net: Net, node: fx.Node, known: Mapping[fx.Node, Interval]) -> Interval | None:
-    """Sums, products, norms, attention, embeddings, functions of a bounded range; what moves or selects elements."""
-    called, arguments = packet(node), list(node.args)
-    if node.meta.get("shape") is None or not dtype(node).is_floating_point:
+def _sum(node: fx.Node, known: Facts[Interval]) -> Interval | None:
+    a, b = (known.get(x) if isinstance(x, fx.Node) else None for x in node.args[:2])
+    return None if a is None or b is None or node.kwargs.get("alpha", 1) != 1 else total(a, b, dtype(node))
+
+
+def _looked_up(node: fx.Node, known: Facts[Interval]) -> Interval | None:
+    stored = argument(node, 0)
+    if not isinstance(stored, fx.Node) or stored.op != "get_attr":
         return None
-    rank = len(shape(node))
-    if called is aten.add and node.kwargs.get("alpha", 1) == 1:
-        a, b = (known.get(x) if isinstance(x, fx.Node) else None for x in arguments[:2])
-        return None if a is None or b is None else total(a, b, dtype(node))
-    if called is aten.mul and all(isinstance(x, fx.Node) for x in arguments):
-        return _multiplied(node, known)
-    if called is aten.embedding and isinstance(arguments[0], fx.Node) and arguments[0].op == "get_attr":
-        table = net.tensors[str(arguments[0].target)].detach().cpu()
-        return channelwise(table.amin(0).double(), table.amax(0).double(), -1, rank)
-    if called in _SQUASHED:
-        return Interval(*(torch.full((1,) * rank, end, dtype=torch.float64) for end in _SQUASHED[called]))
-    made = mixing.norm(net, node)
-    if made is not None:
-        return mixing.normalized(made, rank)
+    table = known.net.tensors[str(stored.target)].detach().cpu()
+    return channelwise(table.amin(0).double(), table.amax(0).double(), -1, len(shape(node)))
+
+
+def _bounded(node: fx.Node, known: Facts[Interval]) -> Interval | None:
+    """The range of a function that has one."""
+    size = (1,) * len(shape(node))
+    ends = row(node).range
+    return None if ends is None else Interval(*(torch.full(size, end, dtype=torch.float64) for end in ends))
+
+
+def _normed(node: fx.Node, known: Facts[Interval]) -> Interval | None:
+    norm = mixing.norm(known.net, node)
+    return None if norm is None else mixing.normalized(norm, len(shape(node)))
+
+
+def _attended(node: fx.Node, known: Facts[Interval]) -> Interval | None:
     mean = mixing.attended(node)
-    if mean is not None:
-        values = known.get(mean[0])
-        return None if values is None else mixing.mean_of(node, mean[0], values, mean[1])
-    return moved_bounds(node, known)
+    values = None if mean is None else known.get(mean[0])
+    return None if mean is None or values is None else mixing.mean_of(node, mean[0], values, mean[1])
 
 
 def _affine(op: Affine, interval: Interval) -> Interval:
@@ -199,7 +214,7 @@ def _scale(op: ChannelAffine, interval: Interval) -> Interval:
     return rounded(torch.stack([ends.amin(0), op.shift]), torch.stack([ends.amax(0), op.shift]), op.dtype, 4)
 
 
-def _field(op: ConstantMap) -> Interval:
+def _constant_map(op: ConstantMap) -> Interval:
     taps = (
         torch.zeros(len(op.bias), 1, dtype=torch.float64) if op.border_weight is None else op.border_weight.flatten(1)
     )
@@ -220,10 +235,10 @@ def _rectify(op: Activation, interval: Interval) -> Interval:
     return Interval(low, high).widened(16, op.dtype) if smooth else Interval(low, high)
 
 
-def _multiplied(node: fx.Node, known: Mapping[fx.Node, Interval]) -> Interval | None:
+def _multiplied(node: fx.Node, known: Facts[Interval]) -> Interval | None:
     """Of a product of two tensors: a gate from 0 to 1 keeps the sign of what it multiplies."""
     found = [known.get(x) for x in node.all_input_nodes]
-    if len(found) != 2 or found == [None, None]:
+    if not all(isinstance(x, fx.Node) for x in node.args) or len(found) != 2 or found == [None, None]:
         return None  # or a square
     every = torch.full((1,) * len(shape(node)), math.inf, dtype=torch.float64)
     a, b = (interval or Interval(-every, every) for interval in found)
@@ -234,3 +249,21 @@ def _multiplied(node: fx.Node, known: Mapping[fx.Node, Interval]) -> Interval | 
 def _product(weight: Tensor, value: Tensor) -> Tensor:
     """``weight * value`` with 0 · ∞ = 0: a channel that nothing reads bounds nothing."""
     return torch.where((weight == 0) | (value == 0), 0.0, weight * value)
+
+
+_transfer = by_kind(
+    {
+        Affine: _layer,
+        ChannelAffine: _by_channel(_scale),
+        ConstantMap: _by_channel(lambda op, _: _constant_map(op)),
+        Activation: _by_channel(_rectify),
+        "get_attr": _attribute,
+        **MOVEMENT,
+        aten.add: _sum,
+        aten.mul: _multiplied,
+        aten.embedding: _looked_up,
+        **dict.fromkeys((Does.FUNCTION, Does.GATE, Does.SHARE), _bounded),
+        Does.NORM: _normed,
+        **dict.fromkeys((Does.LAYER, Does.MIX), _attended),
+    }
+)
