@@ -60,6 +60,8 @@ def describe(value: object) -> str:
     if not isinstance(value, Tensor):
         return type(value).__name__
     dtype = str(value.dtype).removeprefix("torch.")
+    if value.is_nested and value.layout == torch.strided:  # asking for its shape is an error
+        return f"a nested {dtype} tensor on {value.device}"
     dense = "" if value.layout != torch.strided or value.is_contiguous() else f", strides {value.stride()}"
     sparse = "" if value.layout == torch.strided else f", layout {value.layout}"
     return f"{dtype} of shape {tuple(value.shape)}{dense}{sparse} on {value.device}"

@@ -2,13 +2,12 @@
 
 `topk_count`, `topk_threshold` and `topk_apply` are the stages of `masked_topk_`, for weights that many processes hold.
 
-They work on plain tensors, without the rest of the package. Each op is registered with ``torch.library``, so
-``torch.compile`` may trace it; the implementation is chosen when it runs (`ops.registry`).
+They work on plain tensors, without the rest of the package. Each op is registered with ``torch.library``
+(`ops.library`), so ``torch.compile`` may trace it; the implementation is chosen when it runs (`ops.registry`).
 """
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from typing import Any, Literal, overload
 
@@ -17,9 +16,9 @@ from torch import Tensor
 
 from layercollapse._util.tensors import describe
 from layercollapse.errors import LayerCollapseError
-from layercollapse.ops import checks, reference
+from layercollapse.ops import checks, library, reference  # noqa: F401 - library: registers the ops
 from layercollapse.ops.patterns import SignPatterns
-from layercollapse.ops.registry import BackendStatus, backends, last_backend, run, use_backend
+from layercollapse.ops.registry import BackendStatus, backends, last_backend, use_backend
 from layercollapse.ops.topk_stages import TOPK_BINS, TOPK_COUNTS, TOPK_END, TopkRange, check_range, topk_threshold
 
 __all__ = [
@@ -237,7 +236,7 @@ def masked_topk_(
         checks.check_masked_topk(weights, masks, numbers, scope)
         if sum(numbers):
             raise checks.too_many_error(0, scope, sum(numbers), 0)
-        return torch.zeros(len(numbers))
+        return torch.zeros(len(numbers), dtype=torch.float32)
     if not isinstance(scope, str):  # torch's dispatcher would say so, in its own words
         raise LayerCollapseError(f"scope: expected 'layer' or 'global', got {scope!r}")
     return torch.ops.layercollapse.masked_topk_(_in_place(weights, masks), masks, numbers, scope)
@@ -301,6 +300,7 @@ def topk_count(
         LayerCollapseError: a mask that does not fit, a float64 weight, or no range.
     """
     weights, masks = _tensors("weights", weights), _tensors("masks", masks)
+    lo, hi = checks.integer("lo", lo), checks.integer("hi", hi)
     if not weights:
         checks.check_masked(weights, masks)
         check_range(lo, hi)
@@ -324,12 +324,15 @@ def topk_apply(weights: Tensor | Sequence[Tensor], masks: Tensor | Sequence[Tens
     Raises:
         LayerCollapseError: a NaN in a weight, or more ties than there are entries equal to the threshold.
     """
+    threshold, ties = checks.integer("threshold", threshold), checks.integer("ties", ties)
+    if not 0 <= threshold < TOPK_END:
+        raise LayerCollapseError(f"threshold: expected a key from 0 to below {TOPK_END:#x}, got {threshold}")
     counts = topk_count(weights, masks, lo=threshold, hi=threshold + 1)
     nan, _, below, equal = counts[:4].tolist()
     if nan:
         raise LayerCollapseError("weights: expected numbers, got NaN; nothing was changed")
-    if not isinstance(ties, int) or not 0 <= ties <= equal:
-        raise LayerCollapseError(f"ties: expected 0 to the {equal} entries that equal the threshold, got {ties!r}")
+    if not 0 <= ties <= equal:
+        raise LayerCollapseError(f"ties: expected 0 to the {equal} entries that equal the threshold, got {ties}")
     masked_topk_(weights, masks, below + ties, scope="global")
 
 
@@ -345,8 +348,8 @@ def pack_mask(mask: Tensor) -> Tensor:
     Returns:
         uint8, (ceil(numel / 8),); the padding bits of the last byte are 0.
     """
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-        raise LayerCollapseError(f"mask: expected a bool tensor, got {describe(mask)}")
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or not checks.dense(mask):
+        raise LayerCollapseError(f"mask: expected a dense bool tensor, got {describe(mask)}")
     return reference.pack_mask(mask)
 
 
@@ -370,6 +373,8 @@ def unpack_mask(packed: Tensor, shape: Sequence[int]) -> Tensor:
 
 def _tensors(name: str, value: Tensor | Sequence[Tensor]) -> list[Tensor]:
     if isinstance(value, Tensor):
+        if value.is_nested:  # torch's dispatcher would say so, in its own words
+            raise LayerCollapseError(f"{name}: expected a dense tensor, got {describe(value)}")
         return [value]
     if not isinstance(value, (list, tuple)) or not all(isinstance(entry, Tensor) for entry in value):
         raise LayerCollapseError(f"{name}: expected a tensor or a list of tensors, got {type(value).__name__}")
@@ -385,115 +390,4 @@ def _in_place(weights: list[Tensor], masks: list[Tensor]) -> list[Tensor]:
 
 
 def _numbers(k: int | Sequence[int]) -> list[int]:
-    entries: Sequence[Any] = k if isinstance(k, (list, tuple)) else [k]
-    try:
-        if any(isinstance(entry, bool) for entry in entries):
-            raise TypeError
-        return [entry if isinstance(entry, int) else operator.index(entry) for entry in entries]
-    except TypeError:
-        raise LayerCollapseError(f"k: expected an int or a list of ints, got {k!r}") from None
-
-
-# torch.library.Library directly: torch.library.custom_op adds 25 us to a call.
-_library = torch.library.Library("layercollapse", "DEF")
-_library.define("sign_histogram_(Tensor x, int channel_dim, float? upper, Tensor(a!) out) -> ()")
-# upper: 0 for none, because a schema has no lists of optional numbers.
-_library.define("sign_histograms_(Tensor[] x, int[] channel_dim, float[] upper, Tensor(a!)[] out) -> ()")
-_library.define("masked_topk_(Tensor(a!)[] weights, Tensor(b!)[] masks, SymInt[] k, str scope) -> Tensor")
-_library.define("sign_hashes(Tensor x, int channel_dim) -> Tensor")
-_library.define("topk_count(Tensor[] weights, Tensor[] masks, int lo, int hi) -> Tensor")
-_library.define("apply_mask_(Tensor(a!)[] weights, Tensor[] masks) -> ()")
-
-
-def _run_sign_histogram(x: Tensor, channel_dim: int, upper: float | None, out: Tensor) -> None:
-    checks.check_sign_histogram(x, channel_dim, upper, out)
-    if x.numel():
-        run("sign_histogram_", [x], x, channel_dim, upper, out, channel_dim=channel_dim)
-        torch.autograd.graph.increment_version(out)
-
-
-def _run_sign_histograms(xs: list[Tensor], channel_dims: list[int], upper: list[float], outs: list[Tensor]) -> None:
-    uppers = [bound or None for bound in upper]
-    checks.check_sign_histograms(xs, channel_dims, uppers, outs)
-    calls = [call for call in zip(xs, channel_dims, uppers, outs, strict=True) if call[0].numel()]
-    if calls:
-        calls.sort(key=lambda call: -call[0].nbytes)  # the largest is the one that backends are timed on
-        tensors, dims, bounds, counts = map(list, zip(*calls, strict=True))
-        run("sign_histograms_", tensors, tensors, dims, bounds, counts, channel_dim=dims[0])
-        torch.autograd.graph.increment_version(counts)
-
-
-def _run_masked_topk(weights: list[Tensor], masks: list[Tensor], k: list[int], scope: str) -> Tensor:
-    checks.check_masked_topk(weights, masks, k, scope)
-    thresholds: Tensor = run("masked_topk_", weights, weights, masks, k, scope)
-    # So that autograd notices if a backward pass still needs the old values.
-    torch.autograd.graph.increment_version((*weights, *masks))
-    return thresholds
-
-
-def _run_apply_mask(weights: list[Tensor], masks: list[Tensor]) -> None:
-    checks.check_masked(weights, masks)
-    run("apply_mask_", weights, weights, masks)
-    torch.autograd.graph.increment_version(weights)
-
-
-def _run_topk_count(weights: list[Tensor], masks: list[Tensor], lo: int, hi: int) -> Tensor:
-    checks.check_masked(weights, masks)
-    check_range(lo, hi)
-    for index, weight in enumerate(weights):
-        if weight.dtype == torch.float64:
-            raise LayerCollapseError(f"weights[{index}]: expected float32, bfloat16 or float16, got float64")
-    counts = _fake_topk_count(weights, masks, lo, hi).zero_()
-    run("topk_count_", weights, weights, masks, lo, hi, counts)
-    counts[0].clamp_(max=1)  # a backend may count a weight for each of its parts
-    return counts
-
-
-def _run_sign_hashes(x: Tensor, channel_dim: int) -> Tensor:
-    checks.check_activation(x, channel_dim, None)
-    hashes = _fake_sign_hashes(x, channel_dim).zero_()
-    if hashes.numel():
-        run("sign_hashes_", [x], x, channel_dim, hashes.view(-1), channel_dim=channel_dim)
-    return hashes
-
-
-def _fake_sign_hashes(x: Tensor, channel_dim: int) -> Tensor:
-    shape = [size for dim, size in enumerate(x.shape) if dim != channel_dim % x.dim()]
-    return x.new_empty(shape, dtype=torch.int64)
-
-
-def _fake_sign_histogram(x: Tensor, channel_dim: int, upper: float | None, out: Tensor) -> None:
-    pass
-
-
-def _fake_sign_histograms(xs: list[Tensor], channel_dims: list[int], upper: list[float], outs: list[Tensor]) -> None:
-    pass
-
-
-def _fake_masked_topk(weights: list[Tensor], masks: list[Tensor], k: list[int], scope: str) -> Tensor:
-    double = any(weight.dtype == torch.float64 for weight in weights)
-    size = len(weights) if scope == "layer" else 1
-    return weights[0].new_empty(size, dtype=torch.float64 if double else torch.float32)
-
-
-def _fake_topk_count(weights: list[Tensor], masks: list[Tensor], lo: int, hi: int) -> Tensor:
-    return weights[0].new_empty(TOPK_COUNTS, dtype=torch.int64)
-
-
-def _fake_apply_mask(weights: list[Tensor], masks: list[Tensor]) -> None:
-    pass
-
-
-# One implementation for every device: it chooses the backend, and the reference runs on any.
-_library.impl("sign_histogram_", _run_sign_histogram, "CompositeExplicitAutograd")
-_library.impl("sign_histograms_", _run_sign_histograms, "CompositeExplicitAutograd")
-_library.impl("masked_topk_", _run_masked_topk, "CompositeExplicitAutograd")
-_library.impl("topk_count", _run_topk_count, "CompositeExplicitAutograd")
-_library.impl("sign_hashes", _run_sign_hashes, "CompositeExplicitAutograd")
-_library.impl("apply_mask_", _run_apply_mask, "CompositeExplicitAutograd")
-torch.library.register_fake("layercollapse::sign_histogram_", _fake_sign_histogram, lib=_library)
-torch.library.register_fake("layercollapse::sign_histograms_", _fake_sign_histograms, lib=_library)
-torch.library.register_fake("layercollapse::masked_topk_", _fake_masked_topk, lib=_library)
-torch.library.register_fake("layercollapse::apply_mask_", _fake_apply_mask, lib=_library)
-torch.library.register_fake("layercollapse::topk_count", _fake_topk_count, lib=_library)
-torch.library.register_fake("layercollapse::sign_hashes", _fake_sign_hashes, lib=_library)
+    return [checks.integer("k", entry) for entry in (k if isinstance(k, (list, tuple)) else [k])]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import operator
+from bisect import bisect_left
 from collections.abc import Sequence
-from typing import SupportsFloat, SupportsIndex
+from typing import SupportsFloat
 
 import torch
 from layercollapse_core.memory import overlap, reach
@@ -14,6 +15,7 @@ from torch import Tensor
 from layercollapse._util.tensors import describe
 from layercollapse.errors import LayerCollapseError
 
+MOST_DIMS = 64  # NumPy's limit, that of torch's own loops, and kMaxDims in csrc/layout.h
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -33,6 +35,14 @@ def check_sign_histogram(x: Tensor, channel_dim: int, upper: float | None, out: 
         raise LayerCollapseError(
             f"out{at}: expected a contiguous int64 tensor of shape {expected}, got {describe(out)}"
         )
+    check_out_device(x, out, at)
+    begin, end = (0, 0) if at else _extent(x)  # of lists, all are compared with all
+    if begin < out.data_ptr() + out.nbytes and out.data_ptr() < end:
+        raise _shared_error(f"out{at}", f"x{at}")
+
+
+def check_out_device(x: Tensor, out: Tensor, at: str = "") -> None:
+    """Raise unless both are on one device."""
     if out.device != x.device:
         raise LayerCollapseError(f"out{at}: expected the device of x{at}, {x.device}, got {out.device}")
 
@@ -48,7 +58,27 @@ def check_sign_histograms(
     shared = overlap([out.data_ptr() for out in outs], [out.nbytes for out in outs])
     if shared:
         one, other = sorted(shared)
-        raise LayerCollapseError(f"out[{other}]: expected memory of its own, got some that out[{one}] covers too")
+        raise _shared_error(f"out[{other}]", f"out[{one}]")
+    order = sorted((index for index, out in enumerate(outs) if out.numel()), key=lambda index: outs[index].data_ptr())
+    begins = [outs[index].data_ptr() for index in order]
+    for index, (begin, end) in enumerate(map(_extent, xs)):
+        # None covers another's memory: of those that begin before x ends, the last is the one that ends last.
+        last = bisect_left(begins, end) - 1
+        if begin < end and last >= 0 and begins[last] + outs[order[last]].nbytes > begin:
+            raise _shared_error(f"out[{order[last]}]", f"x[{index}]")
+
+
+def _shared_error(one: str, other: str) -> LayerCollapseError:
+    return LayerCollapseError(f"{one}: expected memory of its own, got some that {other} covers too")
+
+
+def _extent(x: Tensor) -> tuple[int, int]:
+    """Return the addresses of the first byte of a dense tensor, and past the last; equal ones if it is empty."""
+    begin = x.data_ptr()
+    if x.is_contiguous():
+        return begin, begin + x.nbytes
+    last = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+    return begin, begin + (last + 1) * x.element_size() if x.numel() else begin
 
 
 def check_lengths(count: int, **lists: Sequence[object]) -> None:
@@ -73,15 +103,50 @@ def check_activation(x: Tensor, channel_dim: int, upper: float | None, at: str =
     """Raise unless x is a float tensor with that channel dimension and ``upper`` is positive in float32."""
     if not isinstance(x, Tensor):
         raise LayerCollapseError(f"x{at}: expected a tensor, got {type(x).__name__}")
-    if x.dtype not in DTYPES or x.layout != torch.strided:
+    if x.dtype not in DTYPES or not dense(x):
         raise LayerCollapseError(f"x{at}: expected a dense {_names(DTYPES)} tensor, got {describe(x)}")
-    if not isinstance(channel_dim, int | SupportsIndex) or not -x.dim() <= operator.index(channel_dim) < x.dim():
+    if x.dim() > MOST_DIMS:
+        raise _dims_error(f"x{at}", x)
+    if not -x.dim() <= integer(f"channel_dim{at}", channel_dim) < x.dim():
         raise LayerCollapseError(
             f"channel_dim{at}: expected a dimension of x{at}, which has {x.dim()}, got {channel_dim!r}"
         )
     # The smallest float32 is 2**-149; half of it and less round to zero.
-    if upper is not None and not (isinstance(upper, float | SupportsFloat) and float(upper) > 2.0**-150):
+    if upper is not None and not _number(upper) > 2.0**-150:
         raise LayerCollapseError(f"upper{at}: expected a float32 above 0, got {upper!r}")
+
+
+def dense(tensor: Tensor) -> bool:
+    """Whether a tensor has strides: it is not sparse, nested, or in another library's layout."""
+    return tensor.layout == torch.strided and not tensor.is_nested
+
+
+def _dims_error(name: str, tensor: Tensor) -> LayerCollapseError:
+    return LayerCollapseError(f"{name}: expected at most {MOST_DIMS} dimensions, got {tensor.dim()}")
+
+
+def integer(name: str, value: object) -> int:
+    """Return a number as an int; raise unless it is an integer of 64 bits, and no bool."""
+    try:
+        # A tensor of several entries, or of no values, raises.
+        number = value if isinstance(value, int) else operator.index(value)  # type: ignore[arg-type]
+    except (TypeError, RuntimeError):
+        number = 2**63
+    if isinstance(value, bool) or not -(2**63) <= number < 2**63:
+        raise LayerCollapseError(f"{name}: expected an int of at most 64 bits, got {value!r}")
+    return number
+
+
+def _number(value: object) -> float:
+    """Return a number as a float; NaN for what is none."""
+    if isinstance(value, float):
+        return value
+    if isinstance(value, bool) or not isinstance(value, SupportsFloat):
+        return math.nan
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        return math.nan
 
 
 def check_masked_topk(weights: Sequence[Tensor], masks: Sequence[Tensor], k: Sequence[int], scope: str) -> None:
@@ -104,14 +169,16 @@ def check_masked(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
     begins: list[int] = []  # weights and masks in turn
     lengths: list[int] = []
     for index, (weight, mask) in enumerate(zip(weights, masks, strict=True)):
-        if weight.dtype not in DTYPES or weight.layout != torch.strided or weight.device != device:
+        if weight.dtype not in DTYPES or not dense(weight) or weight.device != device:
             raise LayerCollapseError(
                 f"weights[{index}]: expected a dense {_names(DTYPES)} tensor on {device}, got {describe(weight)}"
             )
+        if weight.dim() > MOST_DIMS:
+            raise _dims_error(f"weights[{index}]", weight)
         numel = weight.numel()
         length = (numel + 7) // 8
-        dense = mask.dtype == torch.uint8 and mask.dim() == 1 and mask.numel() == length and mask.is_contiguous()
-        if not dense or mask.device != device:
+        fits = mask.dtype == torch.uint8 and mask.dim() == 1 and mask.numel() == length and mask.is_contiguous()
+        if not fits or mask.device != device:
             raise LayerCollapseError(
                 f"masks[{index}]: expected a contiguous uint8 tensor of shape ({length},) on {device}, "
                 f"for a weight of {numel} entries, got {describe(mask)}"
@@ -151,13 +218,21 @@ def check_in_place(name: str, tensor: Tensor) -> None:
 def check_packed(packed: Tensor, shape: Sequence[int]) -> None:
     """Raise unless packed holds one bit for each entry of shape."""
     sizes = shape if isinstance(shape, (list, tuple)) else [-1]
-    if not all(isinstance(size, SupportsIndex) and operator.index(size) >= 0 for size in sizes):
+    if not all(_is_size(size) for size in sizes):
         raise LayerCollapseError(f"shape: expected a tuple of sizes that are not below 0, got {shape!r}")
     length = (math.prod(shape) + 7) // 8
-    if not isinstance(packed, Tensor) or packed.dtype != torch.uint8 or tuple(packed.shape) != (length,):
+    fits = isinstance(packed, Tensor) and packed.dtype == torch.uint8 and dense(packed) and packed.shape == (length,)
+    if not fits:
         raise LayerCollapseError(
             f"packed: expected a uint8 tensor of shape ({length},) for shape {tuple(shape)}, got {describe(packed)}"
         )
+
+
+def _is_size(value: object) -> bool:
+    try:
+        return integer("size", value) >= 0
+    except LayerCollapseError:
+        return False
 
 
 def nan_error(index: int) -> LayerCollapseError:

@@ -111,7 +111,7 @@ class SignPatterns:
         """
         result = self.hashes.new_zeros(_HEAD + 2 * self.capacity)
         kept = len(self.hashes)
-        result[:_HEAD] = torch.tensor([self.rows, self.channels, self.capacity, kept])
+        result[:_HEAD] = result.new_tensor([self.rows, self.channels, self.capacity, kept])
         result[_HEAD : _HEAD + kept] = self.hashes
         result[_HEAD + self.capacity : _HEAD + self.capacity + kept] = self.counts
         return result
@@ -141,7 +141,7 @@ class SignPatterns:
                 f"hashes, counts: expected ascending int64 hashes, {capacity} at most, and a count of each, got "
                 f"{describe(hashes)} and {describe(counts)}"
             )
-        inside = int(counts.sum())
+        inside = sum(counts.tolist())  # Python's ints: a sum of int64 that wraps would be taken for the rows
         if bool((counts < 1).any()) or inside > rows or (inside < rows and len(hashes) < capacity):
             raise LayerCollapseError(f"rows: expected those of the counts, {inside}, got {rows}")
         return replace(empty, hashes=hashes, counts=counts, rows=rows)

@@ -1,7 +1,8 @@
 """The ops in plain torch: slow, short, and the truth that every backend is compared with, bit for bit.
 
 Everything works on raw bits, so that subnormals, -0 and the flush-denormal mode cannot change a result.
-Arguments arrive validated (`layercollapse.ops`); only errors that depend on the data are raised here.
+Arguments arrive validated (`layercollapse.ops`); only errors that depend on the data are raised here. What is
+written in place is written in inference mode: outside, torch changes a tensor that was made in it, and then raises.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ PHI = 0x9E3779B97F4A7C15
 MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))
 
 
+@torch.inference_mode()
 def sign_histogram_(x: Tensor, channel_dim: int, upper: float | None, out: Tensor) -> None:
     """Add the signs of x to out.
 
@@ -95,21 +97,23 @@ def masked_topk_(weights: Sequence[Tensor], masks: Sequence[Tensor], k: Sequence
 
     double = any(weight.dtype == torch.float64 for weight in weights)
     thresholds = weights[0].new_zeros(len(k), dtype=torch.float64 if double else torch.float32)
-    for index, (group, count) in enumerate(zip(groups, k, strict=True)):
-        bits = torch.cat([keep[member] for member in group])
-        keys = torch.cat([_magnitude_keys(weights[member], double) for member in group])
-        candidates = bits.nonzero().squeeze(1)  # (kept,), in the order of ties
-        cleared = candidates[keys[candidates].argsort(stable=True)[:count]]
-        bits[cleared] = False
-        if count:
-            thresholds[index] = keys[cleared[-1]].to(_INT_OF[thresholds.dtype]).view(thresholds.dtype)
-        for member, part in zip(group, bits.split([keep[member].numel() for member in group]), strict=True):
-            weights[member].masked_fill_(~part.view(weights[member].shape), 0)
-            # Padding bits stay as they were, like every bit that this call does not clear.
-            masks[member].bitwise_and_(pack_mask(part) | ~pack_mask(torch.ones_like(part)))
+    with torch.inference_mode():
+        for index, (group, count) in enumerate(zip(groups, k, strict=True)):
+            bits = torch.cat([keep[member] for member in group])
+            keys = torch.cat([_magnitude_keys(weights[member], double) for member in group])
+            candidates = bits.nonzero().squeeze(1)  # (kept,), in the order of ties
+            cleared = candidates[keys[candidates].argsort(stable=True)[:count]]
+            bits[cleared] = False
+            if count:
+                thresholds[index] = keys[cleared[-1]].to(_INT_OF[thresholds.dtype]).view(thresholds.dtype)
+            for member, part in zip(group, bits.split([keep[member].numel() for member in group]), strict=True):
+                weights[member].masked_fill_(~part.view(weights[member].shape), 0)
+                # Padding bits stay as they were, like every bit that this call does not clear.
+                masks[member].bitwise_and_(pack_mask(part) | ~pack_mask(torch.ones_like(part)))
     return thresholds
 
 
+@torch.inference_mode()
 def apply_mask_(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
     """Set every entry without a keep-bit to +0, in place.
 

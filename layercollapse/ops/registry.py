@@ -8,7 +8,7 @@ one registered last is taken; on a GPU, the one that was faster there (`layercol
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -102,7 +102,7 @@ def _one_by_one(count: Callable[[Tensor, int, float | None, Tensor], None], *lis
         count(*arguments)
 
 
-_registry: dict[str, Backend] = {}
+_registry: Mapping[str, Backend] = {}
 _own: frozenset[str] = frozenset()  # names that nobody else may take
 _forced: ContextVar[str | None] = ContextVar("layercollapse_forced_backend", default=None)
 _last: ContextVar[str | None] = ContextVar("layercollapse_last_backend", default=None)
@@ -120,8 +120,10 @@ def register(backend: Backend) -> None:
         raise LayerCollapseError(f"backend: expected a Backend, got {backend!r}")
     if not isinstance(backend.name, str) or backend.name in _own:
         raise LayerCollapseError(f"backend: expected a name other than {_names(_own)}, got {backend.name!r}")
-    _registry.pop(backend.name, None)
-    _registry[backend.name] = backend
+    global _registry  # noqa: PLW0603 - replaced as a whole: other threads read what it was or what it is
+    with _reading:
+        others = {name: other for name, other in _registry.items() if name != backend.name}
+        _registry = {**others, backend.name: backend}
 
 
 def backends() -> dict[str, BackendStatus]:
@@ -143,7 +145,7 @@ def choose(tensors: Sequence[Tensor], op: str, channel_dim: int = 1) -> Backend:
         if obstacle is not None:
             raise LayerCollapseError(f"use_backend: {name!r} was forced and cannot run: {obstacle}")
         return backend if _has(backend, op) else known["reference"]
-    able = (backend for backend in reversed(known.values()) if _has(backend, op) and not backend.obstacle(tensors))
+    able = (backend for backend in reversed([*known.values()]) if _has(backend, op) and not backend.obstacle(tensors))
     if not tensors[0].is_cuda:
         return next(able)
     return faster([*able][:-1] or [known["reference"]], op, tensors, channel_dim)
@@ -171,7 +173,7 @@ def last_backend() -> str | None:
     return _last.get()
 
 
-def _known() -> dict[str, Backend]:
+def _known() -> Mapping[str, Backend]:
     """Return the registry, after the entry points of other packages are in it."""
     global _unread  # noqa: PLW0603 - once per process
     if _unread != []:
@@ -180,7 +182,7 @@ def _known() -> dict[str, Backend]:
                 _unread = [*metadata.entry_points(group=ENTRY_POINTS)]
             while _unread:  # also of a package that runs an op while it is loaded
                 _register_entry(_unread.pop(0))
-    return _registry.copy()
+    return _registry
 
 
 def _register_entry(entry: metadata.EntryPoint) -> None:
@@ -237,17 +239,24 @@ class use_backend(AbstractContextManager[None]):  # noqa: N801 - reads as the fu
     def __init__(self, name: str) -> None:
         if name != "auto":
             known = _known()
-            if name not in known:
+            if not isinstance(name, str) or name not in known:
                 raise LayerCollapseError(f"use_backend: expected one of {_names(['auto', *known])}, got {name!r}")
             status = known[name].state()
             if not status.available:
                 raise LayerCollapseError(f"use_backend: {name!r} cannot run here: {status.detail}")
         self._name = name
-        self._previous = _forced.get()
+        self._before = [_forced.get()]  # what each exit brings back
+        self._entered = False
         _forced.set(None if name == "auto" else name)
 
+    def __enter__(self) -> None:
+        if self._entered:  # once more
+            self._before.append(_forced.get())
+        self._entered = True
+        _forced.set(None if self._name == "auto" else self._name)
+
     def __exit__(self, *_: object) -> None:
-        _forced.set(self._previous)
+        _forced.set(self._before.pop())
 
     def __repr__(self) -> str:
         return f"use_backend({self._name!r})"

@@ -5,11 +5,12 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from layercollapse._util.tensors import describe
 from layercollapse.errors import LayerCollapseError
-from layercollapse.ops.checks import too_many_error
+from layercollapse.ops.checks import integer, too_many_error
 
 TOPK_BINS = 2048
 TOPK_COUNTS = 3 + TOPK_BINS
@@ -44,8 +45,8 @@ class TopkRange(NamedTuple):
 
 def check_range(lo: int, hi: int) -> None:
     """Raise unless [lo, hi) is a range of keys."""
-    if not (isinstance(lo, int) and isinstance(hi, int) and 0 <= lo < hi <= TOPK_END):
-        raise LayerCollapseError(f"lo, hi: expected 0 <= lo < hi <= {TOPK_END:#x}, got {lo!r} and {hi!r}")
+    if not 0 <= lo < hi <= TOPK_END:
+        raise LayerCollapseError(f"lo, hi: expected 0 <= lo < hi <= {TOPK_END:#x}, got {lo} and {hi}")
 
 
 def topk_threshold(counts: Tensor, k: int, *, lo: int = 0, hi: int = TOPK_END) -> TopkRange:
@@ -63,11 +64,12 @@ def topk_threshold(counts: Tensor, k: int, *, lo: int = 0, hi: int = TOPK_END) -
     Raises:
         LayerCollapseError: a rank has a NaN, k is above what all keep, or the range does not hold the threshold.
     """
+    lo, hi, k = integer("lo", lo), integer("hi", hi), integer("k", k)
     check_range(lo, hi)
-    if not isinstance(counts, Tensor) or tuple(counts.shape) != (TOPK_COUNTS,):
+    if not isinstance(counts, Tensor) or counts.dtype != torch.int64 or tuple(counts.shape) != (TOPK_COUNTS,):
         raise LayerCollapseError(f"counts: expected an int64 tensor of shape ({TOPK_COUNTS},), got {describe(counts)}")
-    if not isinstance(k, int) or isinstance(k, bool) or k < 0:
-        raise LayerCollapseError(f"k: expected an int of at least 0, got {k!r}")
+    if k < 0:
+        raise LayerCollapseError(f"k: expected an int of at least 0, got {k}")
     nan, kept, below, *bins = counts.tolist()
     if k > kept:
         raise too_many_error(0, "global", k, kept)

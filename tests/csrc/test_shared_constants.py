@@ -8,7 +8,7 @@ import pytest
 from checkout import ROOT
 from layercollapse import ops
 from layercollapse.kernels import bits, cuda, topk_plan
-from layercollapse.ops import cpu, reference
+from layercollapse.ops import checks, cpu, reference
 
 CSRC = ROOT / "csrc"
 HEADER = "python/include/layercollapse.h"
@@ -24,6 +24,8 @@ def constant(file, name):
 PAIRS = [
     ("topk_count.h", "kCountBins", ops.TOPK_BINS),
     (HEADER, "LC_TOPK_COUNTS", ops.TOPK_COUNTS),
+    ("layout.h", "kMaxDims", checks.MOST_DIMS),
+    (HEADER, "LC_MAX_DIMS", checks.MOST_DIMS),
     ("dtypes.h", "kCommonEnd", ops.TOPK_END),
     ("plan/topk_plan.h", "kShortest", topk_plan.SHORTEST),
     (HEADER, "LC_TOPK_LAYER", cuda.SCOPES["layer"]),

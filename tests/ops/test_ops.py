@@ -31,6 +31,20 @@ def test_use_backend_is_a_context_manager_and_a_plain_call():
     ops.use_backend("auto")
 
 
+def test_use_backend_can_be_entered_again():
+    choice = ops.use_backend("reference")
+    for _ in range(2):
+        with choice:
+            ops.sign_histogram(dense(2, 3))
+            assert ops.last_backend() == "reference"
+            with ops.use_backend("auto"), choice:
+                ops.sign_histogram(dense(2, 3))
+                assert ops.last_backend() == "reference"
+        with ops.use_backend("auto"):
+            pass
+    ops.use_backend("auto")
+
+
 def test_unknown_backend_is_named():
     with pytest.raises(LayerCollapseError, match=r"use_backend: expected one of 'auto', 'reference'.*'tpu'"):
         ops.use_backend("tpu")
@@ -131,6 +145,30 @@ def test_parameters_and_inference_mode():
     with torch.inference_mode():
         assert ops.sign_histogram(dense(8), channel_dim=0).sum() == 8
         ops.masked_topk_(dense(8), full_mask(8), 2)
+
+
+@pytest.mark.parametrize("backend", AVAILABLE)
+def test_tensors_made_in_inference_mode_are_written_outside_of_it(backend):
+    with torch.inference_mode():
+        counts = torch.zeros(8, 4, dtype=torch.int64, device=DEVICES[backend])
+        weight, mask = dense(8, device=DEVICES[backend]), full_mask(8, DEVICES[backend])
+    with ops.use_backend(backend):
+        ops.sign_histogram(weight, channel_dim=0, out=counts)
+        assert counts.sum() == 8
+        assert not ops.masked_topk_(weight, mask, 2).is_inference()
+        ops.apply_mask_(weight, mask)
+        assert (weight == 0).sum() == 2
+
+
+def test_the_default_device_is_none_of_the_ops_business():
+    torch.set_default_device("meta")
+    try:
+        weight, mask = torch.ones(9, device="cpu"), ops.pack_mask(torch.ones(9, dtype=torch.bool, device="cpu"))
+        made = [ops.sign_histogram(weight[:, None]), ops.sign_hashes(weight[:, None]), ops.topk_count(weight, mask)]
+        made += [ops.masked_topk_(weight, mask, 4), ops.sign_patterns(weight[:, None]).to_tensor()]
+    finally:
+        torch.set_default_device(None)
+    assert [str(tensor.device) for tensor in made] == ["cpu"] * 5
 
 
 # --- masks ------------------------------------------------------------------------------------------------

@@ -207,6 +207,10 @@ def test_states_are_saved_and_gathered_as_one_tensor(tmp_path):
             "hashes, counts: expected ascending",
         ),
         (lambda: SignPatterns.of(torch.tensor([2]), torch.tensor([1]), 2, 1, 16), "rows: .*counts, 1, got 2"),
+        (  # as int64 the sum is 0
+            lambda: SignPatterns.of(torch.arange(16), torch.full((16,), 2**60), 0, 1, 16),
+            "rows: expected those of the counts, 18446744073709551616, got 0",
+        ),
     ],
 )
 def test_bad_input(call, message):

@@ -67,12 +67,12 @@ def test_all_65536_patterns_of_16_bits(dtype, upper, isa):
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
 @pytest.mark.parametrize(("upper", "above"), [(1e-45, 3), (1e-40, 2), (2.0**-126, 1)])
 def test_subnormal_bounds_where_subnormals_are_flushed(backend, upper, above):
-    x = torch.tensor([0, 1, 71362, 0x00800000, 71362 - 2**31], dtype=torch.int32).view(torch.float32)  # 0, 2^-149, 1e-40, 2^-126
+    bits = torch.tensor([0, 1, 71362, 0x00800000, 71362 - 2**31], dtype=torch.int32)  # 71362: 1e-40
     if not torch.set_flush_denormal(True):
         pytest.skip("this processor does not flush them")
     try:
         with ops.use_backend(backend):
-            got = ops.sign_histogram(x[:, None], upper=upper)
+            got = ops.sign_histogram(bits.view(torch.float32)[:, None], upper=upper)
     finally:
         torch.set_flush_denormal(False)
     assert got.tolist() == [[1, 1, 3, 0, above]]

@@ -177,7 +177,7 @@ BAD = [
     ({"x": [X, X.int()]}, r"x\[1\]: expected a dense .* tensor, got int32"),
     ({"channel_dim": [1]}, "channel_dim: expected one for each of 2 tensors, got 1"),
     ({"channel_dim": [1, 2]}, r"channel_dim\[1\]: expected a dimension of x\[1\], which has 2, got 2"),
-    ({"channel_dim": 1.0}, r"channel_dim\[0\]: expected a dimension of x\[0\], which has 2, got 1.0"),
+    ({"channel_dim": 1.0}, r"channel_dim\[0\]: expected an int of at most 64 bits, got 1.0"),
     ({"upper": [6.0]}, "upper: expected one for each of 2 tensors, got 1"),
     ({"upper": [None, -1.0]}, r"upper\[1\]: expected a float32 above 0, got -1.0"),
     ({"upper": "6"}, r"upper\[0\]: expected a float32 above 0, got '6'"),

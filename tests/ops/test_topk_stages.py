@@ -199,7 +199,7 @@ def test_counts_made_by_hand():
 
 def test_bad_arguments():
     weight, mask = torch.ones(9), ops.pack_mask(torch.ones(9, dtype=torch.bool))
-    for lo, hi in ((-1, 5), (5, 5), (0, ops.TOPK_END + 1), (0.5, 9)):
+    for lo, hi in ((-1, 5), (5, 5), (0, ops.TOPK_END + 1)):
         with pytest.raises(LayerCollapseError, match="lo, hi: expected 0 <= lo < hi <= 0x7f800001"):
             ops.topk_threshold(torch.zeros(2051, dtype=torch.int64), 0, lo=lo, hi=hi)
     with pytest.raises(LayerCollapseError, match="lo, hi: expected"):
