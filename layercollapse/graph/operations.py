@@ -37,6 +37,7 @@ class Does(Enum):
     UNBIND = "takes every position of a dimension apart"
     EXPAND = "repeats entries along dimensions of size one"
     REPEAT = "repeats entries"
+    TURN = "moves the entries along dimensions, its argument `dims`"
     SELECT = "takes entries of one tensor, from anywhere"
     JOIN = "puts tensors behind each other along a dimension"
     STACK = "puts tensors behind each other along a new dimension"
@@ -127,7 +128,8 @@ TABLE: tuple[Operation, ...] = (
     *_row(Does.REPEAT)("repeat", "tile", "repeat_interleave"),
     *_row(Does.SELECT, chooses=True, indexes=True)("index"),
     *_row(Does.SELECT, indexes=True)("gather", "take_along_dim"),
-    *_row(Does.SELECT)("flip", "roll", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "unfold"),
+    *_row(Does.TURN)("roll"),
+    *_row(Does.SELECT)("flip", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "unfold"),
     *_row(Does.SELECT, view=True)("diagonal"),
     *_row(Does.JOIN)("cat", "concat", "concatenate"),
     *_row(Does.STACK)("stack", "hstack", "vstack", "dstack"),

@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 
 from layercollapse._util.modes import evaluating, same_values
 from layercollapse.compiler.backend.modules import FixedSizes, FixedValue
+from layercollapse.compiler.ir.arguments import named
 from layercollapse.graph.agreement import tensors_of, written_out
 from layercollapse.graph.aten import packet, row, spread
 from layercollapse.graph.export import call_arguments, copied
@@ -284,16 +285,14 @@ def _pooling_everything(model: fx.GraphModule) -> fx.GraphModule | None:
         shape = None if reduction is None else node.args[0].meta.get("shape")
         if shape is None or len(shape) != count + 2:
             continue
-        schema = [argument.name for argument in node.target._schema.arguments]
-        given = {**dict(zip(schema, node.args, strict=False)), **node.kwargs}
         geometry, pads, dilation = (
-            spread(given.get(name, default), count)
+            spread(named(node, name, default), count)
             for name, default in (("kernel_size", 1), ("padding", 0), ("dilation", 1))
         )
         dims = [dim + 2 for dim, size in enumerate(geometry) if size == shape[dim + 2]]
-        strides = spread(given.get("stride") or geometry, count)
+        strides = spread(named(node, "stride") or geometry, count)
         rest = [dim for dim in range(count) if dim + 2 not in dims]
-        plain = not any(pads) and not given.get("divisor_override") and set(dilation) == {1}
+        plain = not any(pads) and not named(node, "divisor_override") and set(dilation) == {1}
         if not dims or not plain or any((geometry[dim], strides[dim]) != (1, 1) for dim in rest):
             continue
         with graph.inserting_before(node):

@@ -17,6 +17,12 @@ def argument(node: fx.Node, position: int, default: Any = None) -> Any:
     return node.args[position] if len(node.args) > position else default
 
 
+def named(node: fx.Node, name: str, default: Any = None) -> Any:
+    """An argument of a call of an aten operation by its name in the schema, or the default."""
+    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+    return {**dict(zip(names, node.args, strict=False)), **node.kwargs}.get(name, default)
+
+
 def rank(node: Any) -> int:
     """Number of dimensions of a node's tensor."""
     return node.meta["val"].ndim if isinstance(node, fx.Node) else 0

@@ -6,20 +6,19 @@ And those that work on every entry alone: functions of it, and gates, the produc
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import fx
 
-from layercollapse.compiler.ir.graph import Net, alike, shape
+from layercollapse.compiler.ir.arguments import named
+from layercollapse.compiler.ir.graph import Net, alike, shape, source
 from layercollapse.graph.aten import does, packet
 from layercollapse.graph.channel_dims import Move
 from layercollapse.graph.operations import RESHAPES, Does
 
 aten = torch.ops.aten
-
-_MOVES = (*RESHAPES, Does.PERMUTE, Does.SLICE, Does.EXPAND, Does.REPEAT, Does.MEAN)
-_BY_POSITION = (Does.MAXIMUM, Does.INTERPOLATE, Does.RESAMPLE)
 
 
 def carry(node: fx.Node, dim: int) -> tuple[int, int] | None:
@@ -33,23 +32,13 @@ def carry(node: fx.Node, dim: int) -> tuple[int, int] | None:
         (channel dimension of the output, number of neighbouring output entries that each channel becomes: H·W for a
         flatten of (N, C, H, W), else 1). A channel that is constant stays so, with the same value.
     """
-    arguments: Any = node.args
-    source = arguments[0] if arguments else None
-    if not isinstance(source, fx.Node) or source.meta.get("shape") is None or node.meta.get("shape") is None:
+    first = node.args[0] if node.args else None
+    if not isinstance(first, fx.Node) or first.meta.get("shape") is None or node.meta.get("shape") is None:
         return None
-    if any(other.meta.get("shape") is not None for other in node.all_input_nodes if other is not source):
+    if any(other.meta.get("shape") is not None for other in node.all_input_nodes if other is not first):
         return None  # it moves by what another tensor says
-    before, after = shape(source), shape(node)
-    if does(node) is Does.SAME:
-        return dim, 1
-    if does(node) is Does.RESHAPE and not isinstance(arguments[1], list | tuple):
-        return None  # a view of the same bits as another dtype
-    if does(node) in _MOVES:
-        return _moved(node, dim, before, after) if len(before) > 1 else None
-    alone = does(node) in _BY_POSITION or (does(node) is Does.AVERAGE and _weighs_alike(arguments))
-    if len(before) > 2 and dim == 1 and alone:
-        return 1, 1
-    return None
+    place = _PLACES.get(does(node))
+    return None if place is None or len(shape(first)) < 2 else place(node, dim)
 
 
 def parts(node: Any) -> tuple[int, list[fx.Node]] | None:
@@ -68,10 +57,13 @@ def parts(node: Any) -> tuple[int, list[fx.Node]] | None:
     return -1 if along == rank - 1 else 1, joined
 
 
-def _moved(node: fx.Node, dim: int, before: tuple[int, ...], after: tuple[int, ...]) -> tuple[int, int] | None:
+def _moved(node: fx.Node, dim: int) -> tuple[int, int] | None:
+    before, after = shape(source(node)), shape(node)
+    if node.kwargs or (does(node) is Does.RESHAPE and not isinstance(node.args[1], list | tuple)):
+        return None  # a view of the same bits as another dtype
     move = Move(node.target, node.args[1:], {}, before, after)  # type: ignore[arg-type]
     place = move.place(dim)
-    if node.kwargs or (does(node) in (Does.PERMUTE, Does.MEAN) and move.place(0) != 0):
+    if does(node) in (Does.PERMUTE, Does.MEAN) and move.place(0) != 0:
         return None
     if place is None:
         whole = packet(node) is aten.flatten and dim == 1 and len(after) == 2 and after[0] == before[0]
@@ -81,13 +73,32 @@ def _moved(node: fx.Node, dim: int, before: tuple[int, ...], after: tuple[int, .
     return -1 if place == len(after) - 1 else 1, 1
 
 
-def _weighs_alike(arguments: Any) -> bool:
-    """Whether an average pooling gives a constant its value also at the border."""
-    padding = arguments[3] if len(arguments) > 3 else 0
+def _turned(node: fx.Node, dim: int) -> tuple[int, int] | None:
+    rank, dims = len(shape(node)), named(node, "dims", ())
+    return (dim, 1) if dims and dim % rank not in {d % rank for d in dims} else None
+
+
+def _pooled(node: fx.Node, dim: int) -> tuple[int, int] | None:
+    return (1, 1) if dim == 1 and len(shape(source(node))) > 2 else None
+
+
+def _averaged(node: fx.Node, dim: int) -> tuple[int, int] | None:
+    """None, too, of an average pooling that does not give a constant its value at the border."""
+    padding = named(node, "padding", 0)
     padded = any(padding) if isinstance(padding, list | tuple) else bool(padding)
-    counts_padding = arguments[5] if len(arguments) > 5 else True
-    divisor = arguments[6] if len(arguments) > 6 else None
-    return divisor is None and not (padded and counts_padding)
+    if named(node, "divisor_override") is not None or (padded and named(node, "count_include_pad", True)):
+        return None
+    return _pooled(node, dim)
+
+
+# What an operation does -> where it puts the channels; see `carry`.
+_PLACES: dict[Does, Callable[[fx.Node, int], tuple[int, int] | None]] = {
+    Does.SAME: lambda node, dim: (dim, 1),
+    **dict.fromkeys((*RESHAPES, Does.PERMUTE, Does.SLICE, Does.EXPAND, Does.REPEAT, Does.MEAN), _moved),
+    Does.TURN: _turned,
+    **dict.fromkeys((Does.MAXIMUM, Does.INTERPOLATE, Does.RESAMPLE), _pooled),
+    Does.AVERAGE: _averaged,
+}
 
 
 def function_of(node: fx.Node) -> fx.Node | None:

@@ -49,6 +49,10 @@ CASES = [
     ((2, 3), -1, lambda x: x.unsqueeze(1), (-1, 1)),
     ((2, 3, 3), 1, lambda x: x.transpose(1, 2), (-1, 1)),
     ((2, 3, 4), -1, lambda x: x.transpose(0, 1), None),
+    ((2, 3, 4, 6), 1, lambda x: x.roll((1, 2), (2, -1)), (1, 1)),
+    ((2, 3, 4), -1, lambda x: x.roll(1, 1), (-1, 1)),
+    ((2, 3, 4), -1, lambda x: x.roll((1, 1), (1, 2)), None),
+    ((2, 3, 4), -1, lambda x: x.roll(1), None),
 ]
 
 

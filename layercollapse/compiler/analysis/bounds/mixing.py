@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, fx
 
 from layercollapse.compiler.analysis.bounds.interval import ROW_ENTRIES, Interval, rounded, roundoff
-from layercollapse.compiler.ir.arguments import argument, float64
+from layercollapse.compiler.ir.arguments import argument, float64, named
 from layercollapse.compiler.ir.graph import Net, dtype, shape
 from layercollapse.compiler.ir.records import Affine
 from layercollapse.graph.aten import does, packet
@@ -144,8 +144,7 @@ def attended(node: fx.Node) -> tuple[fx.Node, bool] | None:
     """
     arguments: Any = node.args
     if packet(node) is aten.scaled_dot_product_attention:
-        mask, dropped = (argument(node, at, node.kwargs.get(name)) for at, name in ((3, "attn_mask"), (4, "dropout_p")))
-        return None if dropped else (arguments[2], mask is not None)
+        return None if named(node, "dropout_p") else (arguments[2], named(node, "attn_mask") is not None)
     if packet(node) not in (aten.matmul, aten.bmm):
         return None
     weights, values = arguments[:2]

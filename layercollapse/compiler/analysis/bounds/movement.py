@@ -12,7 +12,7 @@ from torch import fx
 
 from layercollapse.compiler.analysis.bounds.interval import Interval, channelwise, unknown
 from layercollapse.compiler.analysis.dataflow import Facts, Transfer
-from layercollapse.compiler.ir.arguments import argument, border_value
+from layercollapse.compiler.ir.arguments import argument, border_value, named
 from layercollapse.compiler.ir.channel_map import carry
 from layercollapse.compiler.ir.graph import dtype, shape
 from layercollapse.graph.aten import does, packet
@@ -49,9 +49,8 @@ def _expanded(node: fx.Node, interval: Interval) -> Interval:
     return Interval(*(end.reshape((1,) * (len(shape(node)) - end.ndim) + end.shape) for end in interval))
 
 
-def _rolled(node: fx.Node, interval: Interval) -> Interval:
-    dims: Any = argument(node, 2, [])
-    return interval.without([dims] if isinstance(dims, int) else dims or range(len(shape(node))))
+def _turned(node: fx.Node, interval: Interval) -> Interval:
+    return interval.without(named(node, "dims") or range(len(shape(node))))
 
 
 def _filled(node: fx.Node, interval: Interval) -> Interval | None:
@@ -99,7 +98,7 @@ def _viewed(interval: Interval, before: tuple[int, ...], after: tuple[int, ...])
 
 
 def _sliced(node: fx.Node, interval: Interval) -> Interval:
-    return _part(node, interval, argument(node, 1, 0))
+    return _part(node, interval, named(node, "dim", 0))
 
 
 def _item(node: fx.Node, known: Facts[Interval]) -> Interval | None:
@@ -107,9 +106,8 @@ def _item(node: fx.Node, known: Facts[Interval]) -> Interval | None:
     split, index = node.args
     if not isinstance(split, fx.Node) or not isinstance(index, int):
         return None
-    place = {Does.SPLIT: 2, Does.UNBIND: 1}.get(does(split))
-    interval = None if place is None else known.get(argument(split, 0))
-    return None if interval is None else _part(split, interval, argument(split, place or 0, 0), index)
+    interval = known.get(argument(split, 0)) if does(split) in (Does.SPLIT, Does.UNBIND) else None
+    return None if interval is None else _part(split, interval, named(split, "dim", 0), index)
 
 
 def _part(node: fx.Node, interval: Interval, dim: int, index: int | None = None) -> Interval:
@@ -192,7 +190,7 @@ MOVEMENT: dict[Any, Transfer[Interval]] = {
     Does.EXPAND: _of_first(_expanded),
     Does.SELECT: _of_first(_somewhere),
     Does.REPEAT: _of_first(_somewhere),
-    aten.roll: _of_first(_rolled),
+    Does.TURN: _of_first(_turned),
     Does.JOIN: _joined,
     Does.PAD: _of_first(_padded),
     aten.masked_fill: _of_first(_filled),
