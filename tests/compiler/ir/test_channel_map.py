@@ -53,6 +53,8 @@ CASES = [
     ((2, 3, 4), -1, lambda x: x.roll(1, 1), (-1, 1)),
     ((2, 3, 4), -1, lambda x: x.roll((1, 1), (1, 2)), None),
     ((2, 3, 4), -1, lambda x: x.roll(1), None),
+    ((2, 3, 4, 6), 1, lambda x: x.flip(-1), (1, 1)),
+    ((2, 3, 4, 6), 1, lambda x: x.flip((1, 2)), None),
 ]
 
 

@@ -55,6 +55,8 @@ MAPS: dict[str, tuple[Callable[[Tensor], Tensor], Tensor | float]] = {
     "chunks, joined": (lambda x: torch.cat(x.chunk(2, 1)[::-1], 1), LOW.roll(3).reshape(1, 6, 1, 1)),
     "roll of the map": (lambda x: x.roll((1, 2), (2, 3)), LOW.reshape(1, 6, 1, 1)),
     "roll of the channels": (lambda x: x.roll((1, 2, 1), (1, 3, 3)), 0.0),
+    "flip of the map": (lambda x: x.flip((2, 3)), LOW.reshape(1, 6, 1, 1)),
+    "flip of the channels": (lambda x: x.flip(1), 0.0),
     "zeros around": (lambda x: F.pad(x, (1, 1, 2, 0)), torch.zeros(1, 6, 1, 1)),
     "another channel": (lambda x: F.pad(x, (0, 0, 0, 0, 0, 1), value=-2.0), -2.0),
     "filled": (lambda x: x.masked_fill(x > 2, 1.5), LOW.clamp(max=1.5).reshape(1, 6, 1, 1)),
