@@ -14,11 +14,11 @@ from torch import fx
 
 from layercollapse.compiler.frontend.elementwise import elementwise
 from layercollapse.compiler.frontend.model import Model
-from layercollapse.compiler.ir.arguments import argument, border_value, float64, rank
+from layercollapse.compiler.ir.arguments import argument, border_value, float64, named, rank
 from layercollapse.compiler.ir.records import Activation, Affine, ChannelAffine, ConvGeometry, Op, transposed
 from layercollapse.compiler.ir.weights import Lazy
 from layercollapse.graph.aten import does, module_path, packet, spread
-from layercollapse.graph.operations import Does
+from layercollapse.graph.operations import Does, that
 from layercollapse.graph.rectifiers import tanh_gelu
 
 aten = torch.ops.aten
@@ -125,12 +125,11 @@ def _product(node: fx.Node, model: Model) -> Reading | None:
     return Affine(Lazy(w.T), shift, ConvGeometry(), 1, w.dtype, origin=origin), operands[0]  # type: ignore[arg-type]
 
 
-def _batch_norm(node: fx.Node, model: Model) -> Reading | None:
+def _norm_by_running_statistics(node: fx.Node, model: Model) -> Reading | None:
     """``γ (x − μ) / √(σ² + ε) + β``, from the running statistics."""
     arguments: Any = node.args
     source, gamma, beta, mean, variance = arguments[:5]
-    training = packet(node) is aten.batch_norm and arguments[5]
-    eps = arguments[7] if packet(node) is aten.batch_norm else arguments[6]
+    training, eps = named(node, "training") or named(node, "use_input_stats"), named(node, "eps")
     mu, var, g, b = (model.tensor(x) for x in (mean, variance, gamma, beta))
     if training or mu is None or var is None or (g is None) != (gamma is None) or (b is None) != (beta is None):
         return None
@@ -140,6 +139,8 @@ def _batch_norm(node: fx.Node, model: Model) -> Reading | None:
     shift = -float64(mu) * scale
     if b is not None:
         shift = shift + float64(b)
+    if not bool(scale.isfinite().all() & shift.isfinite().all()):
+        return None
     # In a model of half precision a batch norm may keep float32 parameters, and still gives what it gets.
     dim, origin = -1 if rank(source) == 2 else 1, model.origin(gamma, beta, mean, variance)
     return ChannelAffine(scale, shift, dim, source.meta["val"].dtype, origin=origin), source
@@ -185,22 +186,11 @@ def _rectifier(node: fx.Node, model: Model) -> Reading | None:
 
 
 CONVERTERS: dict[Any, Callable[[fx.Node, Model], Reading | None]] = {
-    aten.conv1d: _convolution,
-    aten.conv2d: _convolution,
-    aten.conv3d: _convolution,
-    aten.conv_transpose1d: _transposed,
-    aten.conv_transpose2d: _transposed,
-    aten.conv_transpose3d: _transposed,
+    **dict.fromkeys((aten.conv1d, aten.conv2d, aten.conv3d), _convolution),
+    **dict.fromkeys((aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d), _transposed),
     aten.linear: _linear,
-    aten.addmm: _product,
-    aten.mm: _product,
-    aten.matmul: _product,
-    aten.batch_norm: _batch_norm,
-    aten._native_batch_norm_legit_no_training: _batch_norm,
-    aten.mul: elementwise,
-    aten.div: elementwise,
-    aten.add: elementwise,
-    aten.sub: elementwise,
-    aten.rsub: elementwise,
-    aten.neg: elementwise,
+    **dict.fromkeys((aten.addmm, aten.mm, aten.matmul), _product),
+    **dict.fromkeys(that(Does.BATCH_NORM), _norm_by_running_statistics),
+    aten.instance_norm: _norm_by_running_statistics,
+    **dict.fromkeys((aten.mul, aten.div, aten.add, aten.sub, aten.rsub, aten.neg), elementwise),
 }

@@ -114,3 +114,20 @@ def test_layers_stay_in_the_dtype_that_they_compute_in(autocast: bool) -> None:
     assert sorted(str(p.dtype) for p in result.model.parameters()) == ["torch.bfloat16"] * 2 + ["torch.float32"] * 2
     torch.testing.assert_close(result.model(x), model(x), atol=0.05, rtol=0.02)
     assert result.model(x).dtype == torch.float32
+
+
+@pytest.mark.parametrize("affine", [False, True])
+def test_an_instance_norm_by_running_statistics_is_a_scale(affine: bool) -> None:
+    torch.manual_seed(0)
+    norm = nn.InstanceNorm2d(4, affine=affine, track_running_stats=True)
+    norm.running_mean.normal_()
+    norm.running_var.uniform_(0.5, 2.0)
+    if affine:
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
+    by_sample = nn.InstanceNorm2d(4)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.ReLU(), by_sample, nn.Conv2d(4, 2, 1)).double()
+    result = agrees_exactly(model, torch.randn(2, 3, 6, 6).double())
+    assert [type(m) for m in result.model.modules()][1:] == [nn.Conv2d, nn.ReLU, nn.Conv2d]
+    called = [node.target for node in result.model.graph.nodes if node.op == "call_function"]
+    assert called == [torch.ops.aten.instance_norm.default]
