@@ -6,6 +6,8 @@ import torch
 from torch import nn
 
 import layercollapse as lc
+from layercollapse.compiler.frontend.lower import lower
+from layercollapse.compiler.ir.graph import Net
 
 
 class Model(nn.Module):
@@ -19,6 +21,11 @@ class Model(nn.Module):
 
     def forward(self, *inputs):
         return self.function(self, *inputs)
+
+
+def lowered(model: nn.Module, x: torch.Tensor) -> Net:
+    """The records of a model in evaluation mode, as no pass has changed them."""
+    return lower(lc.capture(model.eval(), x), model)
 
 
 def report_on(model: nn.Module, x: torch.Tensor) -> lc.EntropyReport:

@@ -5,15 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-import layercollapse as lc
 from layercollapse.compiler.analysis.reachability import depends
-from layercollapse.compiler.frontend.lower import lower
-from layercollapse.compiler.ir.graph import Net
 from layercollapse.zoo.models import build
-
-
-def lowered(model: nn.Module, x: Tensor) -> Net:
-    return lower(lc.capture(model, x), model)
+from networks import Model, lowered
 
 
 def test_without_the_weights_of_some_layers() -> None:
@@ -73,3 +67,18 @@ def test_a_product_depends_on_what_either_factor_depends_on() -> None:
         nn.init.zeros_(model.last.weight)
         model.last.weight.data[:, list(read)] = 1
         assert depends(lowered(model, torch.zeros(2, 3))) == expected
+
+
+def test_outputs_depend_on_the_input_by_a_path_of_weights() -> None:
+    model, x = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), torch.randn(5, 4)
+    model[0].weight.data[:2] = 0
+    assert depends(lowered(model, x))
+    model[2].weight.data[:, 2] = 0  # reads the two neurons alone that read nothing
+    assert not depends(lowered(model, x))
+    skip = Model(lambda m, x: m.a(x) + x.sin(), a=nn.Linear(4, 4))
+    skip.a.weight.data.zero_()
+    assert depends(lowered(skip, x))
+    gone = Model(lambda m, x: m.a(x) + m.b(x.relu()), a=nn.Linear(4, 3), b=nn.Linear(4, 3))
+    for layer in (gone.a, gone.b):
+        layer.weight.data.zero_()
+    assert not depends(lowered(gone, x))

@@ -1,0 +1,85 @@
+"""The job of the command line: its batches, its recipe, and what it refuses before anything is trained."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from layercollapse.cli import experiment
+from layercollapse.cli.experiment import Job
+from layercollapse.errors import LayerCollapseError
+from layercollapse.pipeline import checkpoint
+from layercollapse.prune.pruner import Pruner
+from layercollapse.report.record import Record
+
+DIGITS = Job(data="digits", model="mlp", width=2, epochs=1)  # 1,258, 180 and 359 images of 8 × 8
+
+
+def record_with(settings):
+    return Record(settings=settings, environment={}, sites=[], channels=[])
+
+
+def test_a_job_comes_back_from_the_record():
+    settings = {**json.loads(json.dumps(DIGITS.settings)), "max_drop": 0.5}
+    assert Job.of(record_with(settings)) == DIGITS
+    with pytest.raises(LayerCollapseError, match=r"run: expected a run of the command line, .* got one without 'data'"):
+        Job.of(record_with({"max_drop": 0.5}))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 0}, "epochs: expected at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size: expected at least 1, got 0"),
+        ({"device": "nowhere"}, "device: expected one that works here, got 'nowhere'"),
+        ({"device": "cuda:99"}, "device: expected one that works here, got 'cuda:99'"),
+    ],
+)
+def test_bad_settings(change, message):
+    Job().check()
+    with pytest.raises(LayerCollapseError, match=message):
+        Job(**change).check()
+
+
+def test_few_images_are_trained_in_small_batches(monkeypatch):
+    assert (DIGITS.training_batch, DIGITS.batches_per_epoch) == (64, 1258 // 64)
+    assert Job(data="digits", batch_size=100).training_batch == 100
+    monkeypatch.setattr(experiment, "FEW_IMAGES", 1258)
+    assert Job(data="digits").training_batch == 128
+
+
+def test_every_image_of_a_split_is_in_its_batches():
+    for batches, split in ((DIGITS.training_batches, "train"), (DIGITS.test_batches, "test")):
+        images = torch.cat([images for images, _ in batches])
+        assert torch.equal(images, getattr(DIGITS.images, split).images)
+    assert DIGITS.example[0].shape == (2, 1, 8, 8)
+
+
+def test_the_accuracies_are_of_their_splits():
+    class Constant(nn.Module):
+        def forward(self, x):
+            return torch.eye(10)[3].expand(len(x), 10)
+
+    for measured, split in ((DIGITS.validate, "validation"), (DIGITS.test, "test")):
+        labels = getattr(DIGITS.images, split).labels
+        assert measured(Constant()) == pytest.approx(100 * float((labels == 3).double().mean()))
+
+
+def test_training_leaves_contiguous_weights_and_counts_its_steps():
+    torch.manual_seed(0)
+    model, steps = Job(data="digits", model="resnet18", width=2).build(), []
+    job = Job(data="digits", model="resnet18", width=2, epochs=1, batch_size=600)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    job.fit(model, lambda: steps.append(1))
+    assert len(steps) == job.batches_per_epoch == 2
+    assert all(parameter.is_contiguous() for parameter in model.parameters())
+    assert not torch.equal(model.conv1.weight, before["conv1.weight"])
+
+
+def test_the_weights_of_a_step_are_loaded(tmp_path):
+    model = DIGITS.build()
+    checkpoint.save(tmp_path, 1, model, Pruner(model, DIGITS.example))
+    loaded = DIGITS.load(tmp_path, 1)
+    assert not loaded.training
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
