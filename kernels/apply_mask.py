@@ -9,7 +9,6 @@ the next call with the same tensors. Values are read in the order of memory; whe
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -18,9 +17,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from layercollapse.errors import LayerCollapseError
 from layercollapse.kernels.bits import FLOAT_TYPES
-from layercollapse.kernels.launch import capturing, on_device_of
+from layercollapse.kernels.launch import on_device_of
+from layercollapse.kernels.tables import Kept, Table
 
 TILE = 2048  # entries: with 128 threads, 16 each, 32 or 64 bytes
 PART = 256  # entries at once where each is looked up: addresses of 64 bits take registers
@@ -31,10 +30,10 @@ ROW_WORDS, DIM_WORDS, DIMS_SHIFT, PLACE_SHIFT = 5, 3, 8, 16
 _ROW, _DIM, _DIMS_SHIFT, _PLACE_SHIFT = map(tl.constexpr, (ROW_WORDS, DIM_WORDS, DIMS_SHIFT, PLACE_SHIFT))
 
 
-class Table(NamedTuple):
-    """The plan of one list of tensors: int64 words on their device, rows of weights, tiles of all."""
+class Plan(NamedTuple):
+    """The plan of one list of tensors: its table, rows of weights, tiles of all."""
 
-    words: Tensor
+    table: Table
     rows: int
     tiles: int
 
@@ -112,40 +111,22 @@ def _apply_mask_kernel(table_ptr, rows, TILE: tl.constexpr, PART: tl.constexpr):
             _entries(wide_ptr, mask_ptr, table_ptr, info, begin, count, TILE, PART)
 
 
-_tables: OrderedDict[tuple[object, ...], Table] = OrderedDict()
-_captured: list[Table] = []  # graphs read their tables whenever they are replayed: these are never freed
+_plans: Kept[Plan] = Kept(CACHED)
 
 
 def apply_mask_(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
     """See ``reference.apply_mask_``; a CUDA graph needs one ordinary call with the same tensors before it."""
-    table = _table_for(weights, masks)
-    if table.tiles:
-        with on_device_of(weights[0]):
-            _apply_mask_kernel[(table.tiles,)](table.words, table.rows, TILE=TILE, PART=PART, num_warps=4)
-
-
-def _table_for(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> Table:
     key = (
         weights[0].device,
         *((w.data_ptr(), m.data_ptr(), w.dtype, w.shape, w.stride()) for w, m in zip(weights, masks, strict=True)),
     )
-    table = _tables.pop(key, None)
-    if capturing(weights[0]):
-        if table is None:
-            raise LayerCollapseError(
-                "apply_mask_: expected a call with these tensors before a CUDA graph captures one, got none: Triton's "
-                "kernel is compiled, and its table copied, in the first"
-            )
-        _captured.append(table)
-    elif table is None:
-        table = _build(weights, masks)
-    _tables[key] = table
-    while len(_tables) > CACHED:
-        _tables.popitem(last=False)
-    return table
+    with on_device_of(weights[0]):
+        plan = _plans.get(key, lambda: _build(weights, masks), weights[0], "apply_mask_", "tensors")
+        if plan.tiles:
+            _apply_mask_kernel[(plan.tiles,)](plan.table.here(), plan.rows, TILE=TILE, PART=PART, num_warps=4)
 
 
-def _build(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> Table:
+def _build(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> Plan:
     from layercollapse_core import _core
 
     plain = [weight.is_contiguous() for weight in weights]
@@ -157,7 +138,4 @@ def _build(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> Table:
         [(w.numel(),) if p else w.shape for w, p in zip(weights, plain, strict=True)],
         [(1,) if p else w.stride() for w, p in zip(weights, plain, strict=True)],
     )
-    table = torch.tensor(words, dtype=torch.int64)
-    if weights[0].is_cuda:
-        table = table.pin_memory().to(weights[0].device, non_blocking=True)
-    return Table(table, rows, tiles)
+    return Plan(Table(torch.tensor(words, dtype=torch.int64), weights[0]), rows, tiles)

@@ -19,6 +19,7 @@ from torch import Tensor
 from layercollapse.kernels import topk_plan
 from layercollapse.kernels.bits import FLOAT_TYPES
 from layercollapse.kernels.launch import on_device_of
+from layercollapse.kernels.tables import Table
 from layercollapse.kernels.topk_call import masked_topk_with
 
 # A library that runs the same kernels on the CPU, made by tests/kernels/test_gpu_on_cpu.py.
@@ -120,7 +121,7 @@ def topk_count_(weights: Sequence[Tensor], masks: Sequence[Tensor], lo: int, hi:
     """See ``reference.topk_count_``: one read of weights and masks, no wait."""
     with on_device_of(weights[0]):
         plan = topk_plan.plan_for(_TopkPlan, weights, masks, "count")
-        table = c_void_p(plan.table.data_ptr())
+        table = c_void_p(plan.table.here().data_ptr())
         place = (c_void_p(counts.data_ptr()), _stream(counts))
         _check("lc_topk_count", library().lc_topk_count(plan.handle, table, c_int64(lo), c_int64(hi), *place))
 
@@ -141,13 +142,13 @@ class _TopkPlan(topk_plan.Plan):
         count = c_int64()
         tables = loaded.lc_topk_tables(self.handle, byref(count))
         host = np.ctypeslib.as_array(tables, (count.value,)).copy()
-        self.table = topk_plan.to_device(host, weights[0])
+        self.table = Table(torch.from_numpy(host), weights[0])
         self.segments = loaded.lc_topk_segments(self.handle)
         self.scratch = loaded.lc_topk_scratch(self.handle)
 
     def launch(self, k: Sequence[int], scratch: Tensor, thresholds: Tensor) -> None:
         places = (c_void_p(scratch.data_ptr()), c_void_p(thresholds.data_ptr()), _stream(scratch))
-        error = library().lc_masked_topk(self.handle, c_void_p(self.table.data_ptr()), _struct(*k), *places)
+        error = library().lc_masked_topk(self.handle, c_void_p(self.table.here().data_ptr()), _struct(*k), *places)
         _check("lc_masked_topk", error)
 
     def outcome(self, k: Sequence[int], scratch: Tensor) -> tuple[int, int, int]:

@@ -20,7 +20,6 @@ inside a bracket of float32, which spares them the second read.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -32,7 +31,7 @@ from torch import Tensor
 
 from layercollapse.kernels import topk_plan
 from layercollapse.kernels.bits import FLOAT_TYPES
-from layercollapse.kernels.launch import capturing
+from layercollapse.kernels.tables import Kept, Table
 from layercollapse.kernels.topk_call import masked_topk_with
 
 TILE, TILE_STRIDED = 256, 64  # bytes of mask, of 8 entries each, that a program reads at once
@@ -463,32 +462,28 @@ class _Plan(topk_plan.Plan):
             kept=True,  # drawn at once, 16,384 entries take more registers than there are
             tails=False,  # a mask of single entries would cost the wide loads
         )
-        self.table = topk_plan.to_device(plan.table, weights[0])
+        self.table = Table(torch.from_numpy(plan.table), weights[0])
         self.segments = plan.segments
         self._places = plan.scratch
         self.scratch = self._places[-1]
-        self._ranks: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()
-        self._captured: list[Tensor] = []
+        self._ranks: Kept[Table] = Kept(RANKS)
 
     def _ranks_of(self, k: Sequence[int], like: Tensor) -> Tensor:
         key = tuple(k)
-        ranks = self._ranks.pop(key, None)
-        if capturing(like):
-            if ranks is None:
-                raise topk_plan.uncaptured("tensors, k and scope")
-            self._captured.append(ranks)
-        elif ranks is None:
-            ranks = topk_plan.to_device(self._plan.ranks(key), like)
-        self._ranks[key] = ranks
-        while len(self._ranks) > RANKS:
-            self._ranks.popitem(last=False)
-        return ranks
+        ranks = self._ranks.get(
+            key,
+            lambda: Table(torch.from_numpy(self._plan.ranks(key)), like),
+            like,
+            "masked_topk_",
+            "tensors, k and scope",
+        )
+        return ranks.here()
 
     def launch(self, k: Sequence[int], scratch: Tensor, thresholds: Tensor) -> None:
         plan = self._plan
         columns = topk_columns["FIELDS"]
         counts = [plan.segments * columns, plan.groups * columns, plan.dims * 2, plan.segments, plan.parts]
-        segments, groups, dims, ids, parts = self.table.split(counts)
+        segments, groups, dims, ids, parts = self.table.here().split(counts)
         gate, state, sums, ties, bins, _, _, sample = (scratch[a:b] for a, b in pairwise(self._places))
         gate, state, sums, ties = (part.view(torch.int64) for part in (gate, state, sums, ties))
         bins = bins[: bins.numel() // 4 * 4].view(torch.int32)

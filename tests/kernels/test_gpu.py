@@ -440,6 +440,30 @@ def test_selecting_waits_once_after_the_last_launch(backend):
 
 
 @on_gpu
+def test_tables_that_another_stream_still_copies(backend):
+    weight = torch.randn(100_000, device=DEVICE)
+    mask = random_mask(weight, 1.0)
+    counts = by_reference(lambda: ops.topk_count(weight, mask))
+    before = weight.clone()
+    # Compiled and loaded, for other tensors, before the streams run side by side.
+    ops.topk_count(weight.clone(), mask)
+    ops.apply_mask_(weight.clone(), mask)
+    topk_plan._plans.clear()
+    first, second = torch.cuda.Stream(DEVICE), torch.cuda.Stream(DEVICE)
+    torch.cuda.synchronize()
+    with torch.cuda.stream(first):
+        torch.cuda._sleep(200_000_000)  # about 0.1 s, and the copies come behind it
+        ops.topk_count(weight, mask)
+        ops.apply_mask_(weight, mask)
+    with torch.cuda.stream(second):
+        got = ops.topk_count(weight, mask)
+        ops.apply_mask_(weight, mask)
+    torch.cuda.synchronize()
+    assert torch.equal(got, counts)
+    assert torch.equal(weight, before)
+
+
+@on_gpu
 def test_in_a_graph_that_was_captured(backend):
     source = torch.randn(100_000, device=DEVICE)
     weight, mask, full = source.clone(), random_mask(source, 1.0), random_mask(source, 1.0)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from layercollapse.kernels import topk_plan
 from layercollapse.kernels.bits import FLOAT_TYPES
+from layercollapse.kernels.tables import Kept
 
 _core = pytest.importorskip("layercollapse_core._core")
 AT = _core.topk_columns
@@ -138,7 +139,7 @@ class Built:
 
 @pytest.fixture
 def plan_for(monkeypatch):
-    monkeypatch.setattr(topk_plan, "_plans", type(topk_plan._plans)())
+    monkeypatch.setattr(topk_plan, "_plans", Kept(topk_plan.CACHED))
     return lambda weight, mask, scope="layer": topk_plan.plan_for(Built, [weight], [mask], scope)
 
 

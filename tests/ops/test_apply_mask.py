@@ -35,7 +35,7 @@ def backend(request, monkeypatch):
     if request.param == "triton":
         from layercollapse.kernels import apply_mask
 
-        apply_mask._tables.clear()
+        apply_mask._plans.clear()
         if SLOW:
             monkeypatch.setattr(apply_mask, "TILE", 64)
             monkeypatch.setattr(apply_mask, "PART", 32)
