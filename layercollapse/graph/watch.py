@@ -53,7 +53,7 @@ class RectifierCall:
 
 
 class Signs(NamedTuple):
-    """Of a rectifier's input: counts relative to its bends, int64 (C, 4 or 5), and a hash of each row if asked for."""
+    """The signs of a rectifier's input: counts relative to its bends, int64 (C, 4 or 5), and a hash of each row."""
 
     counts: Tensor
     hashes: Tensor | None

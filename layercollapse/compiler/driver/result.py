@@ -114,7 +114,7 @@ class CollapseResult:
 
     @property
     def kept(self) -> dict[str, str]:
-        """Of `kept_layers` ``"first → second"``, or the layer alone -> why."""
+        """`kept_layers` as a dict: ``"first → second"``, or the layer alone -> why."""
         return {" → ".join(one.layers): one.reason for one in self.kept_layers}
 
     @property

@@ -15,7 +15,7 @@ from layercollapse.graph.capture import Capture, Site
 
 @dataclass(frozen=True)
 class Verdicts:
-    """Of the sites of a model.
+    """What became of the sites of a model.
 
     Attributes:
         captured: the model.

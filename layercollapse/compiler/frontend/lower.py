@@ -192,7 +192,7 @@ def _written(node: fx.Node) -> fx.Node | None:
 
 
 def _pieces(node: fx.Node) -> tuple[int, list[tuple[int, int]]] | None:
-    """Of a slice of a complex tensor that is written, the dimension, and where what is left starts and ends.
+    """The dimension of a written slice of a complex tensor, and where what is left of it starts and ends.
 
     torch has no gradient of it: the call alone is an error outside `no_grad`.
     """

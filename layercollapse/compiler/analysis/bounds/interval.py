@@ -63,7 +63,7 @@ def channelwise(low: Tensor, high: Tensor, dim: int, rank: int) -> Interval:
 
 
 def unknown(channels: int) -> Interval:
-    """Of channels that may have any value: (channels,)."""
+    """The interval of channels that may have any value: (channels,)."""
     every = torch.full((channels,), math.inf, dtype=torch.float64)
     return Interval(-every, every)
 
@@ -75,7 +75,7 @@ def rounded(low: Tensor, high: Tensor, dtype: torch.dtype, count: int = 2) -> In
 
 
 def total(a: Interval, b: Interval, dtype: torch.dtype) -> Interval:
-    """Of the sum of two tensors, of which either may be one value for many positions of the other."""
+    """The interval of a sum of two tensors, of which either may be one value for many positions of the other."""
     low, high = (torch.stack(torch.broadcast_tensors(*ends)) for ends in zip(a, b, strict=True))
     return rounded(low, high, dtype)
 

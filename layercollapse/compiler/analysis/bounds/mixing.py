@@ -92,7 +92,7 @@ def norm(net: Net, node: fx.Node) -> Norm | None:
 
 
 def normalized(made: Norm, rank: int) -> Interval:
-    """Of a norm's output."""
+    """The interval of a norm's output."""
     reach = math.sqrt(made.entries - made.centred) * (1 + made.margin) + made.centred * made.margin
     radius = reach * made.scale.abs()
     ends = rounded(torch.stack([-radius, made.shift]), torch.stack([radius, made.shift]), made.dtype, 4)
@@ -117,7 +117,7 @@ def _rows_stay(node: fx.Node) -> bool:
 
 
 def read(op: Affine, made: Norm) -> Interval:
-    """Of a linear layer that reads the rows of a norm: (O,)."""
+    """The interval of a linear layer that reads the rows of a norm: (O,)."""
     rows = max(1, ROW_ENTRIES // made.entries)
     ends = [_rows(op, made, *part) for part in zip(op.weight.split(rows), op.bias.split(rows), strict=True)]
     return Interval(*(torch.cat(end) for end in zip(*ends, strict=True)))
@@ -156,7 +156,7 @@ def attended(node: fx.Node) -> tuple[fx.Node, bool] | None:
 
 
 def mean_of(node: fx.Node, values: fx.Node, interval: Interval, masked: bool) -> Interval:
-    """Of weighted means of values over their positions, the last dimension but one."""
+    """The interval of weighted means of values over their positions, the last dimension but one."""
     before, after = shape(values), shape(node)
     # Unless each head reads values of its own: for all of them.
     gone = [len(before) - 2] if before[:-2] == after[:-2] else range(len(before) - 1)

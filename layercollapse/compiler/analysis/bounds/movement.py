@@ -87,7 +87,7 @@ def _reshaped(node: fx.Node, interval: Interval) -> Interval | None:
 
 
 def _viewed(interval: Interval, before: tuple[int, ...], after: tuple[int, ...]) -> Interval | None:
-    """Of a tensor in another shape, if each of its dimensions is made of some whole ones or is a part of one."""
+    """The interval of a tensor in another shape, if each dimension is made of some whole ones or is a part of one."""
     try:
         # Where one bound holds for all positions the stride is zero, and stays so in a view.
         views = [end.expand(before).view(after) for end in interval]
@@ -149,7 +149,7 @@ def _positions(node: fx.Node) -> int:
 
 
 def _joined(node: fx.Node, known: Facts[Interval]) -> Interval | None:
-    """Of a concatenation: each part's channels where these are joined, else what all parts have in common."""
+    """The interval of a concatenation: each part's channels where these are joined, else what all have in common."""
     arguments: Any = node.args
     if node.kwargs or node.meta.get("shape") is None or not isinstance(arguments[0], list | tuple):
         return None

@@ -150,7 +150,7 @@ def _is_read(node: fx.Node) -> bool:
 
 
 def _stored(value: Tensor) -> Interval | None:
-    """Of a tensor of the model: the values along the last of its dimensions that has more than one, over all others."""
+    """The interval of a tensor of the model along the last of its dimensions that has more than one entry."""
     if not value.is_floating_point() or 0 in value.shape:
         return None
     every = Interval(value.detach().cpu(), value.detach().cpu())
@@ -236,7 +236,7 @@ def _rectify(op: Activation, interval: Interval) -> Interval:
 
 
 def _multiplied(node: fx.Node, known: Facts[Interval]) -> Interval | None:
-    """Of a product of two tensors: a gate from 0 to 1 keeps the sign of what it multiplies."""
+    """The interval of a product of two tensors: a gate from 0 to 1 keeps the sign of what it multiplies."""
     found = [known.get(x) for x in node.all_input_nodes]
     if not all(isinstance(x, fx.Node) for x in node.args) or len(found) != 2 or found == [None, None]:
         return None  # or a square
