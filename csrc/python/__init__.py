@@ -21,6 +21,7 @@ from collections.abc import Sequence
 import numpy as np
 from layercollapse_core.installed import cmake_dir, include_dir, library
 from layercollapse_core.memory import overlap, reach
+from layercollapse_core.numbers import integer, is_bound
 
 __all__ = [
     "apply_mask_",
@@ -57,25 +58,25 @@ def sign_histogram(
     Returns:
         ``out``, or a new array like it: negative, zero, positive, NaN [, at or above ``upper``].
     """
-    _check_floats("x", x)
-    if not -x.ndim <= channel_dim < x.ndim:
-        raise _error(f"channel_dim: expected a dimension of x, which has {x.ndim}, got {channel_dim}")
-    if upper is not None and not upper > 2.0**-150:
-        raise _error(f"upper: expected a float32 above 0, got {upper}")
+    channel_dim, threads = _channel_dim(x, channel_dim), _threads(threads)
+    if upper is not None and not is_bound(upper):
+        raise _error(f"upper: expected a float32 above 0, got {upper!r}")
     shape = (x.shape[channel_dim], 4 if upper is None else 5)
     if out is None:
         out = np.zeros(shape, dtype=np.int64)
-    elif (out.dtype, out.shape) != (np.int64, shape) or not out.flags.c_contiguous or not out.flags.writeable:
+    elif not _is(out, np.int64, shape) or not out.flags.writeable:
         raise _error(f"out: expected a writeable contiguous int64 array of shape {shape}, got {_describe(out)}")
+    elif np.may_share_memory(x, out):
+        raise _error("out: expected memory of its own, got some that x covers too")
     _compiled().sign_histogram(
         [x.ctypes.data],
         [_CODES[x.dtype.name]],
         [x.shape],
         [_strides(x)],
-        [channel_dim % x.ndim],
-        [upper or 0.0],
+        [channel_dim],
+        [0.0 if upper is None else float(upper)],
         [out.ctypes.data],
-        threads or _cpus(),
+        threads,
     )
     return out
 
@@ -91,10 +92,7 @@ def sign_hashes(x: np.ndarray, *, channel_dim: int = 1, threads: int | None = No
     Returns:
         int64, the shape of x without ``channel_dim``.
     """
-    _check_floats("x", x)
-    if not -x.ndim <= channel_dim < x.ndim:
-        raise _error(f"channel_dim: expected a dimension of x, which has {x.ndim}, got {channel_dim}")
-    channel_dim %= x.ndim
+    channel_dim, threads = _channel_dim(x, channel_dim), _threads(threads)
     hashes = np.zeros(x.shape[:channel_dim] + x.shape[channel_dim + 1 :], dtype=np.int64)
     _compiled().sign_hashes(
         x.ctypes.data,
@@ -103,7 +101,7 @@ def sign_hashes(x: np.ndarray, *, channel_dim: int = 1, threads: int | None = No
         _strides(x),
         channel_dim,
         hashes.ctypes.data,
-        threads or _cpus(),
+        threads,
     )
     return hashes
 
@@ -128,18 +126,22 @@ def masked_topk_(
     Returns:
         float32 (len(k),): the largest magnitude cleared, 0 where none was.
     """
+    _check_masked(weights, masks)
+    _check_list("k", k)
     if scope not in ("layer", "global") or len(k) != (len(weights) if scope == "layer" else 1):
         raise _error(f"k: expected one per weight for 'layer' or one for 'global', got {len(k)} for {scope!r}")
-    if min(k, default=0) < 0:
-        raise _error(f"k: expected numbers of at least 0, got {min(k)}")
-    _check_masked(weights, masks)
+    numbers = [integer(entry) for entry in k]
+    for index, number in enumerate(numbers):
+        if number is None or number < 0:
+            raise _error(f"k[{index}]: expected an int of at least 0, got {k[index]!r}")
+    threads = _threads(threads)
     thresholds = np.empty(len(k), dtype=np.float32)
     code, index, kept = _compiled().masked_topk(
         *_memory(weights, masks),
-        list(k),
+        numbers,
         scope == "global",
         thresholds.ctypes.data,
-        threads or _cpus(),
+        threads,
     )
     if code == _NAN:
         raise _error(f"weights[{index}]: expected numbers, got NaN; nothing was changed")
@@ -156,11 +158,13 @@ def apply_mask_(weights: Sequence[np.ndarray], masks: Sequence[np.ndarray], *, t
         masks: uint8 (ceil(size / 8),) each, contiguous.
         threads: how many to use; all of this process's CPUs by default.
     """
-    _check_masked(weights, masks)
-    _compiled().apply_mask(*_memory(weights, masks), threads or _cpus())
+    _check_masked(weights, masks, masks_change=False)
+    _compiled().apply_mask(*_memory(weights, masks), _threads(threads))
 
 
-def _check_masked(weights: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> None:
+def _check_masked(weights: Sequence[np.ndarray], masks: Sequence[np.ndarray], *, masks_change: bool = True) -> None:
+    _check_list("weights", weights)
+    _check_list("masks", masks)
     if len(masks) != len(weights):
         raise _error(f"masks: expected one for each of {len(weights)} weights, got {len(masks)}")
     begins: list[int] = []  # weights and masks in turn
@@ -168,12 +172,13 @@ def _check_masked(weights: Sequence[np.ndarray], masks: Sequence[np.ndarray]) ->
     for index, (weight, mask) in enumerate(zip(weights, masks, strict=True)):
         _check_floats(f"weights[{index}]", weight)
         length = (weight.size + 7) // 8
-        if (mask.dtype, mask.shape) != (np.uint8, (length,)) or not mask.flags.c_contiguous:
+        if not _is(mask, np.uint8, (length,)):
             raise _error(
                 f"masks[{index}]: expected a contiguous uint8 array of shape ({length},), got {_describe(mask)}"
             )
-        if not weight.flags.writeable or not mask.flags.writeable:
-            raise _error(f"weights[{index}]: expected writeable arrays, got a read-only one")
+        for name, array in (("weights", weight), ("masks", mask)) if masks_change else (("weights", weight),):
+            if not array.flags.writeable:
+                raise _error(f"{name}[{index}]: expected a writeable array, got a read-only one")
         entries = reach(weight.shape, _strides(weight)) if length else 0
         if entries is None:
             raise _error(f"weights[{index}]: expected a place for every entry, got {_describe(weight)}")
@@ -215,6 +220,32 @@ def _check_floats(name: str, array: np.ndarray) -> None:
         raise _error(f"{name}: expected a float32, float16 or bfloat16 array, got {_describe(array)}")
     if any(stride % array.itemsize for stride in array.strides) or not array.flags.aligned:
         raise _error(f"{name}: expected strides of whole aligned entries, got {_describe(array)}")
+
+
+def _channel_dim(x: np.ndarray, channel_dim: object) -> int:
+    """Return it counted from the front; raise unless x is an array of floats that has it."""
+    _check_floats("x", x)
+    number = integer(channel_dim)
+    if number is None or not -x.ndim <= number < x.ndim:
+        raise _error(f"channel_dim: expected a dimension of x, which has {x.ndim}, got {channel_dim!r}")
+    return number % x.ndim
+
+
+def _threads(threads: object) -> int:
+    number = _cpus() if threads is None else integer(threads)
+    if number is None or number < 1:
+        raise _error(f"threads: expected an int of at least 1 or None, got {threads!r}")
+    return min(number, 2**31 - 1)
+
+
+def _check_list(name: str, value: object) -> None:
+    if not isinstance(value, (list, tuple, np.ndarray)) or (isinstance(value, np.ndarray) and value.ndim == 0):
+        raise _error(f"{name}: expected a list, got {_describe(value)}")
+
+
+def _is(array: object, dtype: type, shape: tuple[int, ...]) -> bool:
+    """Whether it is a contiguous array of this type and shape."""
+    return isinstance(array, np.ndarray) and (array.dtype, array.shape) == (dtype, shape) and array.flags.c_contiguous
 
 
 def _strides(array: np.ndarray) -> list[int]:

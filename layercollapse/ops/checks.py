@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import operator
 from bisect import bisect_left
 from collections.abc import Sequence
-from typing import SupportsFloat
 
 import torch
+from layercollapse_core import numbers
 from layercollapse_core.memory import overlap, reach
 from torch import Tensor
 
@@ -111,8 +110,7 @@ def check_activation(x: Tensor, channel_dim: int, upper: float | None, at: str =
         raise LayerCollapseError(
             f"channel_dim{at}: expected a dimension of x{at}, which has {x.dim()}, got {channel_dim!r}"
         )
-    # The smallest float32 is 2**-149; half of it and less round to zero.
-    if upper is not None and not _number(upper) > 2.0**-150:
+    if upper is not None and not numbers.is_bound(upper):
         raise LayerCollapseError(f"upper{at}: expected a float32 above 0, got {upper!r}")
 
 
@@ -127,26 +125,10 @@ def _dims_error(name: str, tensor: Tensor) -> LayerCollapseError:
 
 def integer(name: str, value: object) -> int:
     """Return a number as an int; raise unless it is an integer of 64 bits, and no bool."""
-    try:
-        # A tensor of several entries, or of no values, raises.
-        number = value if isinstance(value, int) else operator.index(value)  # type: ignore[arg-type]
-    except (TypeError, RuntimeError):
-        number = 2**63
-    if isinstance(value, bool) or not -(2**63) <= number < 2**63:
+    number = numbers.integer(value)
+    if number is None:
         raise LayerCollapseError(f"{name}: expected an int of at most 64 bits, got {value!r}")
     return number
-
-
-def _number(value: object) -> float:
-    """Return a number as a float; NaN for what is none."""
-    if isinstance(value, float):
-        return value
-    if isinstance(value, bool) or not isinstance(value, SupportsFloat):
-        return math.nan
-    try:
-        return float(value)
-    except (TypeError, ValueError, OverflowError, RuntimeError):
-        return math.nan
 
 
 def check_masked_topk(weights: Sequence[Tensor], masks: Sequence[Tensor], k: Sequence[int], scope: str) -> None:
@@ -218,7 +200,7 @@ def check_in_place(name: str, tensor: Tensor) -> None:
 def check_packed(packed: Tensor, shape: Sequence[int]) -> None:
     """Raise unless packed holds one bit for each entry of shape."""
     sizes = shape if isinstance(shape, (list, tuple)) else [-1]
-    if not all(_is_size(size) for size in sizes):
+    if min((-1 if (number := numbers.integer(size)) is None else number for size in sizes), default=0) < 0:
         raise LayerCollapseError(f"shape: expected a tuple of sizes that are not below 0, got {shape!r}")
     length = (math.prod(shape) + 7) // 8
     fits = isinstance(packed, Tensor) and packed.dtype == torch.uint8 and dense(packed) and packed.shape == (length,)
@@ -226,13 +208,6 @@ def check_packed(packed: Tensor, shape: Sequence[int]) -> None:
         raise LayerCollapseError(
             f"packed: expected a uint8 tensor of shape ({length},) for shape {tuple(shape)}, got {describe(packed)}"
         )
-
-
-def _is_size(value: object) -> bool:
-    try:
-        return integer("size", value) >= 0
-    except LayerCollapseError:
-        return False
 
 
 def nan_error(index: int) -> LayerCollapseError:
