@@ -16,7 +16,7 @@ from torch import Tensor
 
 from layercollapse._util.tensors import describe
 from layercollapse.errors import LayerCollapseError
-from layercollapse.ops import checks, library, reference  # noqa: F401 - library: registers the ops
+from layercollapse.ops import builtin, checks, library, reference  # noqa: F401 - two register what there is
 from layercollapse.ops.patterns import SignPatterns
 from layercollapse.ops.registry import BackendStatus, backends, last_backend, use_backend
 from layercollapse.ops.topk_stages import TOPK_BINS, TOPK_COUNTS, TOPK_END, TopkRange, check_range, topk_threshold

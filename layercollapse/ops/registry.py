@@ -1,9 +1,10 @@
 """Which implementation runs an op: the one place where backends are registered, chosen and forced.
 
-A new backend is one `Backend` and one call of `register`, or an entry point of the group ``layercollapse.backends``,
-whose object is a `Backend` or a function that returns one; it is loaded at the first call of an op, and one that
-cannot be loaded is in ``backends()`` with the reason. Order matters: of those that can run on the given tensors, the
-one registered last is taken; on a GPU, the one that was faster there (`layercollapse.kernels.race`).
+Those of this package are in `ops.builtin`. A new backend is one `Backend` and one call of `register`, or an entry point
+of the group ``layercollapse.backends``, whose object is a `Backend` or a function that returns one; it is loaded at the
+first call of an op, and one that cannot be loaded is in ``backends()`` with the reason. Order matters: of those that
+can run on the given tensors, the one registered last is taken; on a GPU, the one that was faster there
+(`layercollapse.kernels.race`).
 """
 
 from __future__ import annotations
@@ -21,10 +22,8 @@ import torch
 from torch import Tensor
 
 from layercollapse.errors import LayerCollapseError
-from layercollapse.kernels import cuda, triton_backend
-from layercollapse.kernels.bits import FLOAT_TYPES
 from layercollapse.kernels.race import faster
-from layercollapse.ops import cpu, reference
+from layercollapse.ops import reference
 
 ENTRY_POINTS = "layercollapse.backends"
 
@@ -124,6 +123,12 @@ def register(backend: Backend) -> None:
     with _reading:
         others = {name: other for name, other in _registry.items() if name != backend.name}
         _registry = {**others, backend.name: backend}
+
+
+def reserve() -> None:
+    """Keep the names registered so far for this package."""
+    global _own  # noqa: PLW0603 - once, at import
+    _own = frozenset({"auto", *_registry})
 
 
 def backends() -> dict[str, BackendStatus]:
@@ -260,60 +265,3 @@ class use_backend(AbstractContextManager[None]):  # noqa: N801 - reads as the fu
 
     def __repr__(self) -> str:
         return f"use_backend({self._name!r})"
-
-
-register(
-    Backend(
-        name="reference",
-        devices=frozenset(),
-        dtypes=frozenset(),
-        status=lambda: BackendStatus(True, "plain torch, any device"),
-        sign_histogram_=reference.sign_histogram_,
-        masked_topk_=reference.masked_topk_,
-        apply_mask_=reference.apply_mask_,
-        sign_hashes_=reference.sign_hashes_,
-        topk_count_=reference.topk_count_,
-    )
-)
-register(
-    Backend(
-        name="triton",
-        devices=frozenset({"cuda", "cpu"} if triton_backend.interpreted() else {"cuda"}),
-        dtypes=frozenset(FLOAT_TYPES),
-        status=lambda: BackendStatus(*triton_backend.status()),
-        sign_histogram_=triton_backend.sign_histogram_,
-        sign_histograms_=triton_backend.sign_histograms_,
-        masked_topk_=triton_backend.masked_topk_,
-        apply_mask_=triton_backend.apply_mask_,
-        sign_hashes_=triton_backend.sign_hashes_,
-    )
-)
-register(
-    Backend(
-        name="cuda",
-        devices=frozenset({"cuda", "cpu"} if cuda.emulated() else {"cuda"}),
-        dtypes=frozenset(FLOAT_TYPES),
-        status=lambda: BackendStatus(*cuda.status()),
-        sign_histogram_=cuda.sign_histogram_,
-        sign_histograms_=cuda.sign_histograms_,
-        masked_topk_=cuda.masked_topk_,
-        apply_mask_=cuda.apply_mask_,
-        topk_count_=cuda.topk_count_,
-        sign_hashes_=cuda.sign_hashes_,
-    )
-)
-register(
-    Backend(
-        name="cpu",
-        devices=frozenset({"cpu"}),
-        dtypes=frozenset(cpu.DTYPE_CODES),
-        status=lambda: BackendStatus(*cpu.status()),
-        sign_histogram_=cpu.sign_histogram_,
-        sign_histograms_=cpu.sign_histograms_,
-        masked_topk_=cpu.masked_topk_,
-        apply_mask_=cpu.apply_mask_,
-        sign_hashes_=cpu.sign_hashes_,
-        topk_count_=cpu.topk_count_,
-    )
-)
-_own = frozenset({"auto", *_registry})
