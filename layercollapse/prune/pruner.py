@@ -14,7 +14,6 @@ import copy
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from numbers import Real
 from typing import Any
 
@@ -159,9 +158,9 @@ class Pruner:
         states = [replace(x, floor=max(x.floor, x.kept - math.floor(share * x.kept))) for x in states]
         own, guard = {state.name: state.floor for state in states}, _GUARD_DENSITY
         with torch.no_grad():
-            before = self._liveness.varying(self.model)
+            before, net = self._liveness.varying(self.model), self._lowered()
             for _ in range(_ROUNDS):
-                removed, by_weight, raised = self._guarded(states, amount, rule)
+                removed, by_weight, raised = self._guarded(net, states, amount, rule)
                 restore = self._masks.clear(by_weight)
                 led = self._carries()
                 if led and not self._liveness.constant(self.model, before):
@@ -172,7 +171,7 @@ class Pruner:
                 restore()
                 # Every layer has weights left, and yet no path of them leads from the input to the output.
                 if not led and isinstance(rule, str) and guard < 1:
-                    states, guard = self._thicker(states, guard), 2 * guard
+                    states, guard = self._thicker(net, states, guard), 2 * guard
                     continue
                 fatal = self._deadening(states, by_weight, before)
                 if not led and not (isinstance(rule, str) and fatal):
@@ -255,7 +254,7 @@ class Pruner:
         return sum(self._masks.kept[name] for name in names)
 
     def _guarded(
-        self, states: Sequence[LayerState], amount: float, rule: str | Rule
+        self, net: Net, states: Sequence[LayerState], amount: float, rule: str | Rule
     ) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
         """Counts by site and by weight that leave the output dependent on the input, and the floors raised for it."""
         raised: dict[str, int] = {}
@@ -264,7 +263,7 @@ class Pruner:
             by_weight: dict[str, int] = {}
             for site, names in self.layers.items():
                 by_weight |= self._masks.under_one_threshold(names, removed[site])
-            fatal = self._fatal(states, by_weight)
+            fatal = self._fatal(net, states, by_weight)
             if not fatal:
                 return removed, by_weight, raised
             refused = [site for site in fatal if not isinstance(rule, str) or self._floor.get(site) == 0]
@@ -297,21 +296,21 @@ class Pruner:
             active = [layer for layer in active if layer not in full]
         return removed
 
-    def _fatal(self, states: Sequence[LayerState], by_weight: Mapping[str, int]) -> list[str]:
+    def _fatal(self, net: Net, states: Sequence[LayerState], by_weight: Mapping[str, int]) -> list[str]:
         """Sites whose weights must not all go: those that the output needs, the ones of highest entropy first."""
         dead = {name for name, kept in self._masks.kept.items() if kept == 0}
-        if not self._depends(dead):
+        if not self._depends(net, dead):
             raise LayerCollapseError(
                 f"model: expected an output that depends on the input, but all weights of {', '.join(sorted(dead))} "
                 "are pruned already"
             )
         dying = {name for name, count in by_weight.items() if count and count == self._masks.kept[name]}
-        if not dying or self._depends(dead | dying):
+        if not dying or self._depends(net, dead | dying):
             return []
         fatal = []
         for state in sorted(states, key=lambda state: state.entropy):
             more = dying.intersection(self.layers[state.name])
-            if more and self._depends(dead | more):
+            if more and self._depends(net, dead | more):
                 dead |= more
             elif more:
                 fatal.append(state.name)
@@ -365,11 +364,11 @@ class Pruner:
 
         return [replace(x, floor=floor(x)) if x.name in sites else x for x in states]
 
-    def _thicker(self, states: Sequence[LayerState], density: float) -> list[LayerState]:
+    def _thicker(self, net: Net, states: Sequence[LayerState], density: float) -> list[LayerState]:
         """The states with floors of a share of the weights for the sites that the output cannot do without."""
         thicker = []
         for state in states:
-            needed = self._floor.get(state.name) != 0 and not self._depends(set(self.layers[state.name]))
+            needed = self._floor.get(state.name) != 0 and not self._depends(net, set(self.layers[state.name]))
             floor = min(state.kept, math.ceil(density * state.numel)) if needed else 0
             thicker.append(replace(state, floor=max(state.floor, floor)))
         return thicker
@@ -382,14 +381,9 @@ class Pruner:
         with evaluating(self.model), on_cpu():
             return lower(self.capture, self.model)
 
-    @cached_property
-    def _net(self) -> Net:
-        """How layers follow each other; the values of their weights are those of any time."""
-        return self._lowered()
-
-    def _depends(self, dead: set[str]) -> bool:
+    def _depends(self, net: Net, dead: set[str]) -> bool:
         """Whether layers lead from the input to the output without those whose weights are in `dead`."""
-        return depends(self._net, {alias for name in dead for alias in self._aliases[name]})
+        return depends(net, {alias for name in dead for alias in self._aliases[name]})
 
 
 def _taken(removed: Mapping[str, int]) -> str:

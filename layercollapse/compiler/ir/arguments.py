@@ -18,9 +18,13 @@ def argument(node: fx.Node, position: int, default: Any = None) -> Any:
 
 
 def named(node: fx.Node, name: str, default: Any = None) -> Any:
-    """An argument of a call of an aten operation by its name in the schema, or the default."""
-    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
-    return {**dict(zip(names, node.args, strict=False)), **node.kwargs}.get(name, default)
+    """An argument of a call of an aten operation by its name in the schema: as given, or else the schema's default; the
+    other default where the operation has none of that name.
+    """
+    for place, one in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
+        if one.name == name:
+            return node.args[place] if place < len(node.args) else node.kwargs.get(name, one.default_value)
+    return default
 
 
 def rank(node: Any) -> int:
@@ -42,9 +46,7 @@ def float64(value: Tensor) -> Tensor:
 
 def border_value(node: fx.Node) -> Any:
     """The number that a padding puts around a tensor, or a node if that is computed; None where it repeats entries."""
-    if packet(node) is aten.constant_pad_nd:
-        return argument(node, 2, 0)
-    if packet(node) is not aten.pad or argument(node, 2, "constant") != "constant":
+    if packet(node) is not aten.constant_pad_nd and named(node, "mode") != "constant":
         return None
-    value = argument(node, 3)
+    value = named(node, "value")
     return 0 if value is None else value

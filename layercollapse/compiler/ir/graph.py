@@ -57,6 +57,10 @@ class Net:
         """The record that a node stands for, or None."""
         return self.ops.get(str(node.target)) if isinstance(node, fx.Node) and node.op == "call_module" else None
 
+    def tensor(self, node: Any) -> Tensor | None:
+        """The tensor of the model that a node is, or None."""
+        return self.tensors[str(node.target)] if isinstance(node, fx.Node) and node.op == "get_attr" else None
+
     def affine(self, node: Any) -> Affine | None:
         """The node's record if it is an Affine, or None."""
         op = self.op(node)

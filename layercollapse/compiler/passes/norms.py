@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, fx
 
-from layercollapse.compiler.ir.arguments import float64
+from layercollapse.compiler.ir.arguments import float64, named
 from layercollapse.compiler.ir.graph import Net, shape, shared
 from layercollapse.compiler.ir.records import ChannelAffine
 from layercollapse.compiler.ir.scaling import before
@@ -27,8 +26,8 @@ def strip_norms(net: Net, context: PassContext) -> bool:
         arguments: list[Any] = list(node.args)
         if packet(node) is not aten.layer_norm or len(arguments) < 3 or node.kwargs or len(arguments[1]) != 1:
             continue
-        weight, bias = (_tensor(net, x) for x in (*arguments[2:4], None)[:2])
-        if weight is None or (bias is None and arguments[3:4] not in ([], [None])) or len(shape(node)) < 2:
+        weight, bias = net.tensor(named(node, "weight")), net.tensor(named(node, "bias"))
+        if weight is None or (bias is None) != (named(node, "bias") is None) or len(shape(node)) < 2:
             continue
         readers = [(user, net.affine(user)) for user in node.users]
         if not all(op is not None and op.channel_dim == -1 and not shared(net, op) for user, op in readers):
@@ -41,7 +40,3 @@ def strip_norms(net: Net, context: PassContext) -> bool:
         node.args = (*arguments[:2], None, None, *arguments[4:])
         changed = True
     return changed
-
-
-def _tensor(net: Net, x: Any) -> Tensor | None:
-    return net.tensors.get(str(x.target)) if isinstance(x, fx.Node) and x.op == "get_attr" else None

@@ -71,24 +71,19 @@ class Norm(NamedTuple):
 
 def norm(net: Net, node: fx.Node) -> Norm | None:
     """The norm that a node is, if the net has its parameters and something is known of what it makes; else None."""
-    called = packet(node)
-    if called not in (aten.layer_norm, aten.rms_norm):
-        return None
-    centred = called is aten.layer_norm
-    eps = argument(node, 4 if centred else 3, 1e-5 if centred else None)
-    if not all(isinstance(entries, int) for entries in argument(node, 1)) or isinstance(eps, fx.Node):
-        return None  # as many as the input has
-    size = torch.Size(argument(node, 1))
-    stored = [argument(node, place) for place in ((2, 3) if centred else (2,))]
-    if node.kwargs or (eps is not None and eps < _SMALLEST) or not 0 < size.numel() <= _LARGEST:
+    over = named(node, "normalized_shape") if does(node) is Does.NORM else None
+    if over is None or not all(isinstance(entries, int) for entries in over):
+        return None  # or as many as the input has
+    size, eps = torch.Size(over), named(node, "eps")
+    if isinstance(eps, fx.Node) or (eps is not None and eps < _SMALLEST) or not 0 < size.numel() <= _LARGEST:
         return None
     parts = [torch.ones(size, dtype=torch.float64), torch.zeros(size, dtype=torch.float64)]
-    for place, x in enumerate(stored):
-        if x is not None:
-            if not isinstance(x, fx.Node) or x.op != "get_attr":
-                return None
-            parts[place] = float64(net.tensors[str(x.target)])
-    return Norm(parts[0], parts[1], centred, dtype(node))
+    for place, x in enumerate((named(node, "weight"), named(node, "bias"))):
+        if x is not None and (stored := net.tensor(x)) is None:
+            return None
+        if x is not None and stored is not None:
+            parts[place] = float64(stored)
+    return Norm(parts[0], parts[1], packet(node) is not aten.rms_norm, dtype(node))
 
 
 def normalized(made: Norm, rank: int) -> Interval:

@@ -163,10 +163,10 @@ def _sum(node: fx.Node, known: Facts[Interval]) -> Interval | None:
 
 
 def _looked_up(node: fx.Node, known: Facts[Interval]) -> Interval | None:
-    stored = argument(node, 0)
-    if not isinstance(stored, fx.Node) or stored.op != "get_attr":
+    stored = known.net.tensor(argument(node, 0))
+    if stored is None:
         return None
-    table = known.net.tensors[str(stored.target)].detach().cpu()
+    table = stored.detach().cpu()
     return channelwise(table.amin(0).double(), table.amax(0).double(), -1, len(shape(node)))
 
 
