@@ -10,15 +10,13 @@ import torch
 from torch import Tensor, fx
 
 from layercollapse.graph import rectifiers
-from layercollapse.graph.operations import OPERATIONS, RESIZES, Does, Operation, having, that
+from layercollapse.graph.operations import NO_ROW, OPERATIONS, RESIZES, Does, Operation, having, that
 
 aten = torch.ops.aten
 
 
 # Operations that do the same for maps of every height and width; and of sizes: what a pooling keeps.
 ANY_SIZE = that(*RESIZES) | having("any_size") | {operator.add, operator.sub, operator.mul, operator.floordiv}
-
-_NO_ROW = Operation("", Does.OTHER)
 
 # Set in the metadata of a rectifier's call that is a part of another rectifier (see `written`).
 ABSORBED = "absorbed"
@@ -100,7 +98,7 @@ def packet(node: Any) -> Any:
 
 def row(node: Any) -> Operation:
     """The row of the operation that a node calls; one that nobody follows for what has none."""
-    return OPERATIONS.get(packet(node), _NO_ROW)
+    return OPERATIONS.get(packet(node), NO_ROW)
 
 
 def does(node: Any) -> Does:

@@ -30,13 +30,12 @@ from layercollapse.graph.aten import (
     example_shape,
     example_size,
     module_path,
-    packet,
     rectifier_call,
     rectifier_of,
     row,
     weight_of,
 )
-from layercollapse.graph.channel_dims import MOVING, Move, name_of
+from layercollapse.graph.channel_dims import Move
 from layercollapse.graph.export import (
     call_arguments,
     describe,
@@ -49,7 +48,7 @@ from layercollapse.graph.export import (
 )
 from layercollapse.graph.feeding import feeding, reaching
 from layercollapse.graph.memory import Memory, output_memory
-from layercollapse.graph.operations import RESIZES
+from layercollapse.graph.operations import MOVES, RESIZES
 from layercollapse.graph.watch import RectifierCall, numbered, unwrapped
 
 aten = torch.ops.aten
@@ -301,7 +300,7 @@ def channel_dims(graph: fx.Graph) -> dict[fx.Node, int]:
     for node in graph.nodes:
         dim = row(node).dim
         if dim is None and node.op == "call_function":
-            dim = _carried(node, dims) if name_of(packet(node)) in MOVING else _kept(node, dims)
+            dim = _carried(node, dims) if does(node) in MOVES else _kept(node, dims)
         if dim is not None:
             dims[node] = dim
     return dims

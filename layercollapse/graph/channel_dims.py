@@ -11,16 +11,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from layercollapse.graph.operations import BY_NAME, MOVES, REDUCES, Does
-
-MOVING = {name for name, row in BY_NAME.items() if row.does in MOVES}
+from layercollapse.graph.operations import BY_NAME, REDUCES, Does
 
 
 class Move(NamedTuple):
     """A call that moves, joins or drops dimensions of a tensor.
 
     Attributes:
-        call: a function or method of torch whose name is in `MOVING`, or the aten operation.
+        call: a function or method of torch whose row is one of `MOVES`, or the aten operation.
         args: its arguments behind the tensor.
         kwargs: its keyword arguments.
         before: shape of the tensor.

@@ -195,6 +195,9 @@ BY_NAME: dict[str, Operation] = {
 }
 
 
+NO_ROW = Operation("", Does.OTHER)
+
+
 def that(*does: Does) -> set[Any]:
     """The aten operations that do one of these."""
     return {packet for packet, row in OPERATIONS.items() if row.does in does}

@@ -22,8 +22,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 from layercollapse import ops
 from layercollapse.errors import LayerCollapseError
 from layercollapse.graph import rectifiers
-from layercollapse.graph.channel_dims import MOVING, Move, name_of
-from layercollapse.graph.operations import BY_NAME, RESIZES
+from layercollapse.graph.channel_dims import Move, name_of
+from layercollapse.graph.operations import BY_NAME, MOVES, NO_ROW, RESIZES
 from layercollapse.graph.patterns import reaches, same_sign
 from layercollapse.graph.terms import INPLACE, NAMES, Found, Term, keeps
 from layercollapse.graph.written import TensorTerms
@@ -31,11 +31,6 @@ from layercollapse.graph.written import TensorTerms
 # Path of the model itself, and names that wrappers put into module paths; they are left out of site names.
 ROOT = ""
 _WRAPPERS = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
-
-# Function name -> channel dimension of its result: the rules of the graph capture, by the name of the Python call.
-_CHANNEL_DIMS: dict[str, int] = {name: row.dim for name, row in BY_NAME.items() if row.dim is not None}
-# Functions that keep the channel dimension though they change the shape.
-_RESIZING = {name for name, row in BY_NAME.items() if row.does in RESIZES}
 
 
 @dataclass(frozen=True)
@@ -126,14 +121,15 @@ class ForwardWatch(TorchFunctionMode):
         return result
 
     def _tag(self, called: Any, args: tuple, kwargs: dict[str, Any], result: Tensor) -> None:
-        dim = _CHANNEL_DIMS.get(name_of(called))
+        row = BY_NAME.get(name_of(called), NO_ROW)
+        dim = row.dim
         first = args[0] if args else kwargs.get("input")
-        if dim is None and name_of(called) in MOVING and isinstance(first, Tensor):
+        if dim is None and row.does in MOVES and isinstance(first, Tensor):
             if first in self._dims:
                 rest = {name: value for name, value in kwargs.items() if name != "input"}
                 dim = Move(called, args[1:], rest, first.shape, result.shape).channel_dim(self._dims[first])
         elif dim is None:
-            resizing = name_of(called) in _RESIZING
+            resizing = row.does in RESIZES
             sources = (
                 x
                 for x in tree_leaves((args, kwargs))

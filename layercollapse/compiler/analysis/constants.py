@@ -11,34 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from layercollapse.compiler.analysis.dataflow import Channels, ChannelTransfer, Facts, forward
+from layercollapse.compiler.analysis.dataflow import Channels, ChannelTransfer, Facts, along, forward
 from layercollapse.compiler.analysis.norm_constants import normed
 from layercollapse.compiler.ir.graph import Net, shape
 from layercollapse.compiler.ir.records import Activation, Affine, ChannelAffine, ConstantMap, Op
 from layercollapse.graph.rectifiers import quick_gelu, tanh_gelu
 
 
-class Constants:
-    """What `constants` found."""
-
-    def __init__(self, facts: Facts[Channels]) -> None:
-        self._facts = facts
-
-    def get(self, node: fx.Node, dim: int) -> Tensor | None:
-        """float64 (C,) along a dimension (1 or -1), NaN where a channel varies; None if nothing is known."""
-        fact = self._facts.get(node)
-        return None if fact is None else fact.along(dim)
-
-    def complete(self, node: fx.Node) -> tuple[int, Tensor] | None:
-        """Dimension and values of a tensor whose every channel is constant, or None."""
-        fact = self._facts.get(node)
-        if fact is None or fact.dim is None or bool(fact.values.isnan().any()):
-            return None
-        return fact.dim, fact.values
-
-
-def constants(net: Net) -> Constants:
-    """The channels that hold one value over batch and space, for every node of which any is known."""
+def constants(net: Net) -> Facts[Channels]:
+    """The channels that hold one value over batch and space: float64 (C,), NaN where a channel varies."""
     transfer = _Transfer()
 
     def known(node: fx.Node, facts: Facts[Channels]) -> Channels | None:
@@ -48,14 +29,14 @@ def constants(net: Net) -> Constants:
             return None
         return None if bool(fact.values.isnan().all()) else fact
 
-    return Constants(forward(net, known))
+    return forward(net, known)
 
 
 class _Transfer(ChannelTransfer):
     """float64 (C,), NaN where a channel varies."""
 
     def record(self, node: fx.Node, op: Op, read: Channels | None) -> Tensor | None:
-        value = None if read is None else read.along(op.channel_dim)
+        value = along(read, op.channel_dim)
         if isinstance(op, Affine):
             return _affine(op, value)
         if isinstance(op, ConstantMap):

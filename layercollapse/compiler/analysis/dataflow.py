@@ -66,9 +66,10 @@ class Channels(NamedTuple):
     dim: int | None
     values: Tensor
 
-    def along(self, dim: int | None) -> Tensor | None:
-        """The values along a dimension, None if they are not along this one."""
-        return self.values if self.dim == dim else None
+
+def along(fact: Channels | None, dim: int | None) -> Tensor | None:
+    """The values of a fact along a dimension; None if there is none, or it is along another."""
+    return None if fact is None or fact.dim != dim else fact.values
 
 
 class ChannelTransfer(ABC):
@@ -121,7 +122,7 @@ class ChannelTransfer(ABC):
         elif (pair := factors(node)) is not None:
             both = [facts.get(x) for x in pair]
             for dim in dict.fromkeys(fact.dim for fact in both if fact is not None):
-                a, b = (None if fact is None else fact.along(dim) for fact in both)
+                a, b = (along(fact, dim) for fact in both)
                 found.append((dim, self.multiply(a, b)))
         elif (read := function_of(node)) is not None:
             if (fact := facts.get(read)) is not None:
@@ -134,7 +135,7 @@ class ChannelTransfer(ABC):
         return next((Channels(dim, values) for dim, values in found if values is not None), None)
 
     def _joined(self, dim: int, joined: list[fx.Node], facts: Facts[Channels]) -> Tensor | None:
-        known = [None if (fact := facts.get(x)) is None else fact.along(dim) for x in joined]
+        known = [along(facts.get(x), dim) for x in joined]
         if all(values is None for values in known):
             return None
         filled = [self.unknown(shape(x)[dim]) if v is None else v for x, v in zip(joined, known, strict=True)]

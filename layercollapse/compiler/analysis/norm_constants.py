@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from layercollapse.compiler.analysis.bounds.mixing import STEADY
-from layercollapse.compiler.analysis.dataflow import Channels, Facts
+from layercollapse.compiler.analysis.dataflow import Channels, Facts, along
 from layercollapse.compiler.ir.arguments import float64, named
 from layercollapse.compiler.ir.graph import dtype, shape, source
 from layercollapse.graph.aten import does, packet
@@ -32,8 +32,7 @@ def normed(node: fx.Node, facts: Facts[Channels]) -> Channels | None:
         return None  # by running statistics
     groups = named(node, "num_groups", size[1] if packet(node) is aten.instance_norm else 1)
     dim = 1 if over is None and len(size) > 2 else -1
-    read = facts.get(source(node))
-    values = None if read is None else read.along(dim)
+    values = along(facts.get(source(node)), dim)
     weight, bias = named(node, "weight"), named(node, "bias")
     scale, shift = facts.net.tensor(weight), facts.net.tensor(bias)
     if (scale is None) != (weight is None) or (shift is None) != (bias is None):

@@ -7,7 +7,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, fx
 
-from layercollapse.compiler.analysis.dataflow import Channels, ChannelTransfer, Facts, forward
+from layercollapse.compiler.analysis.dataflow import Channels, ChannelTransfer, Facts, along, forward
 from layercollapse.compiler.ir.graph import Net, shape
 from layercollapse.compiler.ir.names import identifier
 from layercollapse.compiler.ir.records import Activation, Affine, ConstantMap, Op
@@ -37,7 +37,7 @@ class _Transfer(ChannelTransfer):
     def record(self, node: fx.Node, op: Op, read: Channels | None) -> Tensor:
         assert read is not None
         channels = op.inputs if isinstance(op, Affine) else shape(node)[op.channel_dim]
-        reached = read.along(op.channel_dim)
+        reached = along(read, op.channel_dim)
         reached = read.values.any().expand(channels) if reached is None else reached
         if isinstance(op, ConstantMap):
             return torch.zeros_like(op.bias, dtype=torch.bool)

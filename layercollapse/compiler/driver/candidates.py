@@ -12,6 +12,7 @@ from torch import Tensor
 
 from layercollapse.compiler.analysis.bounds.propagate import Box, neuron_states
 from layercollapse.compiler.analysis.constants import constants
+from layercollapse.compiler.analysis.dataflow import along
 from layercollapse.compiler.ir.graph import Net, shape, source
 from layercollapse.compiler.ir.records import Activation, Affine
 from layercollapse.compiler.passes.linearize import Known, NeuronStates, bending_sites, constant_sites
@@ -97,7 +98,7 @@ def _partial(
         readers = [reader.source[0] for user in node.users if (reader := net.affine(user)) and reader.source]
         if op.site in whole or any(calls[name] > 1 for name in (*captured.site(op.site).feeding, *readers)):
             continue
-        value = already.get(source(node), op.channel_dim)
+        value = along(already.get(source(node)), op.channel_dim)
         left = torch.ones(shape(node)[op.channel_dim], dtype=torch.bool) if value is None else value.isnan()
         states = torch.full((len(left),), MIXED, dtype=torch.int8)
         reasons, weakest = list[str](), ""

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import fx
 
-from layercollapse.compiler.analysis.constants import Constants, constants
+from layercollapse.compiler.analysis.constants import constants
+from layercollapse.compiler.analysis.dataflow import Channels, Facts
 from layercollapse.compiler.ir.channel_map import affine_readers, carry, factors
 from layercollapse.compiler.ir.graph import Net, dtype, operands
 from layercollapse.compiler.ir.records import ChannelAffine
@@ -40,14 +41,15 @@ def _as_scales(net: Net, pair_of: Callable[[fx.Node], tuple[fx.Node, fx.Node] | 
     return changed
 
 
-def _as_scale(net: Net, node: fx.Node, kept: fx.Node, other: fx.Node, known: Constants) -> bool:
+def _as_scale(net: Net, node: fx.Node, kept: fx.Node, other: fx.Node, known: Facts[Channels]) -> bool:
     """Put a scale of what varies in the place of a sum or a product with what is constant."""
-    fact = known.complete(other)
-    if fact is None or known.complete(kept) is not None:
+    dim, value = known.get(other, (None, None))
+    if dim is None or value is None or bool(value.isnan().any()):
+        return False
+    if kept in known and not bool(known[kept].values.isnan().any()):
         return False
     if len({x.meta["dtype"] for x in (kept, node) if "dtype" in x.meta}) > 1:
         return False  # a mask, which the constant makes numbers of: a scale may go into the layer that reads it
-    dim, value = fact
     if len(value) != kept.meta["shape"][dim]:
         return False  # one for all channels: the gate of a position
     if packet(other) is aten.flatten and carry(other, 1) != (-1, 1) and not affine_readers(net, node, dim):

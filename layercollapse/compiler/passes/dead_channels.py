@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from layercollapse.compiler.analysis.dataflow import Channels, ChannelTransfer, Facts, forward
+from layercollapse.compiler.analysis.dataflow import Channels, ChannelTransfer, Facts, along, forward
 from layercollapse.compiler.ir.channel_map import parts
 from layercollapse.compiler.ir.graph import Net, shape, source
 from layercollapse.compiler.ir.records import Activation, Affine, ChannelAffine, ConstantMap, Op
@@ -105,7 +105,7 @@ class _Channels(ChannelTransfer):
         return (user in empty and not isinstance(self.net.op(user), ConstantMap)) or parts(user) is not None
 
     def record(self, node: fx.Node, op: Op, read: Channels | None) -> Tensor | None:
-        ids = None if read is None else read.along(op.channel_dim)
+        ids = along(read, op.channel_dim)
         if isinstance(op, ConstantMap):
             return self._new(len(op.bias))
         if not isinstance(op, Affine) or (op.depthwise and ids is not None):

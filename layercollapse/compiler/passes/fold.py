@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from layercollapse.compiler.analysis.constants import constants
+from layercollapse.compiler.analysis.dataflow import along
 from layercollapse.compiler.ir.channel_map import affine_readers, carry
 from layercollapse.compiler.ir.graph import Net, operands, sole_user, source, tied
 from layercollapse.compiler.ir.records import Activation, Affine, ChannelAffine, ConstantMap, Origin, input_channels
@@ -138,7 +139,7 @@ def fold_constants(net: Net, context: PassContext) -> bool:
     known = constants(net)
     changed = False
     for node, op in net.records(Affine):
-        value = known.get(source(node), op.channel_dim)
+        value = along(known.get(source(node)), op.channel_dim)
         if value is None:
             continue
         folded = _fold_grouped(op, value) if op.groups > 1 else _fold_constants(op, value)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from layercollapse.compiler.analysis.constants import constants, rectified
+from layercollapse.compiler.analysis.dataflow import along
 from layercollapse.compiler.ir.graph import Net, shape, source
 from layercollapse.compiler.ir.records import Activation, ChannelAffine, Origin
 from layercollapse.compiler.passes.context import Group, PassContext
@@ -64,7 +65,7 @@ def constant_sites(net: Net) -> dict[str, ConstantInput]:
     known = constants(net)
     found = {}
     for node, op in net.records(Activation):
-        value = known.get(source(node), op.channel_dim)
+        value = along(known.get(source(node)), op.channel_dim)
         if value is not None and not bool(value.isnan().any()):
             found[op.site] = ConstantInput(value)
     return found
