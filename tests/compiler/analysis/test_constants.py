@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from layercollapse.compiler.analysis.constants import constants, rectified
+from layercollapse.compiler.analysis.dataflow import along
 from layercollapse.compiler.ir.records import Activation
 from networks import Model, lowered
 
@@ -19,7 +20,7 @@ def found(model: nn.Module, x: torch.Tensor, dim: int) -> dict[str, list[float]]
     """Node -> its constants along a dimension, where any is known; -1 stands for those that vary."""
     net = lowered(model.double(), x.double())
     known = constants(net)
-    values = {str(node.target): known.get(node, dim) for node in net.graph.nodes}
+    values = {str(node.target): along(known.get(node), dim) for node in net.graph.nodes}
     return {name: value.nan_to_num(-1.0).tolist() for name, value in values.items() if value is not None}
 
 
