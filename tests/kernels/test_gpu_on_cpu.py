@@ -15,7 +15,7 @@ from checkout import ROOT
 pytestmark = pytest.mark.long  # whole files of tests in processes of their own, and compilers
 
 SOURCES = ROOT / "csrc" / "cuda"
-# test_ops and test_checks too: torch.compile, opcheck, and errors that change nothing
+# test_library and test_checks too: torch.compile, opcheck, and errors that change nothing
 NAMES = re.search('^files="(.*)"$', (ROOT / "benchmarks" / "gpu.sh").read_text(), re.MULTILINE)[1].split()
 FILES = [str(ROOT / name) for name in NAMES]
 
