@@ -64,3 +64,5 @@ def test_what_stays() -> None:
     ):
         for run in (constants_in_sums, constants_in_products):
             assert scales(run, model, X) == []
+    position = Model(lambda m, x: m.b(x) * m.a(x), a=constant(3.0), b=nn.Linear(4, 3))  # a gate of every position
+    assert scales(constants_in_products, position, torch.randn(5, 7, 4)) == []
