@@ -375,7 +375,8 @@ class Pruner:
 
     def _carries(self) -> bool:
         """Whether the weights, as they are in evaluation mode, leave a path from the input to the output."""
-        return depends(self._lowered())
+        with on_cpu():
+            return depends(self._lowered())
 
     def _lowered(self) -> Net:
         with evaluating(self.model), on_cpu():
@@ -383,7 +384,8 @@ class Pruner:
 
     def _depends(self, net: Net, dead: set[str]) -> bool:
         """Whether layers lead from the input to the output without those whose weights are in `dead`."""
-        return depends(net, {alias for name in dead for alias in self._aliases[name]})
+        with on_cpu():
+            return depends(net, {alias for name in dead for alias in self._aliases[name]})
 
 
 def _taken(removed: Mapping[str, int]) -> str:
