@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx, nn
 
-from layercollapse.compiler.analysis.dataflow import Channels, ChannelTransfer, Facts, by_kind, forward
+from layercollapse.compiler.analysis.dataflow import Channels, ChannelTransfer, Facts, along, by_kind, forward
 from layercollapse.compiler.ir.graph import Net
 from layercollapse.compiler.ir.records import Activation, Affine
 from layercollapse.graph.operations import Does
@@ -101,6 +101,5 @@ def test_what_is_not_followed_is_not_known() -> None:
 
 def test_facts_lie_along_a_dimension() -> None:
     fact = Channels(1, torch.ones(2))
-    assert fact.along(1) is fact.values
-    assert fact.along(-1) is None
-    assert Channels(None, torch.ones(1)).along(1) is None
+    assert along(fact, 1) is fact.values
+    assert along(fact, -1) is along(None, 1) is along(Channels(None, torch.ones(1)), 1) is None
