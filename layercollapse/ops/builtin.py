@@ -2,63 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import fields
+from types import ModuleType
+from typing import Any
+
 from layercollapse.kernels import cuda, triton_backend
 from layercollapse.kernels.bits import FLOAT_TYPES
 from layercollapse.ops import cpu, reference
 from layercollapse.ops.registry import Backend, BackendStatus, register, reserve
 
-register(
-    Backend(
-        name="reference",
-        devices=frozenset(),
-        dtypes=frozenset(),
-        status=lambda: BackendStatus(True, "plain torch, any device"),
-        sign_histogram_=reference.sign_histogram_,
-        masked_topk_=reference.masked_topk_,
-        apply_mask_=reference.apply_mask_,
-        sign_hashes_=reference.sign_hashes_,
-        topk_count_=reference.topk_count_,
+_OPS = [field.name for field in fields(Backend) if field.name.endswith("_")]
+
+
+def _own(name: str, module: ModuleType, status: Callable[[], tuple[bool, str]], *devices: str) -> None:
+    """Register a module that has ops under their names; without devices it runs on all, and reads every type."""
+    ops: dict[str, Any] = {op: getattr(module, op, None) for op in _OPS}
+    register(
+        Backend(
+            name=name,
+            devices=frozenset(devices),
+            dtypes=frozenset(FLOAT_TYPES if devices else ()),
+            status=lambda: BackendStatus(*status()),
+            **ops,
+        )
     )
-)
-register(
-    Backend(
-        name="triton",
-        devices=frozenset({"cuda", "cpu"} if triton_backend.interpreted() else {"cuda"}),
-        dtypes=frozenset(FLOAT_TYPES),
-        status=lambda: BackendStatus(*triton_backend.status()),
-        sign_histogram_=triton_backend.sign_histogram_,
-        sign_histograms_=triton_backend.sign_histograms_,
-        masked_topk_=triton_backend.masked_topk_,
-        apply_mask_=triton_backend.apply_mask_,
-        sign_hashes_=triton_backend.sign_hashes_,
-    )
-)
-register(
-    Backend(
-        name="cuda",
-        devices=frozenset({"cuda", "cpu"} if cuda.emulated() else {"cuda"}),
-        dtypes=frozenset(FLOAT_TYPES),
-        status=lambda: BackendStatus(*cuda.status()),
-        sign_histogram_=cuda.sign_histogram_,
-        sign_histograms_=cuda.sign_histograms_,
-        masked_topk_=cuda.masked_topk_,
-        apply_mask_=cuda.apply_mask_,
-        topk_count_=cuda.topk_count_,
-        sign_hashes_=cuda.sign_hashes_,
-    )
-)
-register(
-    Backend(
-        name="cpu",
-        devices=frozenset({"cpu"}),
-        dtypes=frozenset(cpu.DTYPE_CODES),
-        status=lambda: BackendStatus(*cpu.status()),
-        sign_histogram_=cpu.sign_histogram_,
-        sign_histograms_=cpu.sign_histograms_,
-        masked_topk_=cpu.masked_topk_,
-        apply_mask_=cpu.apply_mask_,
-        sign_hashes_=cpu.sign_hashes_,
-        topk_count_=cpu.topk_count_,
-    )
-)
+
+
+_own("reference", reference, lambda: (True, "plain torch, any device"))
+_own("triton", triton_backend, triton_backend.status, "cuda", *["cpu"] * triton_backend.interpreted())
+_own("cuda", cuda, cuda.status, "cuda", *["cpu"] * cuda.emulated())
+_own("cpu", cpu, cpu.status, "cpu")
 reserve()

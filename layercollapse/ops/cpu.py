@@ -8,9 +8,10 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from layercollapse.kernels.bits import FLOAT_TYPES
 from layercollapse.ops.checks import nan_error, too_many_error
 
-DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # csrc/dtypes.h
+DTYPE_CODES = {dtype: kind.code for dtype, kind in FLOAT_TYPES.items()}
 
 
 @cache

@@ -14,7 +14,6 @@ SMALL = 40  # lines of code, without docstrings, comments and empty lines
 
 # Module -> what goes through it in the place of a test of its name.
 ELSEWHERE = {
-    "ops/builtin.py": "a table: ops/test_ops.py asks for every backend, ops/test_registry.py for their order",
     "zoo/models/mobilenet.py": "zoo/models/test_models.py has a row for each network",
     "zoo/models/resnet.py": "zoo/models/test_models.py has a row for each network",
 }
