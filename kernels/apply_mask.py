@@ -19,7 +19,7 @@ from torch import Tensor
 
 from layercollapse.kernels.bits import FLOAT_TYPES
 from layercollapse.kernels.launch import on_device_of
-from layercollapse.kernels.tables import Kept, Table
+from layercollapse.kernels.tables import Kept, Table, tensors_key
 
 TILE = 2048  # entries: with 128 threads, 16 each, 32 or 64 bytes
 PART = 256  # entries at once where each is looked up: addresses of 64 bits take registers
@@ -116,11 +116,8 @@ _plans: Kept[Plan] = Kept(CACHED)
 
 def apply_mask_(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
     """See ``reference.apply_mask_``; a CUDA graph needs one ordinary call with the same tensors before it."""
-    key = (
-        weights[0].device,
-        *((w.data_ptr(), m.data_ptr(), w.dtype, w.shape, w.stride()) for w, m in zip(weights, masks, strict=True)),
-    )
     with on_device_of(weights[0]):
+        key = tensors_key(weights, masks)
         plan = _plans.get(key, lambda: _build(weights, masks), weights[0], "apply_mask_", "tensors")
         if plan.tiles:
             _apply_mask_kernel[(plan.tiles,)](plan.table.here(), plan.rows, TILE=TILE, PART=PART, num_warps=4)

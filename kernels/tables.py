@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from threading import RLock
 from typing import Generic, TypeVar
 
@@ -47,6 +47,14 @@ class Table:
                 stream.wait_event(self._copied)
                 self._numbers.record_stream(stream)
         return self._numbers
+
+
+def tensors_key(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> tuple[Hashable, ...]:
+    """Return all that a plan for these tensors depends on: whatever lies at an address, it is right for it."""
+    return (
+        weights[0].device,
+        *((w.data_ptr(), m.data_ptr(), w.dtype, w.shape, w.stride()) for w, m in zip(weights, masks, strict=True)),
+    )
 
 
 class Kept(Generic[Value]):

@@ -13,7 +13,7 @@ from typing import TypeVar, cast
 from torch import Tensor
 
 from layercollapse.kernels.launch import program_count
-from layercollapse.kernels.tables import Kept, Table
+from layercollapse.kernels.tables import Kept, Table, tensors_key
 
 SHORTEST = 32768  # entries of a segment at least; fewer in tests
 CACHED = 16  # plans kept
@@ -56,13 +56,7 @@ def plan_for(build: Build[AnyPlan], weights: Sequence[Tensor], masks: Sequence[T
         masks: of each.
         scope: "layer" or "global", or "count" for `ops.topk_count`.
     """
-    # Whatever lies at an address, a plan for this type, shape and strides is right for it.
-    key = (
-        build,
-        scope,
-        weights[0].device,
-        *((w.data_ptr(), m.data_ptr(), w.dtype, w.shape, w.stride()) for w, m in zip(weights, masks, strict=True)),
-    )
+    key = (build, scope, *tensors_key(weights, masks))
     op = "topk_count" if scope == "count" else "masked_topk_"
     plan = _plans.get(key, lambda: build(weights, masks, scope), weights[0], op, "tensors and scope")
     return cast(AnyPlan, plan)
