@@ -149,12 +149,17 @@ def expected_counts(x: Tensor, channel_dim: int) -> Tensor:
     return torch.stack([eager_counts(part, channel_dim) for part in x.split(samples)]).sum(0)
 
 
-def sign_rows(bench: Bench, size: int, dtype: torch.dtype, layout: str) -> Iterator[Row]:
+def activation(bench: Bench, size: int, dtype: torch.dtype, layout: str) -> tuple[Tensor, int]:
+    """Random numbers of about so many bytes, and their channel dimension."""
     shape, channel_dim = LAYOUTS[layout]
     if bench.dry:
         shape = tuple(min(extent, 8) for extent in shape)
     samples = max(1, size // (torch.Size(shape).numel() * BYTES[dtype]))
-    x = torch.randn(samples, *shape, dtype=dtype, device=bench.device)
+    return torch.randn(samples, *shape, dtype=dtype, device=bench.device), channel_dim
+
+
+def sign_rows(bench: Bench, size: int, dtype: torch.dtype, layout: str) -> Iterator[Row]:
+    x, channel_dim = activation(bench, size, dtype, layout)
     words = words_of(x)
     calls: dict[str, Call] = {"floor": words.sum}
     if bench.runs:
@@ -207,13 +212,9 @@ def list_rows(bench: Bench, samples: int, dtype: torch.dtype) -> Iterator[Row]:
 
 
 def hash_rows(bench: Bench, size: int, dtype: torch.dtype, layout: str) -> Iterator[Row]:
-    shape, channel_dim = LAYOUTS[layout]
-    if bench.dry:
-        shape = tuple(min(extent, 8) for extent in shape)
-    samples = max(1, size // (torch.Size(shape).numel() * BYTES[dtype]))
-    x = torch.randn(samples, *shape, dtype=dtype, device=bench.device)
     if not bench.runs:
         return
+    x, channel_dim = activation(bench, size, dtype, layout)
     with ops.use_backend("reference"):
         some = ops.sign_hashes(x[:4], channel_dim=channel_dim)
     with ops.use_backend(bench.backend):
