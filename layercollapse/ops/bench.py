@@ -16,12 +16,12 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from layercollapse import ops
+from layercollapse._util.timing import processor
 from layercollapse._version import __version__
 from layercollapse.errors import LayerCollapseError
 from layercollapse.ops.bench_cases import Case, by_size
@@ -162,10 +162,8 @@ def _seconds(call: Callable[[], object]) -> tuple[float, object]:
 
 def machine() -> dict[str, object]:
     """Return what the figures depend on: CPU, threads, instruction set, versions, and the load from other work."""
-    info = Path("/proc/cpuinfo")
-    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
     return {
-        "cpu": names[0].split(":")[1].strip() if names else platform.processor(),
+        "cpu": processor(),
         "threads": torch.get_num_threads(),
         "backend": ops.backends()["cpu"].detail,
         "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,

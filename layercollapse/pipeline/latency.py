@@ -12,7 +12,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from layercollapse._util.timing import in_turns
+from layercollapse._util.timing import in_turns, processor
 from layercollapse.graph.export import call_arguments
 
 MIB = 1024**2
@@ -54,7 +54,7 @@ def file_mib(path: Path) -> float:
 
 def environment(device: torch.device) -> dict[str, str]:
     """What the timings depend on: processor or GPU, threads, versions."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     return {
         "device": name,
         "threads": str(torch.get_num_threads()),
@@ -62,13 +62,3 @@ def environment(device: torch.device) -> dict[str, str]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
     }
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass  # not Linux
-    return platform.processor() or platform.machine()
