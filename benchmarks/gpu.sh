@@ -2,8 +2,8 @@
 # Build, test, check and measure the GPU kernels: benchmarks/gpu.sh FOLDER [--dry]
 #
 # At most 9 minutes on a bare machine with torch, triton, nvcc and pybind11, and no network; what it lacks besides
-# (pytest, xdist, hypothesis, compute-sanitizer, matplotlib) is said and done without. FOLDER gets at most five files:
-# gpu.log, gpu.json, gpu.txt, gpu.png and sanitizer.log. Every step is a process of its own under a time limit, so
+# (pytest, xdist, hypothesis, compute-sanitizer, ncu, matplotlib) is said and done without. FOLDER gets at most six files:
+# gpu.log, gpu.json, gpu.txt, gpu.png, sanitizer.log and profile.csv. Every step is a process of its own under a time limit, so
 # that a fault of the device that a process keeps, or one that hangs, takes no other step with it.
 # --dry takes the same steps without a GPU: Triton's interpreter, the CUDA sources on the CPU, tiny sizes.
 set -uo pipefail
@@ -124,6 +124,24 @@ sanitized() {
     return "${PIPESTATUS[0]}"
 }
 
+# What the hardware counts in each kernel, with sections rather than metrics: ncu stops at a name that it does not know.
+profiled() {
+    local ncu sections=()
+    ncu="$(type -P ncu || ls /usr/local/cuda*/bin/ncu /opt/nvidia/nsight-compute/*/ncu 2>/dev/null | tail -n 1)"
+    if [ -z "$ncu" ]; then
+        echo "no ncu on this machine: nothing profiled"
+        return
+    fi
+    for section in SpeedOfLight MemoryWorkloadAnalysis SchedulerStats WarpStateStats LaunchStats Occupancy; do
+        sections+=(--section "$section")
+    done
+    "$ncu" --profile-from-start off --clock-control none --nvtx "${sections[@]}" --csv --page raw \
+        "$python" benchmarks/gpu_profile.py >"$out/profile.csv"
+    local code=$?
+    "$python" benchmarks/gpu_profile.py --table "$out/profile.csv"
+    return "$code"
+}
+
 native() { NVCC_APPEND_FLAGS=-lineinfo TORCH_CUDA_ARCH_LIST=native build cuda; }
 
 tests() { # tests BACKEND [pytest's arguments]: the modules of the build, not of the checkout, in xdist's workers too
@@ -144,7 +162,7 @@ main() {
     trap finish EXIT
     trap 'exit 143' TERM INT
     export python work out files PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 TRITON_CACHE_DIR="$work/triton"
-    export -f build emulate native tests driver find_nvcc sanitized
+    export -f build emulate native tests driver find_nvcc sanitized profiled
     local interpreted=() emulated=() mode=() seconds=1 workers=12
     if [ "$dry" = "--dry" ]; then
         budget=1800
@@ -180,6 +198,7 @@ main() {
 
     step benchmark-cuda $((160 * seconds)) "${emulated[@]}" "$python" benchmarks/gpu.py --out "$out" --backend cuda --peers --seconds $((140 * seconds)) "${mode[@]}"
     step benchmark-triton $((100 * seconds)) "${interpreted[@]}" "$python" benchmarks/gpu.py --out "$out" --backend triton --seconds $((70 * seconds)) "${mode[@]}"
+    [ "$dry" = "--dry" ] || step profile 70 bash -c profiled
     say "$(grep -c . "$out/gpu.txt" 2>/dev/null || echo 0) lines in gpu.txt, $SECONDS s in all"
     grep '^GOAL\|^FAILED\|^not measured' "$out/gpu.txt" | cut -c 1-300
     exit "$failed"
