@@ -11,7 +11,7 @@ set -uo pipefail
 failed=0
 budget=530
 # What a GPU is tested with, and tests/kernels/test_gpu_on_cpu.py without one.
-files="tests/kernels/test_gpu.py tests/ops/test_ops.py tests/ops/test_library.py tests/ops/test_checks.py tests/ops/test_sign_lists.py tests/ops/test_apply_mask.py tests/ops/test_topk_stages.py tests/ops/test_sign_hashes.py tests/ops/test_patterns.py"
+files="tests/kernels/test_gpu.py tests/ops/test_ops.py tests/ops/test_library.py tests/ops/test_checks.py tests/ops/test_sign_lists.py tests/ops/test_apply_mask.py tests/ops/test_topk_stages.py tests/ops/test_sign_hashes.py tests/ops/test_patterns.py tests/entropy/test_probe.py tests/prune/test_masks.py tests/prune/test_pruner.py tests/compiler/driver/test_api.py"
 
 # say TEXT...: to the log and to the screen.
 say() { echo "$*" | tee -a "$out/gpu.log"; }
@@ -163,11 +163,11 @@ main() {
     trap 'exit 143' TERM INT
     export python work out files PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 TRITON_CACHE_DIR="$work/triton"
     export -f build emulate native tests driver find_nvcc sanitized profiled
-    local interpreted=() emulated=() mode=() seconds=1 workers=12
+    local interpreted=() emulated=() mode=() seconds=1 workers=12 device=cuda
     if [ "$dry" = "--dry" ]; then
         budget=1800
         interpreted=(env TRITON_INTERPRET=1) emulated=(env "LAYERCOLLAPSE_CUDA_EMULATED=$work/emulated.so")
-        mode=(--dry) seconds=4 workers=2 # times as long
+        mode=(--dry) seconds=4 workers=2 device=cpu # times as long
     else
         nvidia-smi >>"$out/gpu.log" 2>&1
     fi
@@ -183,6 +183,7 @@ main() {
     # the CUDA library is built, tested and checked on few. Nothing else runs while something is timed.
     start build-cuda $((120 * seconds)) bash -c "$([ "$dry" = "--dry" ] && echo emulate || echo native)"
     step build-core $((120 * seconds)) bash -c 'build core'
+    cp -r layercollapse/report/templates "$work/core/layercollapse/report/" # pyproject.toml names them
     export PYTHONPATH="$work/core${PYTHONPATH:+:$PYTHONPATH}"
     has pytest || say "no pytest: no tests"
     ! has pytest || start tests-triton $((200 * seconds)) "${interpreted[@]}" bash -c 'tests "triton or faster" "$@"' - "${parallel[@]}"
@@ -190,10 +191,13 @@ main() {
     [ "$dry" = "--dry" ] || cp "$work"/cuda/layercollapse_core/_cuda* "$work/core/layercollapse_core/"
     "${emulated[@]}" "$python" -P -c 'from layercollapse import ops; [print(f"{k}: {v.detail}") for k, v in ops.backends().items()]' 2>&1 | tee -a "$out/gpu.log"
     ! has pytest || step tests-cuda $((90 * seconds)) "${emulated[@]}" bash -c 'tests cuda "$@"' - "${fewer[@]}"
+    # A whole job of a user, for its result: its latencies are not to be read, other things run beside it.
+    start job $((90 * seconds)) "$python" -P -m layercollapse run --data digits --device "$device" --out "$work/job"
     step driver $((60 * seconds)) bash -c "driver ${dry:-native} && ASAN_OPTIONS=detect_stack_use_after_return=0 \"\$work/driver\" $([ "$dry" = "--dry" ] && echo 5 || echo 20)"
     if [ "$dry" != "--dry" ]; then
         for tool in memcheck racecheck; do step "$tool" 40 bash -c "sanitized $tool"; done
     fi
+    await job
     ! has pytest || await tests-triton
 
     step benchmark-cuda $((160 * seconds)) "${emulated[@]}" "$python" benchmarks/gpu.py --out "$out" --backend cuda --peers --seconds $((140 * seconds)) "${mode[@]}"
