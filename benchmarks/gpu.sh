@@ -11,7 +11,7 @@ set -uo pipefail
 failed=0
 budget=530
 # What a GPU is tested with, and tests/kernels/test_gpu_on_cpu.py without one.
-files="tests/kernels/test_gpu.py tests/ops/test_ops.py tests/ops/test_library.py tests/ops/test_checks.py tests/ops/test_sign_lists.py tests/ops/test_apply_mask.py tests/ops/test_topk_stages.py tests/ops/test_sign_hashes.py tests/ops/test_patterns.py tests/entropy/test_probe.py tests/prune/test_masks.py tests/prune/test_pruner.py tests/compiler/driver/test_api.py"
+files="tests/kernels/test_gpu.py tests/ops/test_ops.py tests/ops/test_library.py tests/ops/test_checks.py tests/ops/test_sign_lists.py tests/ops/test_apply_mask.py tests/ops/test_repeats.py tests/ops/test_topk_stages.py tests/ops/test_sign_hashes.py tests/ops/test_patterns.py tests/entropy/test_probe.py tests/prune/test_masks.py tests/prune/test_pruner.py tests/compiler/driver/test_api.py"
 
 # say TEXT...: to the log and to the screen.
 say() { echo "$*" | tee -a "$out/gpu.log"; }

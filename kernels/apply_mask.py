@@ -9,8 +9,8 @@ the next call with the same tensors. Values are read in the order of memory; whe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from layercollapse.kernels.bits import FLOAT_TYPES
-from layercollapse.kernels.launch import on_device_of
+from layercollapse.kernels.launch import on_device
 from layercollapse.kernels.tables import Kept, Table, tensors_key
 
 TILE = 2048  # entries: with 128 threads, 16 each, 32 or 64 bytes
@@ -30,7 +30,8 @@ ROW_WORDS, DIM_WORDS, DIMS_SHIFT, PLACE_SHIFT = 5, 3, 8, 16
 _ROW, _DIM, _DIMS_SHIFT, _PLACE_SHIFT = map(tl.constexpr, (ROW_WORDS, DIM_WORDS, DIMS_SHIFT, PLACE_SHIFT))
 
 
-class Plan(NamedTuple):
+@dataclass(frozen=True)
+class Plan:
     """The plan of one list of tensors: its table, rows of weights, tiles of all."""
 
     table: Table
@@ -116,11 +117,22 @@ _plans: Kept[Plan] = Kept(CACHED)
 
 def apply_mask_(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
     """See ``reference.apply_mask_``; a CUDA graph needs one ordinary call with the same tensors before it."""
-    with on_device_of(weights[0]):
+    apply_mask_again_(weights, masks)()
+
+
+def apply_mask_again_(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> Callable[[], None]:
+    """See ``Backend``."""
+    device = weights[0].device
+    with on_device(device):
         key = tensors_key(weights, masks)
         plan = _plans.get(key, lambda: _build(weights, masks), weights[0], "apply_mask_", "tensors")
+
+    def call() -> None:
         if plan.tiles:
-            _apply_mask_kernel[(plan.tiles,)](plan.table.here(), plan.rows, TILE=TILE, PART=PART, num_warps=4)
+            with on_device(device):
+                _apply_mask_kernel[(plan.tiles,)](plan.table.here(), plan.rows, TILE=TILE, PART=PART, num_warps=4)
+
+    return call
 
 
 def _build(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> Plan:

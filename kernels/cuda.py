@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ctypes import byref, c_int64, c_void_p
 from functools import cache
 from importlib.util import find_spec
@@ -18,9 +18,9 @@ from torch import Tensor
 
 from layercollapse.kernels import topk_plan
 from layercollapse.kernels.bits import FLOAT_TYPES
-from layercollapse.kernels.launch import on_device_of
+from layercollapse.kernels.launch import on_device, on_device_of
 from layercollapse.kernels.tables import Table
-from layercollapse.kernels.topk_call import masked_topk_with
+from layercollapse.kernels.topk_call import masked_topk_again_with, masked_topk_with
 
 # A library that runs the same kernels on the CPU, made by tests/kernels/test_gpu_on_cpu.py.
 EMULATED = "LAYERCOLLAPSE_CUDA_EMULATED"
@@ -79,14 +79,14 @@ def sign_histograms_(
     """See ``reference.sign_histograms_``: one launch for up to 50 tensors of one width that are read in one way."""
     table = _activations(xs, channel_dims, uppers, outs)
     with on_device_of(xs[0]):
-        _check("lc_sign_histogram", library().lc_sign_histogram(table.fields, len(xs), _stream(xs[0])))
+        _check("lc_sign_histogram", library().lc_sign_histogram(table.fields, len(xs), _stream(xs[0].device)))
 
 
 def sign_hashes_(x: Tensor, channel_dim: int, out: Tensor) -> None:
     """See ``reference.sign_hashes_``: one read of x, any strides."""
     table = _activations([x], [channel_dim], [None], [out])
     with on_device_of(x):
-        _check("lc_sign_hashes", library().lc_sign_hashes(table.fields, 1, _stream(x)))
+        _check("lc_sign_hashes", library().lc_sign_hashes(table.fields, 1, _stream(x.device)))
 
 
 class _Activations(NamedTuple):
@@ -117,12 +117,19 @@ def masked_topk_(weights: Sequence[Tensor], masks: Sequence[Tensor], k: Sequence
     return masked_topk_with(_TopkPlan, weights, masks, k, scope)
 
 
+def masked_topk_again_(
+    weights: Sequence[Tensor], masks: Sequence[Tensor], scope: str
+) -> Callable[[Sequence[int]], Tensor]:
+    """See ``Backend``."""
+    return masked_topk_again_with(_TopkPlan, weights, masks, scope)
+
+
 def topk_count_(weights: Sequence[Tensor], masks: Sequence[Tensor], lo: int, hi: int, counts: Tensor) -> None:
     """See ``reference.topk_count_``: one read of weights and masks, no wait."""
     with on_device_of(weights[0]):
         plan = topk_plan.plan_for(_TopkPlan, weights, masks, "count")
         table = c_void_p(plan.table.here().data_ptr())
-        place = (c_void_p(counts.data_ptr()), _stream(counts))
+        place = (c_void_p(counts.data_ptr()), _stream(counts.device))
         _check("lc_topk_count", library().lc_topk_count(plan.handle, table, c_int64(lo), c_int64(hi), *place))
 
 
@@ -147,22 +154,31 @@ class _TopkPlan(topk_plan.Plan):
         self.scratch = loaded.lc_topk_scratch(self.handle)
 
     def launch(self, k: Sequence[int], scratch: Tensor, thresholds: Tensor) -> None:
-        places = (c_void_p(scratch.data_ptr()), c_void_p(thresholds.data_ptr()), _stream(scratch))
+        places = (c_void_p(scratch.data_ptr()), c_void_p(thresholds.data_ptr()), _stream(scratch.device))
         error = library().lc_masked_topk(self.handle, c_void_p(self.table.here().data_ptr()), _struct(*k), *places)
         _check("lc_masked_topk", error)
 
     def outcome(self, k: Sequence[int], scratch: Tensor) -> tuple[int, int, int]:
         index, kept, code = c_int64(), c_int64(), ctypes.c_int()
-        call = (self.handle, _struct(*k), c_void_p(scratch.data_ptr()), _stream(scratch))
+        call = (self.handle, _struct(*k), c_void_p(scratch.data_ptr()), _stream(scratch.device))
         _check("lc_topk_outcome", library().lc_topk_outcome(*call, byref(index), byref(kept), byref(code)))
         return code.value, index.value, kept.value
 
 
 def apply_mask_(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
     """See ``reference.apply_mask_``; a CUDA graph may capture it at any time."""
-    table = _weights(weights, masks)
-    with on_device_of(weights[0]):
-        _check("lc_apply_mask", library().lc_apply_mask(table, c_int64(len(weights)), _stream(weights[0])))
+    apply_mask_again_(weights, masks)()
+
+
+def apply_mask_again_(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> Callable[[], None]:
+    """See ``Backend``."""
+    table, count, device = _weights(weights, masks), c_int64(len(weights)), weights[0].device
+
+    def call() -> None:
+        with on_device(device):
+            _check("lc_apply_mask", library().lc_apply_mask(table, count, _stream(device)))
+
+    return call
 
 
 def _weights(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> ctypes.Array[c_int64]:
@@ -185,8 +201,8 @@ def _struct(*values: int) -> ctypes.Array[c_int64]:
     return (c_int64 * len(values))(*values)
 
 
-def _stream(on: Tensor) -> c_void_p:
-    return c_void_p(torch.cuda.current_stream(on.device).cuda_stream if on.is_cuda else 0)
+def _stream(device: torch.device) -> c_void_p:
+    return c_void_p(torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0)
 
 
 def _check(name: str, error: int) -> None:

@@ -14,7 +14,12 @@ CPU_PROGRAMS = 4  # in Triton's interpreter, where a program costs a hundred tim
 
 def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
     """Make the tensor's device the current one, whose current stream the launches go to."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+    return on_device(tensor.device)
+
+
+def on_device(device: torch.device) -> AbstractContextManager[object]:
+    """Make a device the current one; see `on_device_of`."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def program_count(tensor: Tensor, each: int = WAVES) -> int:

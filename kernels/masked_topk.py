@@ -20,7 +20,7 @@ inside a bracket of float32, which spares them the second read.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -32,7 +32,7 @@ from torch import Tensor
 from layercollapse.kernels import topk_plan
 from layercollapse.kernels.bits import FLOAT_TYPES
 from layercollapse.kernels.tables import Kept, Table
-from layercollapse.kernels.topk_call import masked_topk_with
+from layercollapse.kernels.topk_call import masked_topk_again_with, masked_topk_with
 
 TILE, TILE_STRIDED = 256, 64  # bytes of mask, of 8 entries each, that a program reads at once
 SAMPLE = topk_columns["SAMPLE"]
@@ -442,6 +442,13 @@ def _apply_kernel(
 def masked_topk_(weights: Sequence[Tensor], masks: Sequence[Tensor], k: Sequence[int], scope: str) -> Tensor:
     """See ``reference.masked_topk_`` and, for errors and CUDA graphs, `topk_call.masked_topk_with`."""
     return masked_topk_with(_Plan, weights, masks, k, scope)
+
+
+def masked_topk_again_(
+    weights: Sequence[Tensor], masks: Sequence[Tensor], scope: str
+) -> Callable[[Sequence[int]], Tensor]:
+    """See ``Backend``."""
+    return masked_topk_again_with(_Plan, weights, masks, scope)
 
 
 class _Plan(topk_plan.Plan):

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from threading import RLock
 from typing import Generic, TypeVar
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -58,7 +59,7 @@ def tensors_key(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> tuple[Has
 
 
 class Kept(Generic[Value]):
-    """The last few values that calls made, by what they depend on.
+    """The last few values that calls made, and others that somebody holds, by what they depend on.
 
     A CUDA graph reads its tables whenever it is replayed: what was asked for while one was captured is never freed.
 
@@ -70,6 +71,7 @@ class Kept(Generic[Value]):
         self.most = most
         self._lock = RLock()
         self._values: OrderedDict[Hashable, Value] = OrderedDict()
+        self._held: WeakValueDictionary[Hashable, Value] = WeakValueDictionary()
         self._captured: list[Value] = []
 
     def get(self, key: Hashable, make: Callable[[], Value], like: Tensor, op: str, what: str) -> Value:
@@ -87,17 +89,18 @@ class Kept(Generic[Value]):
         """
         with self._lock:
             captured = capturing(like)
-            if key not in self._values:
+            value = self._values.get(key) or self._held.get(key)
+            if value is None:
                 if captured:
                     raise LayerCollapseError(
                         f"{op}: expected a call with these {what} before a CUDA graph captures one, got none: its "
                         "tables are copied to the device, and Triton's kernels compiled, in the first"
                     )
-                self._values[key] = make()
+                value = make()
+            self._values[key] = self._held[key] = value
             self._values.move_to_end(key)
             if captured:
-                self._captured.append(self._values[key])
-            value = self._values[key]
+                self._captured.append(value)
             while len(self._values) > self.most:
                 self._values.popitem(last=False)
             return value
@@ -109,3 +112,4 @@ class Kept(Generic[Value]):
         """Forget all but what graphs read."""
         with self._lock:
             self._values.clear()
+            self._held.clear()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
@@ -56,6 +56,15 @@ def masked_topk_(weights: Sequence[Tensor], masks: Sequence[Tensor], k: Sequence
     return masked_topk.masked_topk_(weights, masks, k, scope)
 
 
+def masked_topk_again_(
+    weights: Sequence[Tensor], masks: Sequence[Tensor], scope: str
+) -> Callable[[Sequence[int]], Tensor]:
+    """See `kernels.masked_topk`."""
+    from layercollapse.kernels import masked_topk
+
+    return masked_topk.masked_topk_again_(weights, masks, scope)
+
+
 def sign_hashes_(x: Tensor, channel_dim: int, out: Tensor) -> None:
     """See `kernels.sign_hashes`."""
     from layercollapse.kernels import sign_hashes
@@ -68,3 +77,10 @@ def apply_mask_(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
     from layercollapse.kernels import apply_mask
 
     apply_mask.apply_mask_(weights, masks)
+
+
+def apply_mask_again_(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> Callable[[], None]:
+    """See `kernels.apply_mask`."""
+    from layercollapse.kernels import apply_mask
+
+    return apply_mask.apply_mask_again_(weights, masks)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from layercollapse._util.tensors import describe
 from layercollapse.errors import LayerCollapseError
-from layercollapse.ops import builtin, checks, library, reference  # noqa: F401 - two register what there is
+from layercollapse.ops import builtin, checks, library, reference, repeats  # noqa: F401 - two register what there is
 from layercollapse.ops.patterns import SignPatterns
 from layercollapse.ops.registry import BackendStatus, backends, last_backend, use_backend
 from layercollapse.ops.topk_stages import TOPK_BINS, TOPK_COUNTS, TOPK_END, TopkRange, check_range, topk_threshold
@@ -239,7 +239,15 @@ def masked_topk_(
         return torch.zeros(len(numbers), dtype=torch.float32)
     if not isinstance(scope, str):  # torch's dispatcher would say so, in its own words
         raise LayerCollapseError(f"scope: expected 'layer' or 'global', got {scope!r}")
-    return torch.ops.layercollapse.masked_topk_(_in_place(weights, masks), masks, numbers, scope)
+    compiling, op = torch.compiler.is_compiling(), f"masked_topk_ {scope}"
+    repeat = None if compiling else repeats.find(op, weights, masks)
+    if repeat is not None:
+        checks.check_counts(len(weights), numbers, scope)
+        return repeat.run(numbers, written=(*weights, *masks))
+    thresholds = torch.ops.layercollapse.masked_topk_(_in_place(weights, masks), masks, numbers, scope)
+    if not compiling:
+        repeats.keep(op, weights, masks, scope)
+    return thresholds
 
 
 def apply_mask_(weights: Tensor | Sequence[Tensor], masks: Tensor | Sequence[Tensor]) -> None:
@@ -268,7 +276,14 @@ def apply_mask_(weights: Tensor | Sequence[Tensor], masks: Tensor | Sequence[Ten
     if not weights:  # torch's dispatcher needs a tensor to find a kernel
         checks.check_masked(weights, masks)
         return
+    compiling = torch.compiler.is_compiling()
+    repeat = None if compiling else repeats.find("apply_mask_", weights, masks)
+    if repeat is not None:
+        repeat.run(written=weights)
+        return
     torch.ops.layercollapse.apply_mask_(_in_place(weights, masks), masks)
+    if not compiling:
+        repeats.keep("apply_mask_", weights, masks)
 
 
 def topk_count(
@@ -376,7 +391,7 @@ def _tensors(name: str, value: Tensor | Sequence[Tensor]) -> list[Tensor]:
         if value.is_nested:  # torch's dispatcher would say so, in its own words
             raise LayerCollapseError(f"{name}: expected a dense tensor, got {describe(value)}")
         return [value]
-    if not isinstance(value, (list, tuple)) or not all(isinstance(entry, Tensor) for entry in value):
+    if not isinstance(value, (list, tuple)) or not all(issubclass(kind, Tensor) for kind in set(map(type, value))):
         raise LayerCollapseError(f"{name}: expected a tensor or a list of tensors, got {type(value).__name__}")
     return list(value)
 

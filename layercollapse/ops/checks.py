@@ -133,14 +133,19 @@ def integer(name: str, value: object) -> int:
 
 def check_masked_topk(weights: Sequence[Tensor], masks: Sequence[Tensor], k: Sequence[int], scope: str) -> None:
     """Raise unless the arguments of ``masked_topk_`` fit together and no two tensors share memory."""
+    check_counts(len(weights), k, scope)
+    check_masked(weights, masks)
+
+
+def check_counts(tensors: int, k: Sequence[int], scope: str) -> None:
+    """Raise unless there are as many numbers k as groups of so many tensors, none below 0."""
     if scope not in ("layer", "global"):
         raise LayerCollapseError(f"scope: expected 'layer' or 'global', got {scope!r}")
-    expected = len(weights) if scope == "layer" else 1
+    expected = tensors if scope == "layer" else 1
     if len(k) != expected:
         raise LayerCollapseError(f"k: expected {expected} numbers for scope={scope!r}, got {len(k)}")
     if k and min(k) < 0:
         raise LayerCollapseError(f"k: expected numbers of at least 0, got {min(k)}")
-    check_masked(weights, masks)
 
 
 def check_masked(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> None:

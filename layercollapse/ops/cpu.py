@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
@@ -79,21 +79,28 @@ def sign_hashes_(x: Tensor, channel_dim: int, out: Tensor) -> None:
 
 def masked_topk_(weights: Sequence[Tensor], masks: Sequence[Tensor], k: Sequence[int], scope: str) -> Tensor:
     """See ``reference.masked_topk_``: two reads of the weights, one write of what changes."""
+    return masked_topk_again_(weights, masks, scope)(k)
+
+
+def masked_topk_again_(
+    weights: Sequence[Tensor], masks: Sequence[Tensor], scope: str
+) -> Callable[[Sequence[int]], Tensor]:
+    """See ``Backend``."""
     from layercollapse_core import _core
 
-    thresholds = torch.empty(len(k), dtype=torch.float32)
-    code, index, kept = _core.masked_topk(
-        *_masked(weights, masks),
-        k,
-        scope == "global",
-        thresholds.data_ptr(),
-        torch.get_num_threads(),
-    )
-    if code == 1:
-        raise nan_error(index)
-    if code == 2:
-        raise too_many_error(index, scope, k[index], kept)
-    return thresholds
+    memory = _masked(weights, masks)
+
+    def call(k: Sequence[int]) -> Tensor:
+        thresholds = torch.empty(len(k), dtype=torch.float32)
+        threads = torch.get_num_threads()
+        code, index, kept = _core.masked_topk(*memory, k, scope == "global", thresholds.data_ptr(), threads)
+        if code == 1:
+            raise nan_error(index)
+        if code == 2:
+            raise too_many_error(index, scope, k[index], kept)
+        return thresholds
+
+    return call
 
 
 def topk_count_(weights: Sequence[Tensor], masks: Sequence[Tensor], lo: int, hi: int, counts: Tensor) -> None:
@@ -105,9 +112,15 @@ def topk_count_(weights: Sequence[Tensor], masks: Sequence[Tensor], lo: int, hi:
 
 def apply_mask_(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
     """See ``reference.apply_mask_``: one read of weights and masks, and a write of what changes."""
+    apply_mask_again_(weights, masks)()
+
+
+def apply_mask_again_(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> Callable[[], None]:
+    """See ``Backend``."""
     from layercollapse_core import _core
 
-    _core.apply_mask(*_masked(weights, masks), torch.get_num_threads())
+    memory = _masked(weights, masks)
+    return lambda: _core.apply_mask(*memory, torch.get_num_threads())
 
 
 def _masked(

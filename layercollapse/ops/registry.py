@@ -35,6 +35,7 @@ class BackendStatus(NamedTuple):
     detail: str
 
 
+TopkAgain: TypeAlias = Callable[[Sequence[int]], Tensor]
 SignHistograms: TypeAlias = Callable[[Sequence[Tensor], Sequence[int], Sequence[float | None], Sequence[Tensor]], None]
 
 
@@ -56,6 +57,9 @@ class Backend:
         masked_topk_: see ``reference.masked_topk_``.
         apply_mask_: see ``reference.apply_mask_``.
         topk_count_: see ``reference.topk_count_``.
+        masked_topk_again_: returns masked_topk_ of the same memory, as a function of k that holds no tensor of the
+            caller; not called while a CUDA graph is captured.
+        apply_mask_again_: the same of apply_mask_.
         sign_hashes_: see ``reference.sign_hashes_``.
     """
 
@@ -69,6 +73,8 @@ class Backend:
     apply_mask_: Callable[[Sequence[Tensor], Sequence[Tensor]], None] | None = None
     sign_hashes_: Callable[[Tensor, int, Tensor], None] | None = None
     topk_count_: Callable[[Sequence[Tensor], Sequence[Tensor], int, int, Tensor], None] | None = None
+    masked_topk_again_: Callable[[Sequence[Tensor], Sequence[Tensor], str], TopkAgain] | None = None
+    apply_mask_again_: Callable[[Sequence[Tensor], Sequence[Tensor]], Callable[[], None]] | None = None
 
     def __post_init__(self) -> None:
         if self.sign_histograms_ is None:
@@ -162,6 +168,25 @@ def run(op: str, tensors: Sequence[Tensor], *arguments: object, channel_dim: int
     result = getattr(backend, op)(*arguments)
     _last.set(backend.name)
     return result
+
+
+Choice: TypeAlias = tuple[str | None, Mapping[str, Backend]]
+
+
+def choice() -> Choice:
+    """Return what decides, besides tensors and CUDA graphs, which backend runs: the one forced, and all there are."""
+    return _forced.get(), _registry
+
+
+def again(op: str) -> Callable[..., Any] | None:
+    """Return what makes the backend that ran the last op run it on the same memory again, if it has that."""
+    name = _last.get()
+    return None if name is None else getattr(_registry[name], f"{op}again_")
+
+
+def ran(name: str) -> None:
+    """Remember that a backend ran the last op."""
+    _last.set(name)
 
 
 def last_backend() -> str | None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from checkout import ROOT
 from layercollapse import LayerCollapseError, ops
 from layercollapse.kernels import cuda, race, topk_plan, triton_backend
+from layercollapse.ops import repeats
 
 BACKENDS = [name for name in ("triton", "cuda") if ops.backends()[name].available]
 SLOW = triton_backend.interpreted()  # each program takes milliseconds: fewer cases, not other ones
@@ -72,6 +73,7 @@ def backend(request, monkeypatch):
     """Each backend, with the constants of a large problem shrunk so that small tensors take every path."""
     monkeypatch.setattr(topk_plan, "SHORTEST", 64 if request.param == "triton" else 4096)
     topk_plan._plans.clear()
+    repeats.clear()
     if request.param == "triton" and triton_backend.interpreted():
         from layercollapse.kernels import masked_topk
 
@@ -449,6 +451,7 @@ def test_tables_that_another_stream_still_copies(backend):
     ops.topk_count(weight.clone(), mask)
     ops.apply_mask_(weight.clone(), mask)
     topk_plan._plans.clear()
+    repeats.clear()
     first, second = torch.cuda.Stream(DEVICE), torch.cuda.Stream(DEVICE)
     torch.cuda.synchronize()
     with torch.cuda.stream(first):

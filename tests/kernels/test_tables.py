@@ -1,6 +1,7 @@
 """Tables that stay on the device: ordered on every stream, kept while a graph may read them, no more than a few."""
 
 from types import SimpleNamespace
+from weakref import ref
 
 import pytest
 import torch
@@ -61,12 +62,16 @@ def test_on_the_cpu_there_is_nothing_to_copy():
     assert Table(numbers, torch.ones(1)).here() is numbers
 
 
+class Value:
+    """Something on a device."""
+
+
 def test_the_least_recent_goes(monkeypatch):
     made, like = [], torch.ones(1)
     kept = Kept(2)
 
     def get(key):
-        return kept.get(key, lambda: made.append(key) or object(), like, "op", "tensors")
+        return kept.get(key, lambda: made.append(key) or Value(), like, "op", "tensors")
 
     first = get("a")
     assert get("b") is not first
@@ -78,14 +83,25 @@ def test_the_least_recent_goes(monkeypatch):
     assert (made, len(kept)) == (["a", "b", "c", "b"], 2)
 
 
+def test_what_somebody_holds_is_not_made_again():
+    kept, like = Kept(1), torch.ones(1)
+    value = kept.get("a", Value, like, "op", "tensors")
+    kept.get("b", Value, like, "op", "tensors")
+    assert kept.get("a", Value, like, "op", "tensors") is value
+    kept.get("b", Value, like, "op", "tensors")
+    gone = ref(value)
+    del value
+    assert gone() is None
+
+
 def test_what_a_graph_reads_is_made_before_and_never_freed(monkeypatch):
     kept, like = Kept(1), torch.ones(1)
-    value = kept.get("a", object, like, "op", "tensors")
+    value = kept.get("a", Value, like, "op", "tensors")
     monkeypatch.setattr(tables, "capturing", lambda tensor: True)
     with pytest.raises(LayerCollapseError, match="op: expected a call with these tensors before a CUDA graph captures"):
-        kept.get("b", object, like, "op", "tensors")
-    assert kept.get("a", object, like, "op", "tensors") is value
+        kept.get("b", Value, like, "op", "tensors")
+    assert kept.get("a", Value, like, "op", "tensors") is value
     monkeypatch.setattr(tables, "capturing", lambda tensor: False)
-    kept.get("b", object, like, "op", "tensors")
+    kept.get("b", Value, like, "op", "tensors")
     kept.clear()
     assert kept._captured == [value]

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from layercollapse import LayerCollapseError, ops
 from layercollapse.kernels import cuda, triton_backend
+from layercollapse.ops import repeats
 
 SLOW = triton_backend.interpreted()  # each program takes milliseconds: fewer cases, not other ones
 SIMULATED = SLOW or cuda.emulated()
@@ -36,6 +37,7 @@ def backend(request, monkeypatch):
         from layercollapse.kernels import apply_mask
 
         apply_mask._plans.clear()
+        repeats.clear()
         if SLOW:
             monkeypatch.setattr(apply_mask, "TILE", 64)
             monkeypatch.setattr(apply_mask, "PART", 32)
