@@ -99,7 +99,7 @@ def sign_histogram(
         raise LayerCollapseError(f"out: expected a tensor, got {type(out).__name__}")
     else:
         checks.check_in_place("out", out)
-    torch.ops.layercollapse.sign_histogram_(x.detach(), channel_dim, upper, out)
+    library.sign_histogram_(x.detach(), channel_dim, upper, out)  # type: ignore[arg-type]
     return out
 
 

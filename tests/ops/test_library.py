@@ -4,6 +4,8 @@ from functools import partial
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from backends import AVAILABLE, DEVICES, dense, full_mask
 from layercollapse import ops
@@ -90,3 +92,29 @@ def test_parameters_and_inference_mode():
     with torch.inference_mode():
         assert ops.sign_histogram(dense(8), channel_dim=0).sum() == 8
         ops.masked_topk_(dense(8), full_mask(8), 2)
+
+
+def test_what_must_see_an_op_sees_it():
+    """A call goes past torch's dispatcher only where nothing would notice."""
+    x, expected = torch.tensor([[-1.0, 0.0, 2.0]]), [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]]
+    with torch.profiler.profile() as profile:
+        assert ops.sign_histogram(x).tolist() == expected
+    assert "layercollapse::sign_histogram_" in {event.name for event in profile.events()}
+    seen = []
+
+    class Seeing(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    with Seeing():
+        assert ops.sign_histogram(x).tolist() == expected
+    assert torch.ops.layercollapse.sign_histogram_.default in seen
+    assert ops.sign_histogram(torch.empty(2, 3, device="meta")).shape == (3, 4)
+    with FakeTensorMode() as fake:
+        assert ops.sign_histogram(fake.from_tensor(x)).shape == (3, 4)
+    negated = torch.complex(x, x).conj().imag
+    assert negated.is_neg()
+    assert ops.sign_histogram(negated).tolist() == [[0, 0, 1, 0], [0, 1, 0, 0], [1, 0, 0, 0]]
+    with pytest.raises(RuntimeError, match=r"vmap|Batch"):
+        torch.vmap(lambda row: ops.sign_histogram(row, channel_dim=0))(x)
