@@ -122,8 +122,17 @@ class EntropyProbe(ForwardObserver):
                 known = self._sites[name].call if name in self._sites else call
                 if call != known:
                     raise LayerCollapseError(f"site {name!r}: expected {known} as before, got {call}")
+            totals, counts = [], []
             for name, (call, signs) in seen.items():
-                self._sites.setdefault(name, _Site(call, {}, {})).add(signs)
+                site = self._sites.get(name)
+                if site is None:
+                    site = self._sites[name] = _Site(call, {}, {})
+                total = site.total(signs)
+                if total is not None:
+                    totals.append(total)
+                    counts.append(signs.counts)
+            if totals:
+                torch._foreach_add_(totals, counts)  # one launch on a GPU
             self._forwards += 1
 
 
@@ -133,16 +142,18 @@ class _Site:
     counts: dict[torch.device, Tensor]  # int64 (C, 4 or 5), one for each device that ran the site
     patterns: dict[torch.device, SignPatterns]
 
-    def add(self, signs: Signs) -> None:
+    def total(self, signs: Signs) -> Tensor | None:
+        """What the counts are still to be added to; None if they were the first. The hashes are added at once."""
         device = signs.counts.device
-        if device in self.counts:
-            self.counts[device] += signs.counts
-        else:
-            self.counts[device] = signs.counts
+        total = self.counts.get(device)
+        if total is None:
+            with torch.inference_mode(False):
+                self.counts[device] = signs.counts.clone()
         if signs.hashes is not None:
             state = self.patterns.get(device, SignPatterns.empty(self.call.channels, device=device))
             with torch.inference_mode(False):
                 self.patterns[device] = state.add(signs.hashes)
+        return total
 
     def all_patterns(self) -> SignPatterns | None:
         """The patterns of all devices, on the CPU."""

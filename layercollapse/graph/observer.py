@@ -14,7 +14,16 @@ from torch import Tensor, nn
 
 from layercollapse.errors import LayerCollapseError
 from layercollapse.graph.export import scripted
-from layercollapse.graph.watch import ROOT, ForwardWatch, MaskArgument, RectifierCall, Signs, site_path, unwrapped
+from layercollapse.graph.watch import (
+    ROOT,
+    CountBuffers,
+    ForwardWatch,
+    MaskArgument,
+    RectifierCall,
+    Signs,
+    site_path,
+    unwrapped,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -51,6 +60,8 @@ class ForwardObserver(ABC):
                 # Compiled code would run without the hooks and count nothing.
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
             for path, module in self.model.named_modules():
+                if path != ROOT and _calls_none(module):
+                    continue
                 enter, leave = _Hook(site_path(path), self._enter), _Hook(site_path(path), self._leave)
                 for handle in (
                     module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True),
@@ -78,7 +89,9 @@ class ForwardObserver(ABC):
             self._abandon()
             explicit, self._pending = self._pending, None
             found = self._masks(args, kwargs) if explicit is None else None
-            self._local.forward = forward = ForwardWatch(explicit, found, self._patterns)
+            if not hasattr(self._local, "buffers"):
+                self._local.buffers = CountBuffers()
+            self._local.forward = forward = ForwardWatch(explicit, found, self._patterns, self._local.buffers)
             forward.__enter__()
         current = getattr(self._local, "forward", None)
         if current is not None:
@@ -101,6 +114,22 @@ class ForwardObserver(ABC):
         self._local.forward = None
         if forward is not None:
             forward.__exit__(None, None, None)
+
+
+# Modules whose own forward calls no rectifier and none of the functions that one is written out of.
+_WITHOUT = {
+    *(nn.Sequential, nn.Identity, nn.Flatten, nn.Unflatten, nn.Linear, nn.Embedding, nn.LayerNorm, nn.GroupNorm),
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
+    *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
+    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool2d),
+}
+
+
+def _calls_none(module: nn.Module) -> bool:
+    """Whether no rectifier can be called in a module's own forward, so that nobody needs to know when it runs."""
+    changed = module._forward_pre_hooks or module._forward_hooks or "forward" in vars(module)
+    return type(module) in _WITHOUT and not changed
 
 
 class _Hook:

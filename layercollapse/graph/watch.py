@@ -9,24 +9,23 @@ import contextlib
 import inspect
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakIdKeyDictionary
 
 from layercollapse import ops
 from layercollapse.errors import LayerCollapseError
 from layercollapse.graph import rectifiers
 from layercollapse.graph.channel_dims import Move, name_of
-from layercollapse.graph.operations import BY_NAME, MOVES, NO_ROW, RESIZES
+from layercollapse.graph.operations import BY_NAME, MOVES, NO_ROW, RESIZES, Operation
 from layercollapse.graph.patterns import reaches, same_sign
 from layercollapse.graph.terms import INPLACE, NAMES, Found, Term, keeps
-from layercollapse.graph.written import TensorTerms
+from layercollapse.graph.written import TensorMemo, TensorTerms
 
 # Path of the model itself, and names that wrappers put into module paths; they are left out of site names.
 ROOT = ""
@@ -70,16 +69,21 @@ class ForwardWatch(TorchFunctionMode):
         explicit: bool (N, T), the mask that the user gave; a site that it does not fit is an error.
         found: bool (N, T), from the model's attention mask; used where it fits.
         patterns: whether to hash the signs of every row, too.
+        buffers: for the counts; another watch may use them when this one's have been taken.
     """
 
-    def __init__(self, explicit: Tensor | None, found: Tensor | None, patterns: bool = False) -> None:
+    def __init__(
+        self, explicit: Tensor | None, found: Tensor | None, patterns: bool = False, buffers: CountBuffers | None = None
+    ) -> None:
         super().__init__()
+        self._buffers = CountBuffers() if buffers is None else buffers
+        self._buffers.restart()
         self._patterns = patterns
         self.path: list[str] = []  # site paths of the modules whose forward is running
         self._explicit, self._found = explicit, found
         self._sites: list[_Sighting] = []
         self._terms = TensorTerms()
-        self._dims = WeakIdKeyDictionary()  # tensor -> its channel dimension
+        self._dims: TensorMemo[int] = TensorMemo()  # channel dimensions
         self._handling = sys.exc_info()[1]  # the model may run inside somebody's `except`
 
     @property
@@ -98,44 +102,46 @@ class ForwardWatch(TorchFunctionMode):
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        called = getattr(func, "overloadpacket", func)
-        name = name_of(called)
-        plain = name.strip("_")
-        changed = _changed(name, args, kwargs)
-        term = self._terms.called(plain, args, kwargs) if plain in NAMES else None
-        rectifier = rectifiers.BY_FUNCTION.get(called) or rectifiers.BY_OPERATOR.get(called)
-        site = None if rectifier is None else self._count(rectifier, args, kwargs)
+        known = _known(func)
+        changed = _changed(known.writes, args, kwargs) if known.writes or kwargs else None
+        term = self._terms.called(known.reads, args, kwargs) if known.reads else None
+        site = None if known.rectifier is None else self._count(known.rectifier, args, kwargs)
         if isinstance(term, Term) and (changed is None or keeps(term, changed.dtype)):
             self._follow(term, site)
         result = func(*args, **kwargs)
-        if changed is None and args and result is args[0] and (rectifier is not None or plain in INPLACE):
+        if changed is None and known.may_write and args and result is args[0]:
             changed = result
         if changed is not None:
             self._terms.wrote(changed)
-        after = changed if result is None else result
-        if term is not None and isinstance(after, Tensor) and (changed is not None or not args or after is not args[0]):
-            self._terms.made(after, term)
-        for part in result if isinstance(result, list | tuple) else [result]:
-            if isinstance(part, Tensor) and part.ndim > 1:
-                self._tag(called, args, kwargs, part)
+        if term is not None:
+            after = changed if result is None else result
+            if isinstance(after, Tensor) and (changed is not None or not args or after is not args[0]):
+                self._terms.made(after, term)
+        if isinstance(result, Tensor):
+            self._tag(known, args, kwargs, result)
+        elif isinstance(result, list | tuple):
+            for part in result:
+                if isinstance(part, Tensor):
+                    self._tag(known, args, kwargs, part)
         return result
 
-    def _tag(self, called: Any, args: tuple, kwargs: dict[str, Any], result: Tensor) -> None:
-        row = BY_NAME.get(name_of(called), NO_ROW)
-        dim = row.dim
-        first = args[0] if args else kwargs.get("input")
-        if dim is None and row.does in MOVES and isinstance(first, Tensor):
-            if first in self._dims:
+    def _tag(self, known: _Function, args: tuple, kwargs: dict[str, Any], result: Tensor) -> None:
+        if result.ndim < 2:
+            return
+        dim, does = known.row.dim, known.row.does
+        if dim is None and does in MOVES:
+            first = args[0] if args else kwargs.get("input")
+            if isinstance(first, Tensor) and (before := self._dims.get(first)) is not None:
                 rest = {name: value for name, value in kwargs.items() if name != "input"}
-                dim = Move(called, args[1:], rest, first.shape, result.shape).channel_dim(self._dims[first])
+                dim = _moved(Move(known.called, args[1:], rest, first.shape, result.shape), before)
         elif dim is None:
-            resizing = row.does in RESIZES
-            sources = (
-                x
-                for x in tree_leaves((args, kwargs))
-                if isinstance(x, Tensor) and (x.shape == result.shape or (resizing and x.ndim == result.ndim))
-            )
-            dim = next((self._dims[source] for source in sources if source in self._dims), None)
+            for source in _tensors((*args, *kwargs.values()) if kwargs else args):
+                found = self._dims.get(source)
+                if found is not None and (
+                    source.shape == result.shape or (does in RESIZES and source.ndim == result.ndim)
+                ):
+                    dim = found
+                    break
         if dim is not None:
             self._dims[result] = dim
 
@@ -173,7 +179,7 @@ class ForwardWatch(TorchFunctionMode):
         elif variable is not term.operands[0]:
             return
         term.match, term.variable, term.site = found.match, variable, site
-        variable.signs = site.signs._replace(counts=site.signs.counts[:, :4])
+        variable.signs = site.signs
 
     def _written(self, found: Found, upper: float | None) -> Callable[[], Signs] | None:
         """What gives the signs of the variable of a rectifier that is written out.
@@ -189,6 +195,7 @@ class ForwardWatch(TorchFunctionMode):
         if variable.signs is None and like is None:
             return None
         signs: Signs = variable.signs if like is None else self._signs(self._terms.tensor(like), 0.0, None)  # type: ignore[arg-type]
+        signs = signs._replace(counts=signs.counts[:, :4])
         if upper is None:
             return lambda: signs
         top = next((p for p in parts if reaches(found.body(p), upper)), None)
@@ -213,15 +220,19 @@ class ForwardWatch(TorchFunctionMode):
 
     def _signs(self, x: Tensor, lower: float, upper: float | None, dim: int | None = None) -> Signs:
         """The signs relative to the bends; `dim` where channels must lie."""
-        dim = self._dims.get(x, -1 if x.ndim == 3 else 1) if dim is None else dim
+        dim = self._dims.get(x) if dim is None else dim
+        if dim is None:
+            dim = -1 if x.ndim == 3 else 1
         if torch._C._functorch.is_functorch_wrapped_tensor(x):
             raise LayerCollapseError(
                 "expected a call outside the transforms of torch.func, got one inside torch.vmap or another of these, "
                 "whose values cannot be counted"
             )
-        x = x.detach()
         if x.ndim < 2:
-            x, dim = x.reshape(-1, 1), 1
+            x, dim = x.detach().reshape(-1, 1), 1
+        if lower == 0 and self._explicit is self._found is None and not self._patterns:
+            return Signs(self._buffers.count(x, dim, upper), None)
+        x = x.detach()
         with torch.no_grad(), torch.inference_mode(False):
             x, dim = self._data(x, dim)
             hashes = ops.sign_hashes(_from(x, lower), channel_dim=dim) if self._patterns else None
@@ -243,6 +254,34 @@ class ForwardWatch(TorchFunctionMode):
                 f"mask: expected one for the site's positions {tuple(positions)}, got {tuple(mask.shape)}"
             )
         return x, dim
+
+
+class CountBuffers:
+    """The counts of one forward pass after the other: to make them costs the host as much as to count.
+
+    They are cleared together, which is one launch on a GPU.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: list[Tensor] = []
+        self._next = 0
+
+    def restart(self) -> None:
+        """Begin a forward pass."""
+        self._next = 0
+        if self._buffers:
+            torch._foreach_zero_(self._buffers)
+
+    def count(self, x: Tensor, dim: int, upper: float | None) -> Tensor:
+        """As `ops.sign_histogram`, into the next buffer."""
+        at, self._next = self._next, self._next + 1
+        shape = x.shape[dim], 4 if upper is None else 5
+        if at < len(self._buffers) and self._buffers[at].shape == shape and self._buffers[at].device == x.device:
+            return ops.sign_histogram(x, channel_dim=dim, upper=upper, out=self._buffers[at])
+        with torch.inference_mode(False):
+            counts = ops.sign_histogram(x, channel_dim=dim, upper=upper)
+        self._buffers[at : at + 1] = [counts]
+        return counts
 
 
 class MaskArgument:
@@ -287,12 +326,72 @@ def site_path(path: str) -> str:
     return ".".join(part for part in path.split(".") if part not in _WRAPPERS)
 
 
-def _changed(name: str, args: tuple, kwargs: dict[str, Any]) -> Tensor | None:
+class _Function(NamedTuple):
+    """What a function is to a watch: `called` is it, without its overload.
+
+    Attributes:
+        reads: its name, where `terms.NAMES` has it, else "".
+        writes: whether its name says that it writes into its first argument.
+        may_write: whether it does if its result is its first argument.
+    """
+
+    called: Callable
+    reads: str
+    writes: bool
+    may_write: bool
+    rectifier: rectifiers.Rectifier | None
+    row: Operation
+
+
+@lru_cache(maxsize=4096)
+def _known(func: Callable) -> _Function:
+    called = getattr(func, "overloadpacket", func)
+    name = name_of(called)
+    plain = name.strip("_")
+    rectifier = rectifiers.BY_FUNCTION.get(called) or rectifiers.BY_OPERATOR.get(called)
+    return _Function(
+        called,
+        plain if plain in NAMES else "",
+        (name.endswith("_") and not name.endswith("__")) or name in ("__setitem__", "__set__"),
+        rectifier is not None or plain in INPLACE,
+        rectifier,
+        BY_NAME.get(name, NO_ROW),
+    )
+
+
+def _changed(writes: bool, args: tuple, kwargs: dict[str, Any]) -> Tensor | None:
     """The tensor that a call writes into, as far as its name and its keywords say."""
     into = kwargs.get("out")
-    if (name.endswith("_") and not name.endswith("__")) or name in ("__setitem__", "__set__") or kwargs.get("inplace"):
+    if writes or kwargs.get("inplace"):
         into = args[0] if args else kwargs.get("input")
     return into if isinstance(into, Tensor) else None
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    """The tensors among arguments, in order."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors(value)
+        elif isinstance(value, dict):
+            yield from _tensors(value.values())
+
+
+def _moved(move: Move, dim: int) -> int | None:
+    """`Move.channel_dim`, which takes 30 us, remembered for arguments that are integers and tuples of them."""
+    if move.kwargs or not all(map(_integers, move.args)):
+        return move.channel_dim(dim)
+    return _moved_by(move.call, tuple(move.args), move.before, move.after, dim)
+
+
+def _integers(value: Any) -> bool:
+    return type(value) is int or (type(value) is tuple and all(type(entry) is int for entry in value))
+
+
+@lru_cache(maxsize=4096)
+def _moved_by(call: Callable, args: tuple, before: torch.Size, after: torch.Size, dim: int) -> int | None:
+    return Move(call, args, {}, before, after).channel_dim(dim)
 
 
 def _histogram(x: Tensor, dim: int, lower: float, upper: float | None) -> Tensor:

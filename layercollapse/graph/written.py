@@ -4,12 +4,13 @@ running model computes.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, fx
-from torch.utils.weak import TensorWeakRef, WeakIdKeyDictionary
+from torch.utils.weak import TensorWeakRef
 
 from layercollapse.graph import rectifiers
 from layercollapse.graph.aten import ABSORBED, WRITTEN, example_shape, packet, rectifier_of
@@ -17,6 +18,8 @@ from layercollapse.graph.channel_dims import name_of
 from layercollapse.graph.terms import NAMES, Constant, Found, Term, Terms, keeps
 
 aten = torch.ops.aten
+
+T = TypeVar("T")
 
 # A call of a graph: its node, target, arguments and keyword arguments.
 Step = tuple[fx.Node, Any, tuple, dict[str, Any]]
@@ -120,17 +123,35 @@ class _NodeTerms(Terms[fx.Node]):
         return (made.dtype, example_shape(made) or ()) if isinstance(made, Tensor) else None
 
 
+class TensorMemo(Generic[T]):
+    """What is known of tensors while they are there; it keeps none there, and what it knows until its own end.
+
+    torch's WeakIdKeyDictionary does the same in 3 us instead of 0.3.
+    """
+
+    def __init__(self) -> None:
+        self._entries: dict[int, tuple[weakref.ref[Tensor], T]] = {}
+
+    def get(self, tensor: Tensor) -> T | None:
+        entry = self._entries.get(id(tensor))
+        # One that is gone may have left its id to another.
+        return entry[1] if entry is not None and entry[0]() is tensor else None
+
+    def __setitem__(self, tensor: Tensor, known: T) -> None:
+        self._entries[id(tensor)] = weakref.ref(tensor), known
+
+
 class TensorTerms(Terms[Tensor]):
     """Terms of the tensors of a running model, which are kept for as long as these are there, and keep none there."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._known = WeakIdKeyDictionary()
+        self._known: TensorMemo[tuple[Term | Constant, int]] = TensorMemo()
         self._writes: dict[int, int] = {}  # storage -> how often something was written into it
 
     def find(self, value: Tensor) -> Term | Constant | None:
-        known, written = self._known.get(value, (None, 0))
-        return known if known is None or written == self._written(value) else None
+        known = self._known.get(value)
+        return known[0] if known is not None and known[1] == self._written(value) else None
 
     def keep(self, value: Tensor, known: Term | Constant) -> None:
         written = self._written(value)

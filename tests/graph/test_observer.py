@@ -110,3 +110,27 @@ def test_models_that_cannot_be_watched():
         EntropyProbe(scripted)
     with pytest.raises(LayerCollapseError, match=r"model: expected a torch.nn.Module, got function"):
         EntropyProbe(lambda x: x)
+
+
+def test_a_pass_that_raises_leaves_no_counts_to_the_next():
+    model = nn.Sequential(two_sites(), Failing(None))
+    x = torch.randn(2, 3)
+    with EntropyProbe(model) as probe:
+        model(x)
+        model[1].error = RuntimeError("late")
+        with pytest.raises(RuntimeError, match="late"):
+            model(x)
+        model(x[:1])
+        first = probe.report()
+        model(x)
+    assert [layer.samples for layer in first] == [3, 3, 3]  # and a report stays as it was
+    assert [layer.samples for layer in probe.report()] == [5, 5, 5]
+
+
+def test_rectifiers_in_hooks_of_modules_that_call_none():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Sequential(nn.Linear(3, 3)))
+    handle = model[1][0].register_forward_hook(lambda module, args, output: torch.relu(output))
+    with EntropyProbe(model) as probe:
+        model(torch.randn(2, 3))
+    handle.remove()
+    assert list(probe.calls()) == ["1.0"]

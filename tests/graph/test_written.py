@@ -14,6 +14,21 @@ from layercollapse.compiler.backend.emit import emit
 from layercollapse.compiler.frontend.lower import lower
 from layercollapse.entropy.probe import EntropyProbe
 from layercollapse.graph.capture import capture
+from layercollapse.graph.written import TensorMemo
+
+
+def test_what_is_known_of_a_tensor_goes_with_it() -> None:
+    memo: TensorMemo[int] = TensorMemo()
+    known, ids = torch.zeros(1), set()
+    memo[known] = 1
+    for number in range(100):  # of those that are gone, others get the ids
+        other = torch.zeros(1)
+        assert memo.get(other) is None
+        memo[other] = number
+        ids.add(id(other))
+        del other
+    assert len(ids) < 100
+    assert memo.get(known) == 1
 
 
 def test_names_and_numbers_among_ordinary_calls_and_unread_ones() -> None:
