@@ -17,7 +17,7 @@ namespace lc::cuda {
 template <int kWidth>  // bytes of a value
 struct Format {
   static constexpr int kPerWord = 4 / kWidth;
-  static constexpr int kWords = 8 / kPerWord;  // words of an octet: 8 values, one byte of a mask
+  static constexpr int kWords = 8 / kPerWord;  // of 8 values, which have one byte of a mask
   static constexpr uint32_t kPair = kWidth == 2 ? 0x00010001u : 1u;
   static constexpr uint32_t kTop = 1u << (8 * kWidth - 1);
   static constexpr uint32_t kSign = kTop * kPair, kMagnitude = ~kSign;
@@ -66,7 +66,7 @@ LC_BOTH uint32_t from_key(int kind, uint32_t key) {
   return low;
 }
 
-// ---- octets: a bit per value, the first in bit 0 ------------------------------------------------------------------
+// ---- a few words of values: a bit per value, the first in bit 0; of 16 bits, four words ---------------------------
 
 // Four bytes of a (0 to 3) and b (4 to 7), by the nibbles of kBytes; with 8 added, the sign of the byte eight times.
 template <uint32_t kBytes>
@@ -98,12 +98,12 @@ LC_BOTH uint32_t dot(uint32_t a, uint32_t b, uint32_t sum) {
 #endif
 }
 
-// The sign bits of an octet's words.
-template <int kWidth>
-LC_BOTH uint32_t signs(const uint32_t (&words)[Format<kWidth>::kWords]) {
+// The sign bits of the values.
+template <int kWidth, int kWords>
+LC_BOTH uint32_t signs(const uint32_t (&words)[kWords]) {
   if constexpr (kWidth == 4) {
     uint32_t bits = 0;
-    for (int i = 7; i >= 0; --i) bits = bits << 1 | words[i] >> 31;  // one funnel shift
+    for (int i = kWords - 1; i >= 0; --i) bits = bits << 1 | words[i] >> 31;  // one funnel shift
     return bits;
   } else {
     // Bytes of 0 or -1, times -1, -2, -4 and so on.
@@ -112,18 +112,18 @@ LC_BOTH uint32_t signs(const uint32_t (&words)[Format<kWidth>::kWords]) {
 }
 
 // Which magnitudes are at least the bound that made `gap`.
-template <int kWidth>
-LC_BOTH uint32_t at_least(const uint32_t (&magnitudes)[Format<kWidth>::kWords], uint32_t gap) {
-  uint32_t sums[Format<kWidth>::kWords];
-  for (int i = 0; i < Format<kWidth>::kWords; ++i) sums[i] = magnitudes[i] + gap;
+template <int kWidth, int kWords>
+LC_BOTH uint32_t at_least(const uint32_t (&magnitudes)[kWords], uint32_t gap) {
+  uint32_t sums[kWords];
+  for (int i = 0; i < kWords; ++i) sums[i] = magnitudes[i] + gap;
   return signs<kWidth>(sums);
 }
 
 // Zeroes every value whose bit is not set.
-template <int kWidth>
-LC_BOTH void keep_only(uint32_t bits, uint32_t (&words)[Format<kWidth>::kWords]) {
+template <int kWidth, int kWords>
+LC_BOTH void keep_only(uint32_t bits, uint32_t (&words)[kWords]) {
   if constexpr (kWidth == 4) {
-    for (int i = 0; i < 8; ++i) words[i] = (bits >> i & 1u) ? words[i] : 0u;
+    for (int i = 0; i < kWords; ++i) words[i] = (bits >> i & 1u) ? words[i] : 0u;
   } else {
     // A byte for each value, its sign bit set if the value's bit is.
     const uint32_t all = permute<0>(bits, 0), low = (all & 0x08040201u) + 0x7f7f7f7fu, high = (all & 0x80402010u) + 0x7f7f7f7fu;

@@ -32,6 +32,7 @@ constexpr int64_t kSample = 16384;    // most entries drawn from a group; one of
 constexpr int64_t kLeastSample = 8192;  // with fewer, a bracket holds more than the lists do
 constexpr int64_t kPart = 1024;         // entries that a block draws
 constexpr int64_t kUnit = 8192;         // entries that the length of a segment is a multiple of
+constexpr int64_t kPiece = kUnit;       // entries of a segment that a block of the apply pass takes
 constexpr int64_t kShortest = 32768;    // entries of a segment, or its counters would be more than 1/8 of its bytes
 constexpr int64_t kLists = 8;           // lists of a segment: one for each warp of its block
 constexpr int64_t kListed = 16;         // one in so many float32 values of a segment has a place in its lists
@@ -40,8 +41,9 @@ constexpr int64_t kListed = 16;         // one in so many float32 values of a se
 // a plain array), kind, group, places in the scratch of its counters and of its lists, entries of each list (0: none).
 enum SegmentField { kAddress, kMask, kBegin, kCount, kDims, kKind, kGroup, kRow, kList, kEach };
 // First segment, segments, places to draw from, places of a segment, one past the largest key, kind of the thresholds,
-// places in the scratch: of its counters and of its sample, entries drawn (0: it is read whole).
-enum GroupField { kFirst, kSegments, kPlaces, kSlot, kEnd, kGroupKind, kSums, kSampleRow, kDrawn };
+// places in the scratch: of its counters and of its sample, entries drawn (0: it is read whole), place of the ties of the
+// pieces of one segment.
+enum GroupField { kFirst, kSegments, kPlaces, kSlot, kEnd, kGroupKind, kSums, kSampleRow, kDrawn, kPieceTies };
 // Columns of the scratch row of a group: its range of keys and the shift of their bins, how far it is (Stage), T, entries
 // kept, k, rank of T in the range, keys below which all go, whether ties go in part, what the lists are for (Collect),
 // and what blocks add up: entries kept and below the range, blocks that are done counting and drawing.
@@ -67,7 +69,7 @@ struct Class {
 
 // Entries of the parts of the scratch memory.
 struct Sizes {
-  int64_t segments = 0, groups = 0, sums = 0, bins = 0, lists = 0, sample = 0;
+  int64_t segments = 0, groups = 0, sums = 0, piece_ties = 0, bins = 0, lists = 0, sample = 0;
 };
 
 // Where the parts begin, in bytes. A call begins with all zero up to `ties`.
@@ -75,6 +77,7 @@ struct Scratch {
   int64_t gate = 0;  // int64 (2): not 0 once something forbids the apply pass; S - the first segment with a NaN
   int64_t state;     // int64 (G, kStateFields)
   int64_t sums;      // int64: counters of each group
+  int64_t piece_ties;  // int64: of each piece of the segment of a group in which ties run out, 1 + its ties once known
   int64_t ties;      // int64 (S, 2): ties to clear, ties
   int64_t bins;      // uint32: counters of each segment
   int64_t listed;    // uint32 (S, kLists): entries that the lists should hold, which may be more than they can
@@ -88,7 +91,8 @@ inline Scratch scratch_of(const Sizes& sizes) {
   Scratch scratch;
   scratch.state = 16;
   scratch.sums = scratch.state + sizes.groups * kStateFields * 8;
-  scratch.ties = aligned(scratch.sums + sizes.sums * 8);
+  scratch.piece_ties = scratch.sums + sizes.sums * 8;
+  scratch.ties = aligned(scratch.piece_ties + sizes.piece_ties * 8);
   scratch.bins = scratch.ties + sizes.segments * 16;
   scratch.listed = aligned(scratch.bins + sizes.bins * 4);
   scratch.lists = scratch.listed + sizes.segments * kLists * 4;
@@ -100,7 +104,7 @@ inline Scratch scratch_of(const Sizes& sizes) {
 struct Plan {
   std::vector<int64_t> table;  // segments, groups, dims, ids, parts
   Sizes sizes;
-  int64_t dims = 0, parts = 0, most_dims = 0;
+  int64_t dims = 0, parts = 0, most_dims = 0, pieces = 1;  // pieces of the longest segment
   bool wide = false;  // whether keys have 31 bits
   std::vector<Class> classes;
   std::vector<int64_t> tensor_of;    // of each segment
@@ -189,7 +193,10 @@ inline Plan make_plan(const std::vector<Weight>& weights, bool global, int64_t w
     const int64_t drawn = whole ? 0 : std::clamp(places / 4 / kPart * kPart, least, options.sample);
     const Dtype dtype = weights.empty() || mixed ? Dtype::float32 : weights[global ? 0 : group].dtype;
     groups.insert(groups.end(), {first, last - first, places, slot, infinity(dtype) + int64_t(1), kind_of(dtype, true),
-                                 plan.sizes.sums, plan.sizes.sample, drawn, 0});
+                                 plan.sizes.sums, plan.sizes.sample, drawn, plan.sizes.piece_ties});
+    const int64_t pieces = (slot + kPiece - 1) / kPiece;
+    plan.pieces = std::max(plan.pieces, pieces);
+    plan.sizes.piece_ties += pieces;
     plan.first_part.push_back(static_cast<int64_t>(parts.size()));
     const int64_t sampled = whole && options.kept ? places : drawn;
     for (int64_t part = 0; part < std::max<int64_t>(1, (sampled + kPart - 1) / kPart); ++part) {

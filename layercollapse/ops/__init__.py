@@ -287,7 +287,12 @@ def apply_mask_(weights: Tensor | Sequence[Tensor], masks: Tensor | Sequence[Ten
 
 
 def topk_count(
-    weights: Tensor | Sequence[Tensor], masks: Tensor | Sequence[Tensor], *, lo: int = 0, hi: int = TOPK_END
+    weights: Tensor | Sequence[Tensor],
+    masks: Tensor | Sequence[Tensor],
+    *,
+    lo: int = 0,
+    hi: int = TOPK_END,
+    device: torch.device | str | None = None,
 ) -> Tensor:
     """Count the magnitudes that this rank keeps: the first stage of `masked_topk_` over all ranks' weights.
 
@@ -306,6 +311,8 @@ def topk_count(
         masks: packed keep-bits of each.
         lo: first of the keys that are told apart: the bits of a magnitude as float32.
         hi: one past the last; ``TOPK_END`` is past infinity.
+        device: where the counts go; without one, to the weights' device. A rank without weights names it, as ranks add
+            up tensors of one kind of device; its counts are on the CPU otherwise.
 
     Returns:
         int64 (``TOPK_COUNTS``,) = (3 + 2048,): 1 if a weight holds a NaN; entries kept; those of a key below ``lo``;
@@ -319,8 +326,9 @@ def topk_count(
     if not weights:
         checks.check_masked(weights, masks)
         check_range(lo, hi)
-        return torch.zeros(TOPK_COUNTS, dtype=torch.int64)
-    return torch.ops.layercollapse.topk_count([weight.detach() for weight in weights], masks, lo, hi)
+        return torch.zeros(TOPK_COUNTS, dtype=torch.int64, device=device)
+    counts = torch.ops.layercollapse.topk_count([weight.detach() for weight in weights], masks, lo, hi)
+    return counts if device is None else counts.to(device)
 
 
 def topk_apply(weights: Tensor | Sequence[Tensor], masks: Tensor | Sequence[Tensor], threshold: int, ties: int) -> None:

@@ -152,6 +152,11 @@ T __shfl_xor_sync(unsigned, T value, int lanes) {
   return static_cast<T>(emulate::given_by(threadIdx.x ^ static_cast<unsigned>(lanes), slot));
 }
 template <class T>
+T __shfl_sync(unsigned, T value, int lane) {
+  const int slot = emulate::meet(emulate::kWarp, value);
+  return static_cast<T>(emulate::given_by(threadIdx.x / 32 * 32 + static_cast<unsigned>(lane), slot));
+}
+template <class T>
 T __shfl_up_sync(unsigned, T value, unsigned lanes) {
   const int slot = emulate::meet(emulate::kWarp, value);
   return threadIdx.x % 32 < lanes ? value : static_cast<T>(emulate::given_by(threadIdx.x - lanes, slot));

@@ -343,6 +343,17 @@ def test_ties_go_in_order_across_segments_and_tensors(backend):
     assert torch.cat(weights).nonzero().flatten().tolist() == list(range(size + 137, 3 * size))
 
 
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("strided", [False, True])
+def test_ties_run_out_within_one_long_segment(backend, dtype, strided):
+    # Several blocks of the apply pass share a segment of 8,192 entries and more, and each must know of those before.
+    size = 640 if SLOW else 5 * 8192 + 40
+    values = torch.randint(0, 2, (size,), generator=torch.Generator().manual_seed(0)).to(dtype).sub(2)
+    weight = (values.view(-1, 2).t().contiguous().t() if strided else values).to(DEVICE)
+    mask = random_mask(weight, 0.7)
+    topk_agrees([weight], [mask], [int(0.61 * kept_in(weight, mask))], "global")
+
+
 @few
 @given(st.randoms(use_true_random=False), st.sampled_from(["layer", "global"]), st.booleans())
 def test_random_problems(backend, random, scope, one_type):

@@ -62,7 +62,7 @@ def sharded(shards, k, backend):
         scope["dist"] = ranks.of(rank)
         try:
             with ranks.turn, ops.use_backend(backend):
-                results[rank] = scope["sharded_topk_"](*shards[rank], k)
+                results[rank] = scope["sharded_topk_"](*shards[rank], k, device_of(backend))
         except LayerCollapseError as error:
             results[rank] = str(error)
         except BaseException as error:
@@ -105,9 +105,13 @@ def shards_of(count, data, dtypes, seed=0):
     return shards
 
 
+def device_of(backend):
+    return "cuda" if backend in ("triton", "cuda") and not SIMULATED else "cpu"
+
+
 def copies_of(shards, backend="reference"):
     """The same on the device of a backend, with the same strides."""
-    device = "cuda" if backend in ("triton", "cuda") and not SIMULATED else "cpu"
+    device = device_of(backend)
     return [([w.clone().to(device) for w in ws], [m.clone().to(device) for m in masks]) for ws, masks in shards]
 
 
