@@ -77,9 +77,23 @@ def sign_histograms_(
     xs: Sequence[Tensor], channel_dims: Sequence[int], uppers: Sequence[float | None], outs: Sequence[Tensor]
 ) -> None:
     """See ``reference.sign_histograms_``: one launch for up to 50 tensors of one width that are read in one way."""
-    table = _activations(xs, channel_dims, uppers, outs)
-    with on_device_of(xs[0]):
-        _check("lc_sign_histogram", library().lc_sign_histogram(table.fields, len(xs), _stream(xs[0].device)))
+    sign_histograms_again_(xs, channel_dims, uppers, outs)(xs, outs)
+
+
+def sign_histograms_again_(
+    xs: Sequence[Tensor], channel_dims: Sequence[int], uppers: Sequence[float | None], outs: Sequence[Tensor]
+) -> Callable[[Sequence[Tensor], Sequence[Tensor]], None]:
+    """See ``Backend``."""
+    table, device = _activations(xs, channel_dims, uppers, outs), xs[0].device
+
+    def call(xs: Sequence[Tensor], outs: Sequence[Tensor]) -> None:
+        fields = type(table.fields).from_buffer_copy(table.fields)  # another thread may call at the same time
+        for index, (x, out) in enumerate(zip(xs, outs, strict=True)):
+            fields[8 * index], fields[8 * index + 1] = x.data_ptr(), out.data_ptr()
+        with on_device(device):
+            _check("lc_sign_histogram", library().lc_sign_histogram(fields, len(xs), _stream(device)))
+
+    return call
 
 
 def sign_hashes_(x: Tensor, channel_dim: int, out: Tensor) -> None:

@@ -8,7 +8,7 @@ of them is copied to the device.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -41,8 +41,7 @@ class Launch(NamedTuple):
     units: int
     least: int  # units of a program
     resident: int  # programs of a multiprocessor
-    x: Tensor
-    out: Tensor
+    index: int  # of the tensor
     start: int  # in vectors; of the strided kernel in entries
     arguments: tuple[int, ...]
     constants: dict[str, Any]
@@ -50,9 +49,7 @@ class Launch(NamedTuple):
 
 def sign_histogram_(x: Tensor, channel_dim: int, upper: float | None, out: Tensor) -> None:
     """See ``reference.sign_histogram_``: one read of x, any strides."""
-    with on_device_of(x):
-        for launch in _plan(x, channel_dim, upper, out):
-            _count(launch)
+    sign_histograms_([x], [channel_dim], [upper], [out])
 
 
 def sign_histograms_(
@@ -62,20 +59,31 @@ def sign_histograms_(
 
     While a CUDA graph is captured, each has its own: the graph would read a table again whenever it is replayed.
     """
+    sign_histograms_again_(xs, channel_dims, uppers, outs)(xs, outs)
+
+
+def sign_histograms_again_(
+    xs: Sequence[Tensor], channel_dims: Sequence[int], uppers: Sequence[float | None], outs: Sequence[Tensor]
+) -> Callable[[Sequence[Tensor], Sequence[Tensor]], None]:
+    """See ``Backend``."""
     groups: dict[Hashable, list[Launch]] = {}
-    for arguments in zip(xs, channel_dims, uppers, outs, strict=True):
-        for launch in _plan(*arguments):
+    for index, arguments in enumerate(zip(xs, channel_dims, uppers, outs, strict=True)):
+        for launch in _plan(index, *arguments):
             groups.setdefault(tuple(launch.constants.items()), []).append(launch)  # no two kernels have one set
-    with on_device_of(xs[0]):
-        for launches in groups.values():
-            if len(launches) > 1 and launches[0].list_kernel is not None and not capturing(xs[0]):
-                _count_list(launches)
-            else:
-                for launch in launches:
-                    _count(launch)
+
+    def call(xs: Sequence[Tensor], outs: Sequence[Tensor]) -> None:
+        with on_device_of(xs[0]):
+            for launches in groups.values():
+                if len(launches) > 1 and launches[0].list_kernel is not None and not capturing(xs[0]):
+                    _count_list(launches, xs, outs)
+                else:
+                    for launch in launches:
+                        _count(launch, xs[launch.index], outs[launch.index])
+
+    return call
 
 
-def _plan(x: Tensor, channel_dim: int, upper: float | None, out: Tensor) -> Iterator[Launch]:
+def _plan(index: int, x: Tensor, channel_dim: int, upper: float | None, out: Tensor) -> Iterator[Launch]:
     """Yield the launches that count one tensor."""
     channels, n_out = out.shape
     kind = FLOAT_TYPES[x.dtype]
@@ -102,29 +110,29 @@ def _plan(x: Tensor, channel_dim: int, upper: float | None, out: Tensor) -> Iter
             constants |= {"SAMPLES": part.tile, "CHANNELS": part.cols}
             kernels, least = (strided_kernel, None), 1
         start = part.start if isinstance(part, _core.Strided) else part.start // vector
-        yield Launch(*kernels, units, least, resident, x, out, start, (*line, *shape, repeat, *gaps), constants)
+        yield Launch(*kernels, units, least, resident, index, start, (*line, *shape, repeat, *gaps), constants)
 
 
-def _count(launch: Launch) -> None:
-    narrow = launch.kernel is strided_kernel and launch.x.element_size() == 2
-    words = triton.reinterpret(launch.x, tl.uint16 if narrow else tl.uint32)
-    programs = _core.block_count(launch.units, program_count(launch.x, launch.resident), launch.least)
+def _count(launch: Launch, x: Tensor, out: Tensor) -> None:
+    narrow = launch.kernel is strided_kernel and x.element_size() == 2
+    words = triton.reinterpret(x, tl.uint16 if narrow else tl.uint32)
+    programs = _core.block_count(launch.units, program_count(x, launch.resident), launch.least)
     launch.kernel[(programs,)](
-        words, launch.out, launch.start, launch.units, *launch.arguments, num_warps=4, **launch.constants
+        words, out, launch.start, launch.units, *launch.arguments, num_warps=4, **launch.constants
     )
 
 
-def _count_list(launches: Sequence[Launch]) -> None:
+def _count_list(launches: Sequence[Launch], xs: Sequence[Tensor], outs: Sequence[Tensor]) -> None:
     rows: list[tuple[int, ...]] = []
     units = 0
     for launch in launches:
-        addresses = (launch.x.data_ptr() + _core.VECTOR * launch.start, launch.out.data_ptr())
+        addresses = (xs[launch.index].data_ptr() + _core.VECTOR * launch.start, outs[launch.index].data_ptr())
         rows.append((units, units + launch.units, *addresses, *launch.arguments))
         units += launch.units
     table, first = torch.tensor(rows, dtype=torch.int64), launches[0]
-    if first.x.is_cuda:
-        table = table.pin_memory().to(first.x.device, non_blocking=True)
-    programs = _core.block_count(units, program_count(first.x, RESIDENT_LIST), first.least)
+    if xs[0].is_cuda:
+        table = table.pin_memory().to(xs[0].device, non_blocking=True)
+    programs = _core.block_count(units, program_count(xs[0], RESIDENT_LIST), first.least)
     first.list_kernel[(programs,)](table, len(rows), units, num_warps=4, **first.constants)
 
 

@@ -49,6 +49,15 @@ def sign_histograms_(
     sign_histogram.sign_histograms_(xs, channel_dims, uppers, outs)
 
 
+def sign_histograms_again_(
+    xs: Sequence[Tensor], channel_dims: Sequence[int], uppers: Sequence[float | None], outs: Sequence[Tensor]
+) -> Callable[[Sequence[Tensor], Sequence[Tensor]], None]:
+    """See `kernels.sign_histogram`."""
+    from layercollapse.kernels import sign_histogram
+
+    return sign_histogram.sign_histograms_again_(xs, channel_dims, uppers, outs)
+
+
 def masked_topk_(weights: Sequence[Tensor], masks: Sequence[Tensor], k: Sequence[int], scope: str) -> Tensor:
     """See `kernels.masked_topk`."""
     from layercollapse.kernels import masked_topk

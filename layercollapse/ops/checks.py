@@ -35,7 +35,7 @@ def check_sign_histogram(x: Tensor, channel_dim: int, upper: float | None, out: 
             f"out{at}: expected a contiguous int64 tensor of shape {expected}, got {describe(out)}"
         )
     check_out_device(x, out, at)
-    begin, end = (0, 0) if at else _extent(x)  # of lists, all are compared with all
+    begin, end = (0, 0) if at else extent(x)  # of lists, all are compared with all
     if begin < out.data_ptr() + out.nbytes and out.data_ptr() < end:
         raise _shared_error(f"out{at}", f"x{at}")
 
@@ -58,20 +58,33 @@ def check_sign_histograms(
     if shared:
         one, other = sorted(shared)
         raise _shared_error(f"out[{other}]", f"out[{one}]")
-    order = sorted((index for index, out in enumerate(outs) if out.numel()), key=lambda index: outs[index].data_ptr())
-    begins = [outs[index].data_ptr() for index in order]
-    for index, (begin, end) in enumerate(map(_extent, xs)):
+    common = common_memory(list(map(extent, xs)), [(out.data_ptr(), out.data_ptr() + out.nbytes) for out in outs])
+    if common:
+        raise _shared_error(f"out[{common[1]}]", f"x[{common[0]}]")
+
+
+def common_memory(xs: Sequence[tuple[int, int]], outs: Sequence[tuple[int, int]]) -> tuple[int, int] | None:
+    """Return the positions of one of xs and one of outs that share a byte, or None.
+
+    Args:
+        xs: addresses of the first byte of each, and past the last.
+        outs: the same; no two of them share a byte.
+    """
+    order = sorted((index for index, (begin, end) in enumerate(outs) if begin < end), key=outs.__getitem__)
+    begins = [outs[index][0] for index in order]
+    for index, (begin, end) in enumerate(xs):
         # None covers another's memory: of those that begin before x ends, the last is the one that ends last.
         last = bisect_left(begins, end) - 1
-        if begin < end and last >= 0 and begins[last] + outs[order[last]].nbytes > begin:
-            raise _shared_error(f"out[{order[last]}]", f"x[{index}]")
+        if begin < end and last >= 0 and outs[order[last]][1] > begin:
+            return index, order[last]
+    return None
 
 
 def _shared_error(one: str, other: str) -> LayerCollapseError:
     return LayerCollapseError(f"{one}: expected memory of its own, got some that {other} covers too")
 
 
-def _extent(x: Tensor) -> tuple[int, int]:
+def extent(x: Tensor) -> tuple[int, int]:
     """Return the addresses of the first byte of a dense tensor, and past the last; equal ones if it is empty."""
     begin = x.data_ptr()
     if x.is_contiguous():

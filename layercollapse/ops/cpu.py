@@ -30,36 +30,35 @@ def status() -> tuple[bool, str]:
 
 def sign_histogram_(x: Tensor, channel_dim: int, upper: float | None, out: Tensor) -> None:
     """See ``reference.sign_histogram_``: one read of x, any strides."""
-    from layercollapse_core import _core
-
-    _core.sign_histogram(
-        [x.data_ptr()],
-        [DTYPE_CODES[x.dtype]],
-        [x.shape],
-        [x.stride()],
-        [channel_dim % x.dim()],
-        [upper or 0.0],
-        [out.data_ptr()],
-        torch.get_num_threads(),
-    )
+    sign_histograms_([x], [channel_dim], [upper], [out])
 
 
 def sign_histograms_(
     xs: Sequence[Tensor], channel_dims: Sequence[int], uppers: Sequence[float | None], outs: Sequence[Tensor]
 ) -> None:
     """Count many activations, in one loop over the threads; see `sign_histogram_`."""
+    sign_histograms_again_(xs, channel_dims, uppers, outs)(xs, outs)
+
+
+def sign_histograms_again_(
+    xs: Sequence[Tensor], channel_dims: Sequence[int], uppers: Sequence[float | None], outs: Sequence[Tensor]
+) -> Callable[[Sequence[Tensor], Sequence[Tensor]], None]:
+    """See ``Backend``."""
     from layercollapse_core import _core
 
-    _core.sign_histogram(
-        [x.data_ptr() for x in xs],
+    layouts = (
         [DTYPE_CODES[x.dtype] for x in xs],
         [x.shape for x in xs],
         [x.stride() for x in xs],
         [channel_dim % x.dim() for x, channel_dim in zip(xs, channel_dims, strict=True)],
         [upper or 0.0 for upper in uppers],
-        [out.data_ptr() for out in outs],
-        torch.get_num_threads(),
     )
+
+    def call(xs: Sequence[Tensor], outs: Sequence[Tensor]) -> None:
+        counts = [out.data_ptr() for out in outs]
+        _core.sign_histogram([x.data_ptr() for x in xs], *layouts, counts, torch.get_num_threads())
+
+    return call
 
 
 def sign_hashes_(x: Tensor, channel_dim: int, out: Tensor) -> None:

@@ -35,6 +35,10 @@ class BackendStatus(NamedTuple):
     detail: str
 
 
+SignHistogramsAgain: TypeAlias = Callable[
+    [Sequence[Tensor], Sequence[int], Sequence[float | None], Sequence[Tensor]],
+    Callable[[Sequence[Tensor], Sequence[Tensor]], None],
+]
 TopkAgain: TypeAlias = Callable[[Sequence[int]], Tensor]
 SignHistograms: TypeAlias = Callable[[Sequence[Tensor], Sequence[int], Sequence[float | None], Sequence[Tensor]], None]
 
@@ -60,6 +64,8 @@ class Backend:
         masked_topk_again_: returns masked_topk_ of the same memory, as a function of k that holds no tensor of the
             caller; not called while a CUDA graph is captured.
         apply_mask_again_: the same of apply_mask_.
+        sign_histograms_again_: returns sign_histograms_ for tensors of these layouts, whose addresses are as these are
+            modulo 16, as a function of xs and outs.
         sign_hashes_: see ``reference.sign_hashes_``.
     """
 
@@ -75,6 +81,7 @@ class Backend:
     topk_count_: Callable[[Sequence[Tensor], Sequence[Tensor], int, int, Tensor], None] | None = None
     masked_topk_again_: Callable[[Sequence[Tensor], Sequence[Tensor], str], TopkAgain] | None = None
     apply_mask_again_: Callable[[Sequence[Tensor], Sequence[Tensor]], Callable[[], None]] | None = None
+    sign_histograms_again_: SignHistogramsAgain | None = None
 
     def __post_init__(self) -> None:
         if self.sign_histograms_ is None:

@@ -9,13 +9,15 @@ and plans take 3 us.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from types import NoneType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from layercollapse.kernels.launch import capturing
-from layercollapse.ops import registry
+from layercollapse.ops import checks, registry
 
 try:
     from torch._C import _is_torch_function_mode_enabled, _len_torch_dispatch_stack
@@ -23,7 +25,8 @@ try:
 except ImportError:  # private to torch: without it, every call is checked
     TensorGuards = None  # type: ignore[assignment, misc]
 
-MOST = 16  # calls kept
+MOST = 16  # calls kept of those that change weights
+MOST_COUNTED = 1024  # and of those that count signs: one for each rectifier of a network
 
 
 class Repeat(NamedTuple):
@@ -51,7 +54,30 @@ class Repeat(NamedTuple):
         return result
 
 
+@dataclass
+class Counting:
+    """What it takes to count the signs of activations with the layouts of an earlier call, wherever they lie.
+
+    Attributes:
+        same: as in `Repeat`, of the activations and their counts.
+        bytes: of each of these, from the first to past the last.
+        addresses: of each, where none of them overlap.
+        chosen, backend: as in `Repeat`.
+        order: activations that have entries, the largest first.
+        call: counts these.
+    """
+
+    same: Callable[..., bool]
+    bytes: list[int]
+    addresses: list[int]
+    chosen: registry.Choice
+    backend: str
+    order: list[int]
+    call: Callable[[Sequence[Tensor], Sequence[Tensor]], None]
+
+
 _kept: dict[Hashable, Repeat | None] = {}  # None: called once
+_counted: dict[Hashable, Counting | None] = {}
 
 
 def find(op: str, weights: Sequence[Tensor], masks: Sequence[Tensor]) -> Repeat | None:
@@ -63,9 +89,7 @@ def find(op: str, weights: Sequence[Tensor], masks: Sequence[Tensor]) -> Repeat 
         masks: of the call.
     """
     repeat = _kept.get(_key(op, weights, masks))
-    if repeat is None or _is_torch_function_mode_enabled() or _len_torch_dispatch_stack():
-        return None
-    if not repeat.same(*weights, *masks) or repeat.chosen != registry.choice() or capturing(weights[0]):
+    if repeat is None or not _holds(repeat, weights, masks):
         return None
     return repeat if _addresses(weights, masks) == repeat.addresses else None
 
@@ -76,24 +100,90 @@ def keep(op: str, weights: Sequence[Tensor], masks: Sequence[Tensor], *scope: st
     if again is None or TensorGuards is None or capturing(weights[0]):
         return
     key = _key(op, weights, masks)
-    if _kept.get(key, key) is not None:  # new, or its tensors have become others
-        while key not in _kept and len(_kept) >= MOST:
-            _kept.pop(next(iter(_kept)), None)
-        _kept[key] = None
+    if _second(_kept, MOST, key):
+        addresses, chosen, backend = _addresses(weights, masks), registry.choice(), registry.last_backend()
+        call = again(weights, masks, *scope)
+        _kept[key] = Repeat(_guards([*weights, *masks]), addresses, chosen, str(backend), call)
+
+
+def count(xs: Sequence[Tensor], channel_dims: Sequence[Any], uppers: Sequence[Any], outs: Sequence[Tensor]) -> bool:
+    """Count signs if an earlier call had these arguments, and activations of these layouts; return whether it did."""
+    key = _count_key(xs, channel_dims, uppers, outs)
+    counting = None if key is None else _counted.get(key)
+    if counting is None or not _holds(counting, xs, outs):
+        return False
+    addresses = _addresses(xs, outs)
+    if addresses != counting.addresses:
+        if any((one ^ other) % 16 for one, other in zip(addresses, counting.addresses, strict=True)):
+            return False
+        spans = [(address, address + size) for address, size in zip(addresses, counting.bytes, strict=True)]
+        if addresses[len(xs) :] != counting.addresses[len(xs) :] or checks.common_memory(
+            spans[: len(xs)], spans[len(xs) :]
+        ):
+            return False
+        counting.addresses = addresses
+    counting.call([xs[index] for index in counting.order], [outs[index] for index in counting.order])
+    registry.ran(counting.backend)
+    torch.autograd.graph.increment_version([outs[index] for index in counting.order])
+    return True
+
+
+def keep_count(
+    xs: Sequence[Tensor], channel_dims: Sequence[int], uppers: Sequence[float | None], outs: Sequence[Tensor]
+) -> None:
+    """Remember a call that counted signs; see `keep`."""
+    order = sorted((index for index, x in enumerate(xs) if x.numel()), key=lambda index: -xs[index].nbytes)
+    again = registry.again("sign_histograms_") if order else None
+    if again is None or TensorGuards is None or capturing(xs[0]):
         return
-    tensors = [*weights, *masks]
-    layouts: dict[str, Any] = {  # every size and stride is to be as it is: none is dynamic
-        "dynamic_dims_sizes": [list(tensor.shape) for tensor in tensors],
-        "dynamic_dims_strides": [list(tensor.stride()) for tensor in tensors],
-    }
-    same = TensorGuards(*tensors, **layouts)
-    addresses, chosen, backend = _addresses(weights, masks), registry.choice(), registry.last_backend()
-    _kept[key] = Repeat(same.check, addresses, chosen, str(backend), again(weights, masks, *scope))
+    key = _count_key(xs, channel_dims, uppers, outs)
+    if key is not None and _second(_counted, MOST_COUNTED, key):
+        sizes = [end - begin for begin, end in map(checks.extent, [*xs, *outs])]
+        chosen, backend = registry.choice(), str(registry.last_backend())
+        call = again(*([entries[index] for index in order] for entries in (xs, channel_dims, uppers, outs)))
+        _counted[key] = Counting(_guards([*xs, *outs]), sizes, _addresses(xs, outs), chosen, backend, order, call)
 
 
 def clear() -> None:
     """Forget all calls."""
     _kept.clear()
+    _counted.clear()
+
+
+def _holds(kept: Repeat | Counting, one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
+    """Whether tensors are like those of a kept call, would run on its backend, and nothing but us sees the call."""
+    if _is_torch_function_mode_enabled() or _len_torch_dispatch_stack() or torch.autograd._profiler_enabled():
+        return False
+    if not kept.same(*one, *other):
+        return False
+    return kept.chosen == registry.choice() and not capturing(one[0])
+
+
+def _second(kept: dict[Hashable, Any], most: int, key: Hashable) -> bool:
+    """Whether this is the second call of its key, or the second since its tensors became others."""
+    if kept.get(key, key) is None:
+        return True
+    while key not in kept and len(kept) >= most:
+        kept.pop(next(iter(kept)), None)
+    kept[key] = None
+    return False
+
+
+def _guards(tensors: Sequence[Tensor]) -> Callable[..., bool]:
+    layouts: dict[str, Any] = {  # every size and stride is to be as it is: none is dynamic
+        "dynamic_dims_sizes": [list(tensor.shape) for tensor in tensors],
+        "dynamic_dims_strides": [list(tensor.stride()) for tensor in tensors],
+    }
+    return TensorGuards(*tensors, **layouts).check
+
+
+def _count_key(
+    xs: Sequence[Tensor], channel_dims: Sequence[Any], uppers: Sequence[Any], outs: Sequence[Tensor]
+) -> Hashable:
+    """Return what is quick to say of a call; None where an argument only equals one that may be given."""
+    if {*map(type, channel_dims)} != {int} or not {*map(type, uppers)} <= {float, NoneType}:
+        return None
+    return len(xs), len(outs), id(outs[0]) if outs else None, *channel_dims, *uppers
 
 
 def _key(op: str, weights: Sequence[Tensor], masks: Sequence[Tensor]) -> Hashable:

@@ -244,3 +244,121 @@ def test_without_what_torch_keeps_private(backend, device, monkeypatch):
     weights, masks = pairs(device)
     for _ in range(4):
         assert not repeated(lambda: ops.apply_mask_(weights, masks), monkeypatch)
+
+
+LAYOUTS = {
+    "plain": lambda x: x,
+    "channels last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "strided": lambda x: torch.stack([x, x], -1)[..., 0],
+}
+
+
+def activations(device, count, layout="plain", seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    xs = [torch.randn(2, 3 + index, 4, 5, generator=generator) for index in range(count)]
+    return [LAYOUTS[layout](x.to(device)) for x in xs]
+
+
+def signs(xs, upper=None):
+    with ops.use_backend("reference"):
+        return [ops.sign_histogram(x, upper=upper) for x in xs]
+
+
+def unchecked(call, monkeypatch):
+    checked = []
+    check = checks.check_activation
+    with monkeypatch.context() as patch:
+        patch.setattr(checks, "check_activation", lambda *arguments: checked.append(1) or check(*arguments))
+        call()
+    return not checked
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("upper", [None, 0.5])
+@pytest.mark.parametrize("count", [1, 3])
+def test_counting_activations_of_the_same_layouts(backend, device, count, layout, upper, monkeypatch):
+    first = activations(device, count, layout)
+    outs = [torch.zeros_like(counts) for counts in signs(first, upper)]
+    held = [first]
+    for turn in range(6):
+        xs = first if turn == 4 else activations(device, count, layout, turn)  # elsewhere, as long as the others live
+        held.append(xs)
+        want = [out + counts for out, counts in zip(outs, signs(xs, upper), strict=True)]
+        one = count == 1
+        call = partial(ops.sign_histogram, xs[0] if one else xs, upper=upper, out=outs[0] if one else outs)
+        assert unchecked(call, monkeypatch) == (turn >= 2)
+        assert ops.last_backend() == backend
+        assert same(outs, want)
+
+
+def test_counting_of_one_tensor_in_another_place(backend, device):
+    memory = torch.randn(4096, device=device)
+    out = torch.zeros(3, 4, dtype=torch.int64, device=device)
+    for turn, place in enumerate([0, 0, 0, 64, 1, 2, 3, 1, 1, 1, 0]):
+        x = memory[place : place + 3000].view(10, 3, 100)
+        want = out + signs([x])[0]
+        ops.sign_histogram(x, out=out)
+        assert torch.equal(out, want), turn
+
+
+@pytest.mark.parametrize("arguments", [{"channel_dim": True}, {"upper": True}, {"upper": -1.0}, {"channel_dim": 5}])
+@pytest.mark.parametrize("several", [False, True])
+def test_arguments_of_counting_that_equal_others_are_none(backend, device, arguments, several):
+    x = activations(device, 1)[0]
+    out = torch.zeros(3, 5 if "upper" in arguments else 4, dtype=torch.int64, device=device)
+    good = {"channel_dim": 1, "upper": 1.0 if "upper" in arguments else None}
+    for _ in range(3):
+        ops.sign_histogram([x] if several else x, **good, out=[out] if several else out)
+    before = out.clone()
+    with pytest.raises(LayerCollapseError, match=next(iter(arguments))):
+        ops.sign_histogram([x] if several else x, **{**good, **arguments}, out=[out] if several else out)
+    assert torch.equal(out, before)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_counts_that_an_activation_covers_now(backend, device, several):
+    memory = torch.zeros(96, dtype=torch.int64, device=device)
+    out = memory[:12].view(3, 4)
+    whole = memory.view(torch.float32)
+    apart, covered = (whole[start : start + 24].view(2, 3, 4) for start in (48, 16))
+    for _ in range(3):
+        ops.sign_histogram([apart] if several else apart, out=[out] if several else out)
+    before = memory.clone()
+    with pytest.raises(LayerCollapseError, match="expected memory of its own"):
+        ops.sign_histogram([covered] if several else covered, out=[out] if several else out)
+    assert torch.equal(memory, before)
+
+
+def test_counts_that_became_others(backend, device):
+    x = activations(device, 1)[0]
+    out = torch.zeros(3, 4, dtype=torch.int64, device=device)
+    for _ in range(3):
+        ops.sign_histogram(x, out=out)
+    kept = out.clone()
+    old = out.data
+    out.data = torch.zeros_like(out)
+    ops.sign_histogram(x, out=out)
+    assert torch.equal(out, signs([x])[0])
+    assert torch.equal(old, kept)
+    out.resize_(2, 4)
+    with pytest.raises(LayerCollapseError, match="out: expected a contiguous int64"):
+        ops.sign_histogram(x, out=out)
+
+
+def test_empty_activations_among_others(backend, device):
+    xs = [torch.zeros(0, 3, device=device), activations(device, 1)[0], torch.zeros(2, 0, device=device)]
+    outs = [torch.zeros(n, 4, dtype=torch.int64, device=device) for n in (3, 3, 0)]
+    for turn in range(1, 5):
+        ops.sign_histogram(xs, out=outs)
+        assert torch.equal(outs[1], turn * signs(xs[1:2])[0])
+        assert not outs[0].any()
+        ops.sign_histogram(xs[0], out=outs[0])
+
+
+def test_autograd_notices_counts(backend, device):
+    x = activations(device, 1)[0]
+    out = torch.zeros(3, 4, dtype=torch.int64, device=device)
+    for _ in range(4):
+        version = out._version
+        ops.sign_histogram(x, out=out)
+        assert out._version > version

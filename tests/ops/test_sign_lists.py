@@ -109,10 +109,10 @@ def test_triton_counts_what_is_read_in_one_way_in_one_launch(monkeypatch):
     from layercollapse.kernels import sign_histogram
 
     lists = []
-    monkeypatch.setattr(sign_histogram, "_count", lambda _: pytest.fail("a launch for one tensor"))
+    monkeypatch.setattr(sign_histogram, "_count", lambda *_: pytest.fail("a launch for one tensor"))
     count_list = sign_histogram._count_list
     monkeypatch.setattr(
-        sign_histogram, "_count_list", lambda launches: (lists.append(len(launches)), count_list(launches))
+        sign_histogram, "_count_list", lambda launches, *to: (lists.append(len(launches)), count_list(launches, *to))
     )
     xs = [mixed((3, 64), seed=seed).to(DEVICES["triton"]) for seed in range(4)]
     xs += [mixed((2, 8, 4), torch.float16, seed).to(DEVICES["triton"]) for seed in range(3)]
