@@ -120,7 +120,7 @@ class EntropyProbe(ForwardObserver):
         with self._lock:
             for name, (call, _) in seen.items():
                 known = self._sites[name].call if name in self._sites else call
-                if call != known:
+                if call is not known and call != known:
                     raise LayerCollapseError(f"site {name!r}: expected {known} as before, got {call}")
             totals, counts = [], []
             for name, (call, signs) in seen.items():

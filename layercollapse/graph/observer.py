@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from layercollapse.errors import LayerCollapseError
 from layercollapse.graph.export import scripted
+from layercollapse.graph.replay import ModuleWatch, Script, replayable, script_of
+from layercollapse.graph.transparent import RECTIFIERS, calls_modules_only, calls_none
 from layercollapse.graph.watch import (
     ROOT,
     CountBuffers,
@@ -51,16 +53,23 @@ class ForwardObserver(ABC):
         self._pending: Tensor | None = None  # bool (N, T), for the next forward pass
         self._local = threading.local()
         self._active: ExitStack | None = None
+        self._modules: set[str] | None = None  # rectifier modules, where no other rectifier can be called
+        self._script: Script | None = None
 
     def __enter__(self) -> Self:
         if self._active is not None:
             raise LayerCollapseError("probe: expected to be entered once at a time, got a nested `with` on it")
+        self._modules = self._script = None
+        if not self._patterns and calls_modules_only(self.model):
+            self._modules = {
+                site_path(path) for path, module in self.model.named_modules() if type(module) in RECTIFIERS
+            }
         with ExitStack() as stack:
             if "torch._dynamo" in sys.modules:
                 # Compiled code would run without the hooks and count nothing.
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
             for path, module in self.model.named_modules():
-                if path != ROOT and _calls_none(module):
+                if path != ROOT and calls_none(module):
                     continue
                 enter, leave = _Hook(site_path(path), self._enter), _Hook(site_path(path), self._leave)
                 for handle in (
@@ -91,22 +100,28 @@ class ForwardObserver(ABC):
             found = self._masks(args, kwargs) if explicit is None else None
             if not hasattr(self._local, "buffers"):
                 self._local.buffers = CountBuffers()
-            self._local.forward = forward = ForwardWatch(explicit, found, self._patterns, self._local.buffers)
-            forward.__enter__()
+            if self._script is not None and explicit is found is None and replayable(args, kwargs):
+                self._local.forward = ModuleWatch(self._script, self._local.buffers)
+            else:
+                self._local.forward = ForwardWatch(explicit, found, self._patterns, self._local.buffers)
+            self._local.forward.__enter__()
         current = getattr(self._local, "forward", None)
         if current is not None:
-            current.path.append(path)
+            current.enter(path, module, args, kwargs)
 
     def _leave(self, path: str, module: nn.Module, args: tuple, output: Any) -> None:
         forward = getattr(self._local, "forward", None)
-        if forward is None:
-            return
-        if forward.path and forward.path[-1] == path:
-            forward.path.pop()
-        if path == ROOT and not forward.path:
+        if forward is not None and forward.leave(path):
             self._abandon()
             if not forward.raising():
                 self._commit(forward.seen)
+                self._learn(forward)
+
+    def _learn(self, forward: ForwardWatch | ModuleWatch) -> None:
+        if isinstance(forward, ForwardWatch):
+            self._script = None if self._modules is None else script_of(forward, self._modules)
+        elif not forward.foreseen:
+            self._script = None
 
     def _abandon(self) -> None:
         """Take this thread's mode down; an interrupt (Ctrl-C) skips even hooks that are always called."""
@@ -114,22 +129,6 @@ class ForwardObserver(ABC):
         self._local.forward = None
         if forward is not None:
             forward.__exit__(None, None, None)
-
-
-# Modules whose own forward calls no rectifier and none of the functions that one is written out of.
-_WITHOUT = {
-    *(nn.Sequential, nn.Identity, nn.Flatten, nn.Unflatten, nn.Linear, nn.Embedding, nn.LayerNorm, nn.GroupNorm),
-    *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
-    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
-    *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
-    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool2d),
-}
-
-
-def _calls_none(module: nn.Module) -> bool:
-    """Whether no rectifier can be called in a module's own forward, so that nobody needs to know when it runs."""
-    changed = module._forward_pre_hooks or module._forward_hooks or "forward" in vars(module)
-    return type(module) in _WITHOUT and not changed
 
 
 class _Hook:

@@ -55,11 +55,15 @@ class Signs(NamedTuple):
 
 @dataclass(eq=False)
 class _Sighting:
-    """One rectifier call of a forward pass: where it is made, and the signs of its input."""
+    """One rectifier call of a forward pass: where it is made, and the signs of its input.
+
+    `dim` is the channel dimension of its input, None where that is the one by default, or one is not known.
+    """
 
     path: str
     call: RectifierCall
     signs: Signs
+    dim: int | None = None
 
 
 class ForwardWatch(TorchFunctionMode):
@@ -79,26 +83,38 @@ class ForwardWatch(TorchFunctionMode):
         self._buffers = CountBuffers() if buffers is None else buffers
         self._buffers.restart()
         self._patterns = patterns
-        self.path: list[str] = []  # site paths of the modules whose forward is running
+        self._path: list[str] = []  # site paths of the modules whose forward is running
+        self.entered: list[str] = []  # those of all whose forward has begun
         self._explicit, self._found = explicit, found
-        self._sites: list[_Sighting] = []
+        self.sightings: list[_Sighting] = []
         self._terms = TensorTerms()
         self._dims: TensorMemo[int] = TensorMemo()  # channel dimensions
-        self._handling = sys.exc_info()[1]  # the model may run inside somebody's `except`
+        self._handling = handled()  # the model may run inside somebody's `except`
 
     @property
     def seen(self) -> dict[str, tuple[RectifierCall, Signs]]:
         """The sites by name, in order, with their signs."""
         numbers: Counter[str] = Counter()
         named = {}
-        for site in self._sites:
+        for site in self.sightings:
             named[numbered(site.path, numbers[site.path])] = site.call, site.signs
             numbers[site.path] += 1
         return named
 
     def raising(self) -> bool:
         """Whether the forward pass is being left by an exception."""
-        return sys.exc_info()[1] is not self._handling
+        return handled() is not self._handling
+
+    def enter(self, path: str, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Note that a module's forward begins."""
+        self._path.append(path)
+        self.entered.append(path)
+
+    def leave(self, path: str) -> bool:
+        """Note that a module's forward ends, and say whether the model's ends with it."""
+        if self._path and self._path[-1] == path:
+            self._path.pop()
+        return path == ROOT and not self._path
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
@@ -153,8 +169,10 @@ class ForwardWatch(TorchFunctionMode):
         if found is None:
             return None  # a clamp that is none
         # Several slopes lie along dimension 1.
-        dim = 1 if rectifier.kind == "prelu" and len(rest) and rest[0].numel() > 1 else None
-        return self._saw(found, lambda: self._signs(x, *found[1:], dim))
+        dim = 1 if rectifier.kind == "prelu" and len(rest) and rest[0].numel() > 1 else self._dims.get(x)
+        site = self._saw(found, lambda: self._signs(x, *found[1:], dim))
+        site.dim = dim
+        return site
 
     def _follow(self, term: Term, site: _Sighting | None) -> None:
         """See whether a call completes a rectifier that is written out; `site` is the one that it calls."""
@@ -175,7 +193,7 @@ class ForwardWatch(TorchFunctionMode):
                 return
             site = self._saw((found.match.kind, 0.0, upper), signs)
             gone = [part.site for part in found.inner[1:] if part.site is not None]
-            self._sites = [other for other in self._sites if not any(other is part for part in gone)]
+            self.sightings = [other for other in self.sightings if not any(other is part for part in gone)]
         elif variable is not term.operands[0]:
             return
         term.match, term.variable, term.site = found.match, variable, site
@@ -209,20 +227,20 @@ class ForwardWatch(TorchFunctionMode):
         return with_top
 
     def _saw(self, found: tuple[str, float, float | None], look: Callable[[], Signs]) -> _Sighting:
-        path = self.path[-1] or "forward"
+        path = self._path[-1] or "forward"
         try:
             signs = look()
         except LayerCollapseError as error:
-            name = numbered(path, sum(site.path == path for site in self._sites))
+            name = numbered(path, sum(site.path == path for site in self.sightings))
             raise LayerCollapseError(f"site {name!r}: {error}") from error
-        self._sites.append(_Sighting(path, RectifierCall(found[0], len(signs.counts), *found[1:]), signs))
-        return self._sites[-1]
+        self.sightings.append(_Sighting(path, RectifierCall(found[0], len(signs.counts), *found[1:]), signs))
+        return self.sightings[-1]
 
     def _signs(self, x: Tensor, lower: float, upper: float | None, dim: int | None = None) -> Signs:
         """The signs relative to the bends; `dim` where channels must lie."""
         dim = self._dims.get(x) if dim is None else dim
         if dim is None:
-            dim = -1 if x.ndim == 3 else 1
+            dim = default_dim(x)
         if torch._C._functorch.is_functorch_wrapped_tensor(x):
             raise LayerCollapseError(
                 "expected a call outside the transforms of torch.func, got one inside torch.vmap or another of these, "
@@ -275,12 +293,12 @@ class CountBuffers:
     def count(self, x: Tensor, dim: int, upper: float | None) -> Tensor:
         """As `ops.sign_histogram`, into the next buffer."""
         at, self._next = self._next, self._next + 1
-        shape = x.shape[dim], 4 if upper is None else 5
-        if at < len(self._buffers) and self._buffers[at].shape == shape and self._buffers[at].device == x.device:
-            return ops.sign_histogram(x, channel_dim=dim, upper=upper, out=self._buffers[at])
+        known = self._buffers[at] if at < len(self._buffers) else None
+        if known is not None and known.shape == (x.shape[dim], 4 if upper is None else 5) and known.device == x.device:
+            return ops.sign_histogram(x, channel_dim=dim, upper=upper, out=known)
         with torch.inference_mode(False):
             counts = ops.sign_histogram(x, channel_dim=dim, upper=upper)
-        self._buffers[at : at + 1] = [counts]
+        self._buffers[at:] = [counts]
         return counts
 
 
@@ -314,6 +332,16 @@ def unwrapped(model: nn.Module) -> nn.Module:
             model = model._modules["_orig_mod"]  # type: ignore[assignment]
         else:
             return model
+
+
+def default_dim(x: Tensor) -> int:
+    """The channel dimension of a tensor of which nothing is known."""
+    return -1 if x.ndim == 3 else 1
+
+
+def handled() -> BaseException | None:
+    """The exception that is being handled."""
+    return sys.exc_info()[1]
 
 
 def numbered(path: str, place: int) -> str:
