@@ -20,6 +20,7 @@ from torch import Tensor
 from layercollapse.kernels.bits import FLOAT_TYPES
 from layercollapse.kernels.launch import on_device
 from layercollapse.kernels.tables import Kept, Table, tensors_key
+from layercollapse.kernels.triton_launch import Launch
 
 TILE = 2048  # entries: with 128 threads, 16 each, 32 or 64 bytes
 PART = 256  # entries at once where each is looked up: addresses of 64 bits take registers
@@ -32,11 +33,11 @@ _ROW, _DIM, _DIMS_SHIFT, _PLACE_SHIFT = map(tl.constexpr, (ROW_WORDS, DIM_WORDS,
 
 @dataclass(frozen=True)
 class Plan:
-    """The plan of one list of tensors: its table, rows of weights, tiles of all."""
+    """The plan of one list of tensors: its table, rows of weights, the launch for all of their tiles."""
 
     table: Table
     rows: int
-    tiles: int
+    launch: Launch | None  # None: there are no entries
 
 
 @triton.jit
@@ -128,9 +129,9 @@ def apply_mask_again_(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> Cal
         plan = _plans.get(key, lambda: _build(weights, masks), weights[0], "apply_mask_", "tensors")
 
     def call() -> None:
-        if plan.tiles:
+        if plan.launch is not None:
             with on_device(device):
-                _apply_mask_kernel[(plan.tiles,)](plan.table.here(), plan.rows, TILE=TILE, PART=PART, num_warps=4)
+                plan.launch(plan.table.here(), plan.rows)
 
     return call
 
@@ -147,4 +148,5 @@ def _build(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> Plan:
         [(w.numel(),) if p else w.shape for w, p in zip(weights, plain, strict=True)],
         [(1,) if p else w.stride() for w, p in zip(weights, plain, strict=True)],
     )
-    return Plan(Table(torch.tensor(words, dtype=torch.int64), weights[0]), rows, tiles)
+    launch = Launch(_apply_mask_kernel, tiles, {"TILE": TILE, "PART": PART}, num_warps=4) if tiles else None
+    return Plan(Table(torch.tensor(words, dtype=torch.int64), weights[0]), rows, launch)

@@ -33,6 +33,7 @@ from layercollapse.kernels import topk_plan
 from layercollapse.kernels.bits import FLOAT_TYPES
 from layercollapse.kernels.tables import Kept, Table
 from layercollapse.kernels.topk_call import masked_topk_again_with, masked_topk_with
+from layercollapse.kernels.triton_launch import Launch
 
 TILE, TILE_STRIDED = 256, 64  # bytes of mask, of 8 entries each, that a program reads at once
 SAMPLE = topk_columns["SAMPLE"]
@@ -474,6 +475,13 @@ class _Plan(topk_plan.Plan):
         self._places = plan.scratch
         self.scratch = self._places[-1]
         self._ranks: Kept[Table] = Kept(RANKS)
+        self._bracket = Launch(_bracket_kernel, plan.parts, {"SAMPLE": SAMPLE}, num_warps=16)
+        self._count, self._apply = [], []
+        for kind, strided, first, count in plan.classes:
+            constants = {"KIND": kind, "STRIDED": strided, "TILE": TILE_STRIDED if strided else TILE}
+            both = {"ROWS": 512} | constants
+            self._count.append((first, Launch(_count_kernel, count, both, num_warps=4, maxnreg=REGISTERS)))
+            self._apply.append((first, Launch(_apply_kernel, count, constants, num_warps=4)))
 
     def _ranks_of(self, k: Sequence[int], like: Tensor) -> Tensor:
         key = tuple(k)
@@ -501,21 +509,15 @@ class _Plan(topk_plan.Plan):
         rounds = plan.rounds(k)
         if rounds:
             ranks = self._ranks_of(k, scratch)
-            _bracket_kernel[(plan.parts,)](
-                parts, segments, groups, dims, ranks, keys, state, gate, plan.most_dims, SAMPLE=SAMPLE, num_warps=16
-            )
+            self._bracket(parts, segments, groups, dims, ranks, keys, state, gate, plan.most_dims)
         for _ in range(max(1, rounds)):  # with nothing to clear, one pass looks for NaN
-            for kind, strided, first, count in plan.classes:
-                _count_kernel[(count,)](
+            for first, count in self._count:
+                count(
                     ids[first:], segments, groups, dims, state, sums, ties, bins, bits, gate, plan.segments,
-                    plan.most_dims, KIND=kind, STRIDED=strided, TILE=TILE_STRIDED if strided else TILE, ROWS=512,
-                    num_warps=4, maxnreg=REGISTERS,
+                    plan.most_dims,
                 )  # fmt: skip
-        for kind, strided, first, count in plan.classes:
-            _apply_kernel[(count,)](
-                ids[first:], segments, dims, state, ties, bits, gate, plan.groups, plan.most_dims,
-                KIND=kind, STRIDED=strided, TILE=TILE_STRIDED if strided else TILE, num_warps=4,
-            )  # fmt: skip
+        for first, apply in self._apply:
+            apply(ids[first:], segments, dims, state, ties, bits, gate, plan.groups, plan.most_dims)
 
     def outcome(self, k: Sequence[int], scratch: Tensor) -> tuple[int, int, int]:
         return self._plan.outcome(k, scratch[: self._places[2]].view(torch.int64).tolist())

@@ -26,6 +26,8 @@ from layercollapse.kernels.sign_kernels import (
     runs_list_kernel,
     strided_kernel,
 )
+from layercollapse.kernels.tables import Table
+from layercollapse.kernels.triton_launch import Launch
 
 LIMITS = _core.SignLimits()
 # Programs that a multiprocessor holds at once, of 128 threads with the registers that `kernels.compile` prints.
@@ -33,18 +35,44 @@ RESIDENT = {_core.Columns: 4, _core.Runs: 8, _core.Strided: 2}
 RESIDENT_LIST = 4  # the same of the kernels of a list
 
 
-class Launch(NamedTuple):
+class Part(NamedTuple):
     """What counts one part: arguments after start and units, and the constants that choose a variant of the kernel."""
 
-    kernel: Any
+    launch: Launch  # for it alone
     list_kernel: Any  # None: there is none
     units: int
     least: int  # units of a program
-    resident: int  # programs of a multiprocessor
     index: int  # of the tensor
+    word: Any  # what the kernel takes the tensor for
     start: int  # in vectors; of the strided kernel in entries
     arguments: tuple[int, ...]
     constants: dict[str, Any]
+
+
+class PartList:
+    """Parts of many tensors that one launch counts, over a table of them on the device."""
+
+    def __init__(self, parts: Sequence[Part], like: Tensor) -> None:
+        self._parts = parts
+        self._units = sum(part.units for part in parts)
+        programs = _core.block_count(self._units, program_count(like, RESIDENT_LIST), parts[0].least)
+        self._launch = Launch(parts[0].list_kernel, programs, parts[0].constants, num_warps=4)
+        self._kept: tuple[list[int], Table] | None = None  # of the last call: activations often lie where others lay
+
+    def count(self, xs: Sequence[Tensor], outs: Sequence[Tensor]) -> None:
+        addresses = [tensors[part.index].data_ptr() for tensors in (xs, outs) for part in self._parts]
+        kept = self._kept
+        if kept is None or kept[0] != addresses:
+            self._kept = kept = (addresses, Table(self._table(addresses), xs[0]))
+        self._launch(kept[1].here(), len(self._parts), self._units)
+
+    def _table(self, addresses: Sequence[int]) -> Tensor:
+        rows: list[tuple[int, ...]] = []
+        units, count = 0, len(self._parts)
+        for part, x, out in zip(self._parts, addresses[:count], addresses[count:], strict=True):
+            rows.append((units, units + part.units, x + _core.VECTOR * part.start, out, *part.arguments))
+            units += part.units
+        return torch.tensor(rows, dtype=torch.int64)
 
 
 def sign_histogram_(x: Tensor, channel_dim: int, upper: float | None, out: Tensor) -> None:
@@ -66,25 +94,29 @@ def sign_histograms_again_(
     xs: Sequence[Tensor], channel_dims: Sequence[int], uppers: Sequence[float | None], outs: Sequence[Tensor]
 ) -> Callable[[Sequence[Tensor], Sequence[Tensor]], None]:
     """See ``Backend``."""
-    groups: dict[Hashable, list[Launch]] = {}
+    groups: dict[Hashable, list[Part]] = {}
     for index, arguments in enumerate(zip(xs, channel_dims, uppers, outs, strict=True)):
-        for launch in _plan(index, *arguments):
-            groups.setdefault(tuple(launch.constants.items()), []).append(launch)  # no two kernels have one set
+        for part in _plan(index, *arguments):
+            groups.setdefault(tuple(part.constants.items()), []).append(part)  # no two kernels have one set
+    joined = [
+        (parts, PartList(parts, xs[0]) if len(parts) > 1 and parts[0].list_kernel else None)
+        for parts in groups.values()
+    ]
 
     def call(xs: Sequence[Tensor], outs: Sequence[Tensor]) -> None:
         with on_device_of(xs[0]):
-            for launches in groups.values():
-                if len(launches) > 1 and launches[0].list_kernel is not None and not capturing(xs[0]):
-                    _count_list(launches, xs, outs)
+            for parts, together in joined:
+                if together is not None and not capturing(xs[0]):
+                    together.count(xs, outs)
                 else:
-                    for launch in launches:
-                        _count(launch, xs[launch.index], outs[launch.index])
+                    for part in parts:
+                        _count(part, xs[part.index], outs[part.index])
 
     return call
 
 
-def _plan(index: int, x: Tensor, channel_dim: int, upper: float | None, out: Tensor) -> Iterator[Launch]:
-    """Yield the launches that count one tensor."""
+def _plan(index: int, x: Tensor, channel_dim: int, upper: float | None, out: Tensor) -> Iterator[Part]:
+    """Yield what counts one tensor."""
     channels, n_out = out.shape
     kind = FLOAT_TYPES[x.dtype]
     vector = _core.VECTOR // kind.width
@@ -109,31 +141,17 @@ def _plan(index: int, x: Tensor, channel_dim: int, upper: float | None, out: Ten
             shape = (channels, part.channel_stride, math.prod(sizes), *sizes[1:], *strides)
             constants |= {"SAMPLES": part.tile, "CHANNELS": part.cols}
             kernels, least = (strided_kernel, None), 1
-        start = part.start if isinstance(part, _core.Strided) else part.start // vector
-        yield Launch(*kernels, units, least, resident, index, start, (*line, *shape, repeat, *gaps), constants)
+        strided = isinstance(part, _core.Strided)
+        start = part.start if strided else part.start // vector
+        word = tl.uint16 if strided and kind.width == 2 else tl.uint32
+        programs = _core.block_count(units, program_count(x, resident), least)
+        launch = Launch(kernels[0], programs, constants, num_warps=4)
+        arguments = (*line, *shape, repeat, *gaps)
+        yield Part(launch, kernels[1], units, least, index, word, start, arguments, constants)
 
 
-def _count(launch: Launch, x: Tensor, out: Tensor) -> None:
-    narrow = launch.kernel is strided_kernel and x.element_size() == 2
-    words = triton.reinterpret(x, tl.uint16 if narrow else tl.uint32)
-    programs = _core.block_count(launch.units, program_count(x, launch.resident), launch.least)
-    launch.kernel[(programs,)](
-        words, out, launch.start, launch.units, *launch.arguments, num_warps=4, **launch.constants
-    )
-
-
-def _count_list(launches: Sequence[Launch], xs: Sequence[Tensor], outs: Sequence[Tensor]) -> None:
-    rows: list[tuple[int, ...]] = []
-    units = 0
-    for launch in launches:
-        addresses = (xs[launch.index].data_ptr() + _core.VECTOR * launch.start, outs[launch.index].data_ptr())
-        rows.append((units, units + launch.units, *addresses, *launch.arguments))
-        units += launch.units
-    table, first = torch.tensor(rows, dtype=torch.int64), launches[0]
-    if xs[0].is_cuda:
-        table = table.pin_memory().to(xs[0].device, non_blocking=True)
-    programs = _core.block_count(units, program_count(xs[0], RESIDENT_LIST), first.least)
-    first.list_kernel[(programs,)](table, len(rows), units, num_warps=4, **first.constants)
+def _count(part: Part, x: Tensor, out: Tensor) -> None:
+    part.launch(triton.reinterpret(x, part.word), out, part.start, part.units, *part.arguments)
 
 
 def _of_type(dtype: torch.dtype, upper: float | None, packed: bool) -> tuple[tuple[int, int], dict[str, Any]]:

@@ -110,9 +110,9 @@ def test_triton_counts_what_is_read_in_one_way_in_one_launch(monkeypatch):
 
     lists = []
     monkeypatch.setattr(sign_histogram, "_count", lambda *_: pytest.fail("a launch for one tensor"))
-    count_list = sign_histogram._count_list
+    count = sign_histogram.PartList.count
     monkeypatch.setattr(
-        sign_histogram, "_count_list", lambda launches, *to: (lists.append(len(launches)), count_list(launches, *to))
+        sign_histogram.PartList, "count", lambda self, *tensors: (lists.append(len(self._parts)), count(self, *tensors))
     )
     xs = [mixed((3, 64), seed=seed).to(DEVICES["triton"]) for seed in range(4)]
     xs += [mixed((2, 8, 4), torch.float16, seed).to(DEVICES["triton"]) for seed in range(3)]
