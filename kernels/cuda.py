@@ -216,7 +216,8 @@ def _struct(*values: int) -> ctypes.Array[c_int64]:
 
 
 def _stream(device: torch.device) -> c_void_p:
-    return c_void_p(torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0)
+    # As Triton asks for it: torch.cuda.current_stream makes an object in Python.
+    return c_void_p(torch._C._cuda_getCurrentRawStream(device.index) if device.type == "cuda" else 0)
 
 
 def _check(name: str, error: int) -> None:

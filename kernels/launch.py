@@ -19,7 +19,7 @@ def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
 
 def on_device(device: torch.device) -> AbstractContextManager[object]:
     """Make a device the current one; see `on_device_of`."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    return torch.cuda.device(device.index) if device.type == "cuda" else nullcontext()
 
 
 def program_count(tensor: Tensor, each: int = WAVES) -> int:

@@ -183,7 +183,11 @@ def _count_key(
     """Return what is quick to say of a call; None where an argument only equals one that may be given."""
     if {*map(type, channel_dims)} != {int} or not {*map(type, uppers)} <= {float, NoneType}:
         return None
-    return len(xs), len(outs), id(outs[0]) if outs else None, *channel_dims, *uppers
+    first = xs[0]
+    if not isinstance(first, Tensor) or first.is_nested:  # which has no shape
+        return None
+    # The shape, too: layouts that come in turn, for the same counts, are kept side by side.
+    return len(xs), len(outs), id(outs[0]), first.shape, *channel_dims, *uppers
 
 
 def _key(op: str, weights: Sequence[Tensor], masks: Sequence[Tensor]) -> Hashable:

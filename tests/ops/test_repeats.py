@@ -362,3 +362,23 @@ def test_autograd_notices_counts(backend, device):
         version = out._version
         ops.sign_histogram(x, out=out)
         assert out._version > version
+
+
+def test_batches_of_two_sizes_in_turn(backend, device, monkeypatch):
+    out = torch.zeros(3, 4, dtype=torch.int64, device=device)
+    for turn in range(8):
+        x = activations(device, 1, seed=turn)[0][turn % 2 :]
+        want = out + signs([x])[0]
+        assert unchecked(partial(ops.sign_histogram, x, out=out), monkeypatch) == (turn >= 4)
+        assert torch.equal(out, want)
+
+
+@pytest.mark.parametrize("x", [[1, 2], [None, None], ["ab", "cd"]])
+def test_what_is_no_tensor_has_no_layout(x):
+    with pytest.raises(LayerCollapseError, match=r"x\[0\]: expected a tensor"):
+        ops.sign_histogram(x, out=[torch.zeros(3, 4, dtype=torch.int64)] * 2)
+
+
+def test_a_nested_tensor_has_no_layout():
+    with pytest.raises(LayerCollapseError, match="x: expected a dense"):
+        ops.sign_histogram(torch.nested.nested_tensor([torch.ones(2)]), out=torch.zeros(3, 4, dtype=torch.int64))
