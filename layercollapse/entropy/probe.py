@@ -7,7 +7,8 @@
 
 A mode that is active only during the model's own forward pass (`layercollapse.graph.observer`) sees every rectifier
 call, as a module, a function, a method, in place or written out (`layercollapse.graph.patterns`), once and before the
-value changes; hooks tell it which module's forward makes the call. Only counts are stored.
+value changes; hooks tell it which module's forward makes the call. Where rectifiers are called as modules only, hooks
+on these see all passes after the first (`layercollapse.graph.replay`). Only counts are stored.
 """
 
 from __future__ import annotations
