@@ -39,6 +39,8 @@ class EntropyProbe(ForwardObserver):
     DataParallel, DistributedDataParallel or `torch.compile` (whose compiled code is bypassed meanwhile). The
     model's results do not change. Calls outside the model's forward pass, and activation checkpoints that are
     computed again in the backward pass, are not counted; a forward pass that raises counts nothing.
+    The model's modules, hooks and code should stay as they are inside the `with`: what the first pass has shown of them
+    is not looked at again.
 
     Args:
         model: the model to watch; call it as ``model(x)``, not as ``model.forward(x)``.

@@ -69,8 +69,15 @@ def calls_modules_only(model: nn.Module) -> bool:
     return all(
         not _changed(module)
         and (type(module) in RECTIFIERS or type(module) in WITHOUT or type(module) in _CONTAINERS or _reads(module))
+        and all(_own(module, name, set()) for name in _HARMLESS & _given(module))
         for module in model.modules()
     )
+
+
+def _given(module: nn.Module) -> set[str]:
+    """The names that a module's author has given to attributes: other modules may call them."""
+    classes = [vars(kind) for kind in type(module).__mro__ if not kind.__module__.startswith(("torch.", "builtins"))]
+    return set().union(vars(module), *classes)
 
 
 def _changed(module: nn.Module) -> bool:

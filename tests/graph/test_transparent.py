@@ -138,6 +138,26 @@ class Called(Net):
         return torch.relu(super().__call__(x))
 
 
+class Norm(Net):
+    def norm(self, x: Tensor) -> Tensor:
+        return x.relu()
+
+
+class OfAnother(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Norm()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner.norm(x)
+
+
+def renamed() -> nn.Module:
+    model = Usual()
+    model.layers[0].norm = torch.relu
+    return model
+
+
 def enclosed() -> nn.Module:
     act = torch.relu
 
@@ -189,7 +209,7 @@ def test_a_usual_model() -> None:
             OwnMethod,
             Property,
         ),
-        *(Decorated, Called, enclosed, without_source, replaced, hooked, nn.Sigmoid, nn.Hardtanh),
+        *(Decorated, Called, OfAnother, renamed, enclosed, without_source, replaced, hooked, nn.Sigmoid, nn.Hardtanh),
         lambda: nn.TransformerEncoderLayer(4, 2),
     ],
 )
