@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from layercollapse.kernels.launch import capturing
 from layercollapse.ops import checks, registry
@@ -97,7 +98,7 @@ def find(op: str, weights: Sequence[Tensor], masks: Sequence[Tensor]) -> Repeat 
 def keep(op: str, weights: Sequence[Tensor], masks: Sequence[Tensor], *scope: str) -> None:
     """Remember a call that was checked and has run, at its second time: most lists come once."""
     again = registry.again(op.partition(" ")[0])
-    if again is None or TensorGuards is None or capturing(weights[0]):
+    if again is None or not _plain(*weights, *masks):
         return
     key = _key(op, weights, masks)
     if _second(_kept, MOST, key):
@@ -141,7 +142,7 @@ def keep_count(
     """Remember a call that counted signs; see `keep`."""
     order = sorted((index for index, x in enumerate(xs) if x.numel()), key=lambda index: -xs[index].nbytes)
     again = registry.again("sign_histograms_") if order else None
-    if again is None or TensorGuards is None or capturing(xs[0]):
+    if again is None or not _plain(*xs, *outs):
         return
     key = _count_key(xs, channel_dims, uppers, outs)
     if key is not None and _second(_counted, MOST_COUNTED, key):
@@ -164,6 +165,11 @@ def _holds(kept: Repeat | Counting, one: Sequence[Tensor], other: Sequence[Tenso
     if not kept.same(*one, *other):
         return False
     return kept.chosen == registry.choice() and not capturing(one[0])
+
+
+def _plain(*tensors: Tensor) -> bool:
+    """Whether calls with these tensors may be kept: not while a graph is captured, and a subclass sees them itself."""
+    return TensorGuards is not None and {*map(type, tensors)} <= {Tensor, Parameter} and not capturing(tensors[0])
 
 
 def _second(kept: dict[Hashable, Any], most: int, key: Hashable) -> bool:

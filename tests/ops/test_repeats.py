@@ -382,3 +382,24 @@ def test_what_is_no_tensor_has_no_layout(x):
 def test_a_nested_tensor_has_no_layout():
     with pytest.raises(LayerCollapseError, match="x: expected a dense"):
         ops.sign_histogram(torch.nested.nested_tensor([torch.ones(2)]), out=torch.zeros(3, 4, dtype=torch.int64))
+
+
+def test_subclasses_see_every_call(backend, device):
+    seen = []
+
+    class Watched(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, function, types, args=(), kwargs=None):
+            seen.append(str(function))
+            return super().__torch_function__(function, types, args, kwargs or {})
+
+    weights, masks = pairs(device)
+    weights[1] = weights[1].as_subclass(Watched)
+    x = torch.randn(4, 3, device=device).as_subclass(Watched)
+    out = torch.zeros(3, 4, dtype=torch.int64, device=device)
+    for _ in range(4):
+        del seen[:]
+        ops.apply_mask_(weights, masks)
+        ops.sign_histogram(x, out=out)
+        assert any("apply_mask_" in name for name in seen)
+        assert any("sign_histogram_" in name for name in seen)
