@@ -16,6 +16,7 @@ from layercollapse.entropy.probe import EntropyProbe, EntropyReport
 from layercollapse.errors import LayerCollapseError
 from layercollapse.graph.capture import capture
 from layercollapse.pipeline.api import run
+from layercollapse.prune.linearize import linearize
 from layercollapse.prune.pruner import Pruner
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ __all__ = [
     "capture",
     "collapse",
     "data",
+    "linearize",
     "load",
     "models",
     "ops",

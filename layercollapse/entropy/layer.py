@@ -125,6 +125,11 @@ class LayerEntropy:
         total = pieces.sum(1)
         return (total - pieces.amax(1)) / total.clamp(min=1)
 
+    @property
+    def likeliest(self) -> Tensor:
+        """The piece that most of every neuron's values are in, int8 (C,): `OFF`, `ON` or `SATURATED`; off of equals."""
+        return torch.tensor([OFF, ON, SATURATED], dtype=torch.int8)[self._pieces("off").argmax(1)]
+
     def count(self, state: str) -> int:
         """Number of neurons in a state: ``"off"``, ``"on"``, ``"mixed"`` or ``"saturated"``."""
         return int((self.states == _choose("state", state, STATES)).sum())

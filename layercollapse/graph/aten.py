@@ -20,6 +20,8 @@ ANY_SIZE = that(*RESIZES) | having("any_size") | {operator.add, operator.sub, op
 
 # Set in the metadata of a rectifier's call that is a part of another rectifier (see `written`).
 ABSORBED = "absorbed"
+# In the metadata of a rectifier's call that the model writes out of several operations.
+COMPOSED = "composed"
 # In the metadata of a rectifier that the model writes out, where it is to stay so: the calls that it makes.
 WRITTEN = "written"
 
@@ -28,6 +30,12 @@ def rectifier_of(node: fx.Node) -> rectifiers.Rectifier | None:
     """The rectifier that a node calls, or None."""
     found = None if ABSORBED in node.meta else rectifiers.BY_OPERATOR.get(packet(node))
     return found if found is not None and rectifier_call(node, found) is not None else None
+
+
+def bends(node: fx.Node) -> bool:
+    """Whether a node calls a rectifier that has not been made linear."""
+    found = rectifier_of(node)
+    return found is not None and found.kind != "linear"
 
 
 def rectifier_call(node: fx.Node, rectifier: rectifiers.Rectifier) -> tuple[str, float, float | None] | None:

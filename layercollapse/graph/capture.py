@@ -25,6 +25,7 @@ from layercollapse._util.tensors import check_values, undense
 from layercollapse.errors import LayerCollapseError
 from layercollapse.graph import calls, written
 from layercollapse.graph.aten import (
+    bends,
     computed,
     does,
     example_shape,
@@ -230,7 +231,7 @@ def capture(model: nn.Module, example_inputs: Any) -> Capture:
         out_spec=exported.call_spec.out_spec,
         sites=sites,
         weights=weights,
-        output_weights=reaching(output, tensors, parameters, lambda x: [] if rectifier_of(x) else x.all_input_nodes),
+        output_weights=reaching(output, tensors, parameters, lambda x: [] if bends(x) else x.all_input_nodes),
         # `_drop_mutations` has left the buffers that only count, say, without a reader.
         stateful=tuple(
             tensors[node.name]
@@ -349,7 +350,9 @@ def _sites(
         call = rectifier_call(node, rectifier)
         assert call is not None
         kind, lower, upper = call
-        weights, unfed = feeding(node, tensors, parameters, made)
+        weights, unfed = (
+            ((), "linearize: it is linear") if kind == "linear" else feeding(node, tensors, parameters, made)
+        )
         yield Site(
             name=numbered(path, count[path] - 1),
             kind=kind,

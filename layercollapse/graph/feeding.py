@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from layercollapse.graph.aten import does, has_weight, layer_of, module_path, packet, rectifier_of
+from layercollapse.graph.aten import bends, does, has_weight, layer_of, module_path, packet
 from layercollapse.graph.operations import Does
 
 aten = torch.ops.aten
@@ -90,7 +90,7 @@ def _stop(node: fx.Node, made: Collection[fx.Node]) -> str | None:
     """What a node is that ends a walk, or None."""
     if node.op != "call_function":
         return f"the model's input {node.name}"
-    if rectifier_of(node) is not None:
+    if bends(node):
         return "another rectifier"
     if has_weight(node, made):
         return f"a layer that computes its weight in the forward pass ({module_path(node) or node.name})"

@@ -61,6 +61,9 @@ def prunable(model: nn.Module, capture: Capture, ignore: str | Sequence[str] = (
     layers: dict[str, tuple[str, ...]] = {}
     unfed: dict[str, str] = {}
     for site in capture.sites:
+        if site.kind == "linear":
+            unfed[site.name] = "it has been made linear"
+            continue
         chosen: dict[str, None] = {}
         left: dict[str, None] = {}
         for name in (names[weight] for weight in site.feeding if weight in names):

@@ -32,6 +32,26 @@ def tanh_gelu(x: Tensor, factor: float) -> Tensor:
     return 0.5 * x * (1 + torch.tanh(factor * (x + CUBIC * x**3)))
 
 
+# A call that `layercollapse.linearize` has made linear: scale * x + shift per channel, each there or not. It is an
+# operation of its own, so that it is seen where the rectifier was, also by torch.export. With neither, `view` says that
+# the result may lie where x does.
+_library = torch.library.Library("layercollapse", "FRAGMENT")
+_library.define("linear_site(Tensor x, Tensor? scale, Tensor? shift, int channel_dim, bool view=False) -> Tensor")
+
+
+def _linear_site(x: Tensor, scale: Tensor | None, shift: Tensor | None, channel_dim: int, view: bool = False) -> Tensor:
+    if scale is None and shift is None:
+        return x.view_as(x) if view else x.clone()
+    shape = [1] * x.ndim
+    shape[channel_dim] = -1
+    y = x if scale is None else x * scale.view(shape)
+    return y if shift is None else y + shift.view(shape)
+
+
+_library.impl("linear_site", _linear_site, "CompositeImplicitAutograd")
+linear_site = torch.ops.layercollapse.linear_site
+
+
 @dataclass(frozen=True)
 class Rectifier:
     """One family of rectifiers.
@@ -70,6 +90,7 @@ TABLE: tuple[Rectifier, ...] = (
     Rectifier("elu", False, (F.elu, F.elu_), (aten.elu, aten.elu_)),
     Rectifier("celu", False, (F.celu, F.celu_, torch.celu, torch.celu_), (aten.celu, aten.celu_)),
     Rectifier("selu", False, (F.selu, F.selu_, torch.selu, torch.selu_), (aten.selu, aten.selu_)),
+    Rectifier("linear", True, (linear_site,), (linear_site,)),
 )
 
 # Calls that are rectifiers for some of their arguments only; what they are then is one of the above.

@@ -168,6 +168,9 @@ class ForwardWatch(TorchFunctionMode):
         found = rectifiers.describe(rectifier, x.dtype, rest, kwargs)
         if found is None:
             return None  # a clamp that is none
+        if rectifier.kind == "linear":
+            dim = rest[2] if len(rest) > 2 else kwargs.get("channel_dim")
+            return self._saw(found, lambda: self._signs(x.detach().new_ones(()).expand_as(x), 0.0, None, dim))
         # Several slopes lie along dimension 1.
         dim = 1 if rectifier.kind == "prelu" and len(rest) and rest[0].numel() > 1 else self._dims.get(x)
         site = self._saw(found, lambda: self._signs(x, *found[1:], dim))

@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from torch.utils.weak import TensorWeakRef
 
 from layercollapse.graph import rectifiers
-from layercollapse.graph.aten import ABSORBED, WRITTEN, example_shape, packet, rectifier_of
+from layercollapse.graph.aten import ABSORBED, COMPOSED, WRITTEN, example_shape, packet, rectifier_of
 from layercollapse.graph.channel_dims import name_of
 from layercollapse.graph.terms import NAMES, Constant, Found, Term, Terms, keeps
 
@@ -77,7 +77,7 @@ def _call(node: fx.Node, found: Found, replaced: Mapping[fx.Node, fx.Node], term
             source.meta = dict(node.meta)
         match = found.match
         call = graph.call_function(match.operator, (source, *match.arguments), dict(match.keywords))
-    call.meta = dict(node.meta)
+    call.meta = {**node.meta, COMPOSED: True}
     rounded = any(term.dtype in (torch.float16, torch.bfloat16) for term in (*found.inner, found.variable))
     if rounded and not rectifiers.BY_KIND[match.kind].piecewise_linear:
         steps = _calls(found, terms, replaced)

@@ -29,14 +29,18 @@ from layercollapse.compiler.ir.graph import Net
 from layercollapse.entropy.probe import EntropyReport
 from layercollapse.errors import LayerCollapseError
 from layercollapse.graph.capture import capture
+from layercollapse.graph.linear_sites import Line
 from layercollapse.graph.prunable import check_any, prunable
 from layercollapse.graph.watch import unwrapped
 from layercollapse.prune.budget import GLOBAL, LayerState, Rule, allocate, budget
+from layercollapse.prune.linearize import Becomes, Linearized, lines_of
 from layercollapse.prune.liveness import Liveness, Varying
 from layercollapse.prune.masks import WeightMasks
 
 # Share of a layer's weights that the guard keeps, the first time that it must keep some.
 _GUARD_DENSITY = 0.01
+
+_LINE = ".line"  # what follows the name of a linear site in the state
 
 # Forward passes for each halving that may look for layers whose weights the outputs need, and rounds of raising floors.
 _LOOKS = 16
@@ -105,16 +109,50 @@ class Pruner:
         samples: Any = None,
     ) -> None:
         self.model = unwrapped(model)
-        self.capture = capture(self.model, example_inputs)
-        targets = prunable(self.model, self.capture, ignore)
-        check_any(targets, self.model, self.capture)
-        self.layers: dict[str, tuple[str, ...]] = targets.layers
-        self.unfed: dict[str, str] = targets.unfed
-        self._aliases = targets.aliases
+        self._example_inputs, self._ignore = example_inputs, ignore
+        self._linear: Linearized | None = None
+        self.capture = self._came = capture(self.model, example_inputs)
+        self._find_layers()
+        check_any(prunable(self.model, self.capture, ignore), self.model, self.capture)
         self._floor = _checked_floor(floor, self.layers)
         self._min_density = _checked_density(min_density)
         self._liveness = Liveness(self.model, _checked_samples(samples, example_inputs))
         self._masks = WeightMasks(self.model, [name for names in self.layers.values() for name in names], keep_zeros)
+
+    def _find_layers(self) -> None:
+        """Read off the capture what feeds which site."""
+        targets = prunable(self.model, self.capture, self._ignore)
+        self.layers: dict[str, tuple[str, ...]] = targets.layers
+        self.unfed: dict[str, str] = targets.unfed
+        self._aliases = targets.aliases
+
+    @property
+    def linear(self) -> tuple[str, ...]:
+        """The sites that `linearize` made linear."""
+        return () if self._linear is None else tuple(self._linear.lines)
+
+    @torch.inference_mode(False)
+    def linearize(self, sites: Mapping[str, Becomes]) -> None:
+        """Make sites linear in the model, as `layercollapse.linearize` does; they are part of `state_dict`.
+
+        Weights that fed them feed what reads them from then on.
+
+        Args:
+            sites: site -> what it becomes; see `layercollapse.linearize`.
+
+        Raises:
+            LayerCollapseError: as there. The model is as it was.
+        """
+        lines = lines_of(self.capture, sites)
+        self._become({**({} if self._linear is None else self._linear.lines), **lines})
+
+    def _become(self, lines: Mapping[str, Line]) -> None:
+        """Make these sites linear, and no others."""
+        if self._linear is not None:
+            self._linear.remove()
+        self._linear = Linearized(self.model, lines, self._came) if lines else None
+        self.capture = capture(self.model, self._example_inputs) if lines else self._came
+        self._find_layers()
 
     @property
     def density(self) -> float:
@@ -204,18 +242,29 @@ class Pruner:
         return optimizer.register_step_post_hook(lambda *_: self.apply())
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The packed masks by the weight's name: tensors only, for `torch.save` or safetensors."""
-        return self._masks.state_dict()
+        """The packed masks by the weight's name, and ``SITE.line`` of the sites that are linear: tensors only, for
+        `torch.save` or safetensors.
+        """
+        lines = {} if self._linear is None else self._linear.state_dict()
+        return {**self._masks.state_dict(), **{f"{name}{_LINE}": line for name, line in lines.items()}}
 
     @torch.inference_mode(False)
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over the masks of a pruner of the same model, and zero the weights that they prune.
+        """Take over the masks and the linear sites of a pruner of the same model, and zero the weights that they prune.
 
         Raises:
-            LayerCollapseError: masks of other weights, or of the wrong type or size. Nothing has changed.
+            LayerCollapseError: masks of other weights, or of the wrong type or size, or lines of other sites. Nothing
+                has changed.
         """
+        lines, masks = {}, state
+        if isinstance(state, Mapping):
+            lines = {name.removesuffix(_LINE): line for name, line in state.items() if str(name).endswith(_LINE)}
+            masks = {name: mask for name, mask in state.items() if not str(name).endswith(_LINE)}
+        checked = lines_of(self._came, lines) if lines else {}
         with torch.no_grad():
-            self._masks.load_state_dict(state)
+            self._masks.load_state_dict(masks)
+        if checked or self._linear is not None:
+            self._become(checked)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Pruner:
         twin = copy.copy(self)
@@ -223,6 +272,7 @@ class Pruner:
         # The captured graph does not change, and holds values that cannot be copied.
         twin.model = copy.deepcopy(self.model, memo)
         twin._masks = copy.deepcopy(self._masks, memo)
+        twin._linear = copy.deepcopy(self._linear, memo)
         return twin
 
     def _states(self, report: EntropyReport) -> list[LayerState]:

@@ -42,6 +42,9 @@ class Verdicts:
         def result(status: str, guarantee: str, reason: str, mixed: int = 0) -> SiteResult:
             return SiteResult(name, site.kind, status, guarantee, reason, site.channels, removed, mixed)
 
+        if site.kind == "linear":
+            reason = "it was made linear by linearize, and the model trained or measured so"
+            return SiteResult(name, site.kind, "collapsed", "exact", reason, site.channels, site.channels)
         if form.name == Variant.UNCHANGED and one is not None:
             slower = "but the network was slower in every way to write it that makes use of that"
             return SiteResult(name, site.kind, "kept", "", f"{one.reason}; {slower}", site.channels, 0)

@@ -15,7 +15,7 @@ from torch import fx
 from layercollapse.compiler.frontend.elementwise import elementwise
 from layercollapse.compiler.frontend.model import Model
 from layercollapse.compiler.ir.arguments import argument, border_value, float64, named, rank
-from layercollapse.compiler.ir.records import Activation, Affine, ChannelAffine, ConvGeometry, Op, transposed
+from layercollapse.compiler.ir.records import Activation, Affine, ChannelAffine, ConvGeometry, Op, Origin, transposed
 from layercollapse.compiler.ir.weights import Lazy
 from layercollapse.graph.aten import does, module_path, packet, spread
 from layercollapse.graph.operations import Does, that
@@ -146,6 +146,20 @@ def _norm_by_running_statistics(node: fx.Node, model: Model) -> Reading | None:
     return ChannelAffine(scale, shift, dim, source.meta["val"].dtype, origin=origin), source
 
 
+def _line(node: fx.Node, model: Model, dim: int, channels: int) -> Reading | None:
+    """A rectifier that `layercollapse.linearize` made linear."""
+    source, *parts = (argument(node, place) for place in range(3))
+    values = [model.tensor(part) for part in parts]
+    if any(value is None and part is not None for value, part in zip(values, parts, strict=True)):
+        return None
+    number = torch.ones((), dtype=torch.float64)
+    scale, shift = (
+        (default * number if value is None else float64(value)).expand(channels).clone()
+        for value, default in zip(values, (1.0, 0.0), strict=True)
+    )
+    return ChannelAffine(scale, shift, dim, node.meta["val"].dtype, origin=Origin.BUFFER), source
+
+
 def _rectifier(node: fx.Node, model: Model) -> Reading | None:
     site, source = model.sites[node.name], argument(node, 0)
     if rank(source) < 2:
@@ -155,6 +169,8 @@ def _rectifier(node: fx.Node, model: Model) -> Reading | None:
     dim = -1 if rank(source) == 2 else site.channel_dim
     # A rectifier that becomes linear is emitted with parameters: they must not change the dtype of what flows.
     slope, dtype = None, node.meta["val"].dtype
+    if site.kind == "linear":
+        return _line(node, model, dim, site.channels)
     arguments: dict[str, Any] = {}
     if site.kind == "leaky_relu":
         negative = float(argument(node, 1, 0.01))
