@@ -386,16 +386,22 @@ def probe_rows(bench: Bench, name: str) -> Iterator[Row]:
 
     @contextmanager
     def around(name: str) -> Iterator[None]:
-        with nullcontext() if name == "plain" else probe:
+        with probe if name in ("first", bench.backend) else nullcontext():
             if name != "first":  # the first pass of a `with` is watched call by call
                 forward()
             yield
 
     with ops.use_backend(bench.backend):
-        times = bench.race({"plain": forward, "first": forward, bench.backend: forward}, around=around)
-    plain, ms = times["plain"], times[bench.backend]
-    about = {"op": "probe", "dtype": "bfloat16", "plain ms": plain, "first ms": times["first"], "ms": ms}
-    about["overhead %"] = 100 * (ms / plain - 1)
+        with probe:
+            forward()
+        counted = sum(int(layer.counts.sum()) for layer in probe.report().layers)
+        words = torch.zeros(counted // 2, device=bench.device)  # as many bytes
+        calls = {"plain": forward, "first": forward, bench.backend: forward, "reads": words.sum}
+        times = bench.race(calls, around=around)
+    plain, ms, reads = times["plain"], times[bench.backend], times["reads"]
+    about = {"op": "probe", "dtype": "bfloat16", "bytes": words.nbytes, "plain ms": plain, "first ms": times["first"]}
+    about |= {"ms": ms, "reads ms": reads}
+    about |= {"overhead %": 100 * (ms / plain - 1), "above reads %": 100 * ((ms - reads) / plain - 1)}
     yield {"provider": bench.backend, **about}
 
 
