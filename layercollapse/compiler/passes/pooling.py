@@ -91,9 +91,20 @@ def merge_with_pooling(net: Net, context: PassContext) -> bool:
 
 def _pooling(node: fx.Node, op: Affine) -> Affine | None:
     """An average pooling of what a convolution gives, as a depthwise convolution."""
-    if does(node) is not Does.AVERAGE or row(node).one_size or len(shape(node)) != len(op.geometry.kernel) + 2:
+    window, dims = average_window(node), len(op.geometry.kernel)
+    if window is None or len(window.kernel) != dims:
         return None
-    dims = len(op.geometry.kernel)
+    divisor: Any = (node.args[6] if len(node.args) > 6 else None) or math.prod(window.kernel)
+    weight = torch.full((op.outputs, 1, *window.kernel), 1 / divisor, dtype=torch.float64)
+    bias = torch.zeros(op.outputs, dtype=torch.float64)
+    return Affine(weight, bias, window, op.outputs, op.dtype)
+
+
+def average_window(node: fx.Node) -> ConvGeometry | None:
+    """The window of an average pooling (N, C, *spatial) that weighs all alike; None of anything else."""
+    if does(node) is not Does.AVERAGE or row(node).one_size or len(node.meta.get("shape") or ()) < 3:
+        return None
+    dims = len(shape(node)) - 2
     defaults: list[Any] = [None, None, None, 0, False, True, None]
     arguments: list[Any] = [*node.args, *defaults[len(node.args) :]]
     if node.kwargs or len(arguments) > len(defaults):
@@ -101,9 +112,7 @@ def _pooling(node: fx.Node, op: Affine) -> Affine | None:
     kernel, stride, padding = (spread(a, dims) for a in (arguments[1], arguments[2] or arguments[1], arguments[3]))
     if arguments[4] or (any(padding) and not arguments[5]):
         return None  # windows beyond the border, or with weights that differ there
-    weight = torch.full((op.outputs, 1, *kernel), 1 / (arguments[6] or math.prod(kernel)), dtype=torch.float64)
-    bias = torch.zeros(op.outputs, dtype=torch.float64)
-    return Affine(weight, bias, ConvGeometry(kernel, stride, padding, (1,) * dims), op.outputs, op.dtype)
+    return ConvGeometry(kernel, stride, padding, (1,) * dims) if len(kernel) == dims else None
 
 
 def merge_through_flatten(net: Net, context: PassContext) -> bool:
