@@ -41,7 +41,10 @@ else:
 
 INTERRUPTED = 130  # 128 + SIGINT, what shells expect
 
-MODE_HELP = "repad: also merge what then differs at the border, and train once more."
+MODE_HELP = (
+    "repad: also merge what then differs at the border, and train once more. refit: also replace several layers "
+    "between two rectifiers by fewer that are fitted on the data, and train once more."
+)
 PATTERNS_HELP = "Also count the joint patterns of signs: the linear pieces that every site uses on the data."
 RUN_FOLDER = click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
 

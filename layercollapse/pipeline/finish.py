@@ -49,8 +49,9 @@ def collapse_and_compare(
         test: accuracy in percent.
         record: completed in place; its `chosen` and `dense_top1` must be there.
         folder: the run's folder.
-        settle: trains a model whose merges changed a border (``mode="repad"``) once more, in place, and says whether
-            its accuracy is good enough; if not, the exact collapse is taken. None leaves such a model untrained.
+        settle: trains a model whose merges changed a border (``mode="repad"``), or that has fitted layers
+            (``mode="refit"``), once more, in place, and says whether its accuracy is good enough; if not, the exact
+            collapse is taken. None leaves such a model untrained.
         options: for `collapse`, for example ``tolerance``.
 
     Returns:
@@ -60,7 +61,7 @@ def collapse_and_compare(
     assert record.dense_top1 is not None
     record.failed, record.before, record.after, record.max_abs_error = [], None, None, None
     result = collapse(model, example, report, data=data, **options)
-    if result.repadded and settle is not None:
+    if (result.repadded or result.refitted) and settle is not None:
         good = False
         with _noted(record, "training the collapsed model once more"):
             good = settle(result.model)
@@ -74,8 +75,8 @@ def collapse_and_compare(
         found = compare(model, result.model, test_data)
         record.max_abs_error = found.max_abs_error
         record.identical, record.compared = found.same, found.samples
-    record.repadded, record.forms, record.form = (
-        list(result.repadded),
+    record.repadded, record.refitted = list(result.repadded), list(map(str, result.refitted))
+    record.forms, record.form = (
         {name.value: ms for name, ms in result.latency.items()},
         result.form.value,
     )

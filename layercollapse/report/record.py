@@ -97,7 +97,8 @@ class Record:
     """A run from its settings to the comparison; the later fields stay empty until the run gets there.
 
     `repadded`, `forms` and `form` are what `CollapseResult.repadded`, `CollapseResult.latency` (ms) and
-    `CollapseResult.form` were. `failed` says what of the comparison at the end did not work.
+    `CollapseResult.form` were; `refitted` has a line for each of `CollapseResult.refitted`. `failed` says what of the
+    comparison at the end did not work.
     """
 
     settings: dict[str, Any]
@@ -117,6 +118,7 @@ class Record:
     compared: int | None = None
     verdicts: list[Verdict] = field(default_factory=list)
     repadded: list[str] = field(default_factory=list)
+    refitted: list[str] = field(default_factory=list)
     forms: dict[str, float] = field(default_factory=dict)
     form: str = ""
     regions: list[Region] = field(default_factory=list)

@@ -81,6 +81,12 @@ def agreement_text(record: Record) -> str:
     """One sentence on how far the collapsed model is from the sparse one; empty before the comparison."""
     if record.max_abs_error is None:
         return ""
+    if record.refitted:
+        return (
+            f"Replaced by layers that were fitted on the data, and trained once more: {'; '.join(record.refitted)}; "
+            f"the outputs are not those of the sparse model any more: {record.identical:,} of {record.compared:,} "
+            "predictions identical."
+        )
     if record.repadded:
         return (
             f"Merged with a padding moved, which changes the border: {', '.join(record.repadded)}; the outputs are not "

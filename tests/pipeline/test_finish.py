@@ -1,9 +1,12 @@
 """The collapse at the end of a run: trained again where the border changes, and taken if it is good enough."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
+from layercollapse.compiler.driver import api as collapse_api
 from layercollapse.errors import LayerCollapseError
 from layercollapse.pipeline.api import run
 from layercollapse.report.record import Record
@@ -52,6 +55,51 @@ def test_a_model_padded_anew_is_trained_again_and_taken_if_it_is_good_enough(tmp
     assert Record.load(tmp_path / "made").repadded == result.record.repadded
 
 
+class Counted:
+    """A cost model without a clock: of layers their weights and 30, of networks their parameters."""
+
+    def __init__(self, device):
+        self.device = device
+
+    def layer(self, op, inputs):
+        return 30.0 + math.prod(op.size)
+
+    def networks(self, models, example_inputs, *, seconds, passes):
+        return {name: float(sum(p.numel() for p in model.parameters())) for name, model in models.items()}
+
+
+@pytest.mark.parametrize("holds", [True, False])
+def test_a_model_with_fitted_layers_is_trained_again_and_taken_if_it_is_good_enough(tmp_path, monkeypatch, holds):
+    monkeypatch.setattr(collapse_api, "Latency", Counted)
+    trained = []
+
+    def accuracy(model):
+        return 90.0 if isinstance(model, nn.Sequential) or holds else 80.0
+
+    model = wide_pair()
+    with torch.no_grad():  # on because nothing is below zero, with no constant that would differ at the border
+        model[0].weight.abs_()
+        model[0].bias.zero_()
+    result = run(
+        model,
+        train=trained.append,
+        evaluate=accuracy,
+        data=[torch.rand(20, 1, 8, 8)],
+        steps=0,
+        mode="refit",
+        out=tmp_path / "made",
+    )
+    assert [type(model).__name__ for model in trained] == ["Sequential", "Collapsed"]
+    assert (trained[1] is result.model) == holds
+    record = Record.load(tmp_path / "made")
+    assert record.refitted == [str(one) for one in result.collapse.refitted]
+    assert len(record.refitted) == int(holds)
+    assert [verdict.guarantee for verdict in record.verdicts] == (["refitted", ""] if holds else ["empirical", ""])
+    assert record.after.depth == (1 if holds else 2)
+    text = (tmp_path / "made" / "report.html").read_text(encoding="utf-8")
+    assert ("0 … 2 (2 layers): one 5x5 convolution, R²" in text) == holds
+
+
 def test_an_unknown_mode_is_refused_before_anything_is_trained(tmp_path):
-    with pytest.raises(LayerCollapseError, match="mode: expected 'exact' or 'repad', got 'fast'"):
+    with pytest.raises(LayerCollapseError, match="mode: expected 'exact', 'repad' or 'refit', got 'fast'"):
         run(wide_pair(), train=pytest.fail, evaluate=pytest.fail, data=[torch.rand(6, 1, 8, 8)], mode="fast")

@@ -34,6 +34,7 @@ from layercollapse.compiler.driver.check import (
     check_example,
     check_options,
     check_parameters,
+    check_refit,
     check_statistics,
 )
 from layercollapse.compiler.driver.result import CollapseResult, SiteResult
@@ -64,6 +65,7 @@ def collapse(
     tolerance: float = 1e-4,
     cost: str = "latency",
     partial: bool = False,
+    min_r2: float = 0.7,
     captured: Capture | None = None,
 ) -> CollapseResult:
     """Remove the rectifiers that never bend, and merge what is left between the others.
@@ -93,6 +95,10 @@ def collapse(
             the rectifier between them. ``"repad"``: they may merge, where that pays, by moving the padding of the
             second to the first; the outputs then differ, as the result says, until the model is trained once more.
             The tolerance judges the same sites with the border as it was.
+            ``"refit"``: what is left between two rectifiers, where that is several layers, is replaced by the cheapest
+            that will do: a convolution of a small kernel on each tensor read, or two of a lower rank, fitted on `data`
+            by least squares. The tolerance judges the exact collapse, which this starts from; what the fitted layers
+            change, `CollapseResult` measures, and the model is to be trained once more.
         tolerance: largest absolute difference of any output that is accepted: what comes out keeps it on the data.
             With outputs that vary little it is less, by output tensor: ``min(1, 100 * spread) * tolerance``, where
             ``spread`` is the largest difference of any entry between two samples of the data; or ``64 * eps * scale``
@@ -106,6 +112,8 @@ def collapse(
         partial: whether neurons that were off (or saturated) on the data of the report are removed from sites with
             others that are mixed. Those that algebra, or the box, proves to be are in any case: 161 of 163 in a pruned
             MobileNetV2, so that the data gain little for the risk.
+        min_r2: with ``mode="refit"``, the share of the variance of its outputs (R²), on samples held out, that fitted
+            layers have to explain to replace a region.
         captured: the model's capture with these example inputs, if there is one (`Pruner.capture`): `torch.export`
             may take as long as all the rest. Weights may have changed since, and nothing else: no module, no setting.
 
@@ -118,6 +126,7 @@ def collapse(
             merged.
     """
     check_options(mode, tolerance, cost, partial)
+    check_refit(mode, min_r2, data)
     check_example(example_inputs)
     model = unwrapped(model)
     check_values(model, example_inputs)
@@ -140,6 +149,7 @@ def collapse(
                 tolerance=tolerance,
                 cost=cost,
                 partial=partial,
+                min_r2=min_r2,
             )
 
 
@@ -155,6 +165,7 @@ def _collapsed(
     tolerance: float,
     cost: str,
     partial: bool,
+    min_r2: float,
 ) -> CollapseResult:
     """What `collapse` does with a model in evaluation mode."""
     check_statistics(captured, model)
@@ -176,14 +187,14 @@ def _collapsed(
     parameter = next(model.parameters(), None)
     device = torch.device("cpu") if parameter is None else parameter.device
     costs = Latency(device) if cost == "latency" else None
-    search = Search(model, captured, net, found, batches, example_inputs, tolerance, device, costs, mode == "repad")
+    search = Search(model, captured, net, found, batches, example_inputs, tolerance, device, costs, mode, min_r2)
     outcome = search.run()
     if outcome.missed or outcome.rolled_back:
         gc.collect()  # graphs refer to themselves: what was tried last would wait to be freed
     best = outcome.form
     verdicts = Verdicts(captured, found, outcome, read, layers)
     sites = tuple(verdicts.of(site) for site in captured.sites)
-    exact = not best.repadded and {site.guarantee for site in sites} <= {"", "exact"}
+    exact = not best.repadded and not outcome.refitted and {site.guarantee for site in sites} <= {"", "exact"}
     collapsed, fixed = settle(model, best.model, example_inputs, exact, lambda: emit(net.copy(), device))
     return CollapseResult(
         model=with_values(collapsed, example_inputs),
@@ -201,6 +212,7 @@ def _collapsed(
         latency=outcome.times,
         regions=outcome.choices,
         repadded=best.repadded,
+        refitted=outcome.refitted,
         unshared=tuple(w.rpartition(".")[0] or w for w, n in net.calls().items() if n > max(1, best.calls.get(w, 0))),
         fixed_sizes=fixed,
         unfed=prunable(model, captured).unfed,

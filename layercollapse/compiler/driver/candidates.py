@@ -22,7 +22,7 @@ from layercollapse.errors import LayerCollapseError
 from layercollapse.graph import rectifiers
 from layercollapse.graph.capture import Capture, Site
 
-GUARANTEES = ("exact", "certified", "empirical", "approximate")  # the strongest first
+GUARANTEES = ("exact", "certified", "empirical", "approximate", "refitted")  # the strongest first
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from layercollapse.graph.capture import Capture
 from layercollapse.graph.export import call_arguments, describe
 from layercollapse.graph.operations import Does
 
-MODES = ("exact", "repad")
+MODES = ("exact", "repad", "refit")
 COSTS = ("latency", "macs")
 
 
@@ -32,7 +32,15 @@ def check_options(mode: str, tolerance: float, cost: str, partial: bool) -> None
 def check_mode(mode: str) -> None:
     """Raise unless a mode is one that `layercollapse.collapse` describes."""
     if mode not in MODES:
-        raise LayerCollapseError(f"mode: expected {' or '.join(map(repr, MODES))}, got {mode!r}")
+        raise LayerCollapseError(f"mode: expected {', '.join(map(repr, MODES[:-1]))} or {MODES[-1]!r}, got {mode!r}")
+
+
+def check_refit(mode: str, min_r2: float, data: Any) -> None:
+    """Raise unless there is what ``mode="refit"`` needs: data, and a share of the variance."""
+    if isinstance(min_r2, bool) or not isinstance(min_r2, int | float) or not 0 < min_r2 <= 1:
+        raise LayerCollapseError(f"min_r2: expected a share of the variance in (0, 1], got {min_r2!r}")
+    if mode == "refit" and data is None:
+        raise LayerCollapseError('data: expected batches to fit layers on with mode="refit", got None')
 
 
 def check_example(example_inputs: Any) -> None:

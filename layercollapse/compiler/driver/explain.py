@@ -37,6 +37,12 @@ def explain(result: CollapseResult) -> str:
         f"{result.max_abs_error:.3g}); train the model once more"
         for pair in result.repadded
     ]
+    if result.refitted:
+        lines.append(
+            f"replaced by layers that were fitted on the data (the outputs differ by {result.max_abs_error:.3g}); "
+            "train the model once more:"
+        )
+        lines += map(str, result.refitted)
     if result.fixed_sizes:
         shapes = ", ".join(f"{name} {in_words(sizes)}" for name, sizes in result.fixed_sizes.items())
         lines.append(f"input sizes fixed: {shapes}: the model's Python computes with them, and the graph has those")

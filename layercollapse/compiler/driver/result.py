@@ -13,6 +13,7 @@ from layercollapse.compiler.analysis.cost import Summary
 from layercollapse.compiler.analysis.obstacles import Kept
 from layercollapse.compiler.backend.serialize import save
 from layercollapse.compiler.driver.explain import explain
+from layercollapse.compiler.driver.refit import Refitted
 from layercollapse.compiler.tuning.autotune import Choice
 from layercollapse.compiler.tuning.variants import Variant
 
@@ -29,7 +30,9 @@ class SiteResult:
         guarantee: ``"exact"``: algebra shows that the rectifier, or every such neuron, is linear whatever the input;
             ``"certified"``: interval bounds show it for every input in the box; ``"empirical"``: no sign changed on
             the data that the report counted; ``"approximate"``: the same, for a rectifier that is not piecewise
-            linear (GELU and kin), within the tolerance on the data compared. Empty for a kept site.
+            linear (GELU and kin), within the tolerance on the data compared; ``"refitted"``: it had collapsed with one
+            of these, and then the layers around it were replaced by others that were fitted on the data
+            (``mode="refit"``), which the tolerance does not judge. Empty for a kept site.
         reason: one sentence: why it collapsed, or why it could not.
         neurons: neurons that it had.
         mixed: neurons that changed sign on the data counted, for which a rectifier that could go stays.
@@ -68,6 +71,8 @@ class CollapseResult:
             measured in turns; empty where nothing was timed (``cost="macs"``, or nothing to change).
         repadded: layers that merged though one padding cannot do what their two did, ``"first → last"``, only with
             ``mode="repad"``: approximate at the border. Where there are any, train the model once more.
+        refitted: the regions that were replaced by layers fitted on the data, in the order of the network, only with
+            ``mode="refit"``. Where there are any, train the model once more.
         fixed_sizes: input -> the shape that it must have, with None for the batch; where the model computes with its
             inputs' sizes in Python, so that the collapsed one is right for those of the example alone, and refuses
             others. Empty: it takes all that the model takes.
@@ -94,6 +99,7 @@ class CollapseResult:
     form: Variant
     latency: Mapping[Variant, float]
     repadded: tuple[str, ...] = ()
+    refitted: tuple[Refitted, ...] = ()
     fixed_sizes: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)
     unfed: Mapping[str, str] = field(default_factory=dict)
     regions: tuple[Choice, ...] = ()

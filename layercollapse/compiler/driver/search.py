@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -25,40 +25,21 @@ from layercollapse.compiler.driver.bisect import (
     unmerged_at,
 )
 from layercollapse.compiler.driver.candidates import Candidate
+from layercollapse.compiler.driver.outcome import Outcome
+from layercollapse.compiler.driver.refit import refit
 from layercollapse.compiler.frontend.lower import lower, written_anew
 from layercollapse.compiler.ir.graph import Net
 from layercollapse.compiler.passes.context import PassContext
 from layercollapse.compiler.passes.linearize import Known, replace_neurons
-from layercollapse.compiler.tuning.autotune import Choice, Start, Written, choose
+from layercollapse.compiler.tuning.autotune import Start, Written, choose
 from layercollapse.compiler.tuning.timer import CostModel
-from layercollapse.compiler.tuning.variants import Form, Variant, between, form, once
+from layercollapse.compiler.tuning.variants import Form, Variant, between, cheaper, form, once
 from layercollapse.errors import LayerCollapseError
 from layercollapse.graph.agreement import Agreement, compare
 from layercollapse.graph.capture import Capture
 
 # Networks that are tried at most where layers are rolled back.
 _TRIALS = 24
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The best form, and what led to it.
-
-    Attributes:
-        form: the form that was chosen.
-        agreement: how it compares with the model on the data.
-        missed: site that was tried and kept -> by how much the outputs missed the tolerance without it.
-        rolled_back: layers that the tolerance keeps as they came, or as two.
-        times: form, or the input, -> time in ms; empty where nothing was timed.
-        choices: how the regions are written that there was more than one way to write.
-    """
-
-    form: Form
-    agreement: Agreement
-    missed: dict[str, str]
-    rolled_back: tuple[Kept, ...] = ()
-    times: dict[Variant, float] = field(default_factory=dict)
-    choices: tuple[Choice, ...] = ()
 
 
 class _Attempt(NamedTuple):
@@ -84,7 +65,8 @@ class Search:
         tolerance: largest difference of any output that is accepted.
         device: where the model is.
         cost: what decides; None: multiply-accumulates, and nothing is timed.
-        repad: whether layers may merge that differ at the border then.
+        mode: see `collapse`.
+        min_r2: see `collapse`.
     """
 
     model: nn.Module
@@ -96,7 +78,8 @@ class Search:
     tolerance: float
     device: torch.device
     cost: CostModel | None
-    repad: bool
+    mode: str
+    min_r2: float
 
     @cached_property
     def _layers(self) -> dict[str, str]:
@@ -145,13 +128,35 @@ class Search:
                 f"{attempt.agreement.max_abs_error:.3g} with nothing removed or merged: the same operations gave other "
                 "outputs"
             )
-        if self.repad:
+        if self.mode == "repad":
             del attempt
             # The tolerance has been kept by the same sites with the border as it was; now it is measured alone.
             attempt = self._attempt(names, plan, repad=True)
-        if self.cost is not None:
-            return self._fastest(attempt, self.cost, missed, back)
-        return Outcome(attempt.form, attempt.agreement, missed, back)
+        outcome = self._fastest(attempt, missed, back)
+        return self._refitted(outcome, names, plan) if self.mode == "refit" else outcome
+
+    def _refitted(self, exact: Outcome, names: Collection[str], plan: Plan) -> Outcome:
+        """The network with fitted layers, made of the exact collapse, if it is cheaper; no tolerance judges these."""
+        found = refit(
+            self.model,
+            self._lowered(plan.untouched),
+            self._known(names),
+            self.data,
+            least=self.min_r2,
+            cost=self.cost,
+            device=self.device,
+            sites={site.node: site.name for site in self.captured.sites},
+        )
+        exact = replace(exact, rolled_back=(*exact.rolled_back, *found.kept))
+        if not found.regions:
+            return exact
+        attempt = self._attempt(names, plan, found.net)
+        outcome = self._fastest(attempt, exact.missed, exact.rolled_back, judged=False)
+        if outcome.form.name != Variant.UNCHANGED and cheaper(outcome.form, exact.form, self.example_inputs, self.cost):
+            return replace(outcome, refitted=found.regions)
+        reason = "not refitted: the network as a whole was no faster with fitted layers"
+        back = (Kept((one.layers[0], one.layers[-1]), reason) for one in found.regions)
+        return replace(exact, rolled_back=(*exact.rolled_back, *back))
 
     def _refuse_random(self) -> None:
         """Raise if the model does not even agree with itself."""
@@ -162,19 +167,23 @@ class Search:
                 "in evaluation mode to the next; what is random in it must be an argument"
             )
 
-    def _attempt(self, names: Collection[str], plan: Plan, repad: bool = False) -> _Attempt:
-        """Collapse some sites, with every pass applied that is not left out."""
-        base = self._lowered(plan.untouched)
+    def _attempt(self, names: Collection[str], plan: Plan, base: Net | None = None, repad: bool = False) -> _Attempt:
+        """Collapse some sites, with every pass applied that is not left out, of the network as lowered or of `base`."""
+        base = self._lowered(plan.untouched) if base is None else base
         start = Start(base, self._known(names), self.cost, repad, plan.left_out)
         every = start.written()
         made = form(Variant.ALL, every.net.copy(), every.context, self.device, self._shared)
         return _Attempt(start, every, made, compare(self.model, made.model, self.data))
 
-    def _fastest(self, attempt: _Attempt, cost: CostModel, missed: dict[str, str], back: tuple[Kept, ...]) -> Outcome:
-        """The form that takes the least time, of those that keep within the tolerance."""
-        start, every, best, agreement = attempt
+    def _fastest(
+        self, attempt: _Attempt, missed: dict[str, str], back: tuple[Kept, ...], judged: bool = True
+    ) -> Outcome:
+        """The form that takes the least time, of those that keep within the tolerance where that is judged."""
+        (start, every, best, agreement), cost = attempt, self.cost
+        if cost is None:
+            return Outcome(best, agreement, missed, back)
         choices, chosen = choose(start, every, best.model, self.example_inputs, device=self.device, shared=self._shared)
-        if chosen is None and not every.applied:
+        if judged and chosen is None and not every.applied:
             return Outcome(best, agreement, missed, back, choices=choices)
         made = [best]
         if chosen is not None:
@@ -183,7 +192,7 @@ class Search:
         times = race.times
         if race.order[0] == Variant.CHOSEN:
             other = compare(self.model, made[0].model, self.data)
-            if self._keeps(other) or made[0].repadded:
+            if not judged or self._keeps(other) or made[0].repadded:
                 best, agreement = made[0], other
         if race.slower_than_input(best.name):
             same = form(Variant.UNCHANGED, self.base.copy(), PassContext(), self.device, self._shared)

@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from layercollapse.compiler.driver.candidates import GUARANTEES, Candidate, why_kept
+from layercollapse.compiler.driver.outcome import Outcome
 from layercollapse.compiler.driver.result import SiteResult
-from layercollapse.compiler.driver.search import Outcome
 from layercollapse.compiler.tuning.variants import Variant
 from layercollapse.entropy.layer import LayerEntropy
 from layercollapse.graph.capture import Capture, Site
@@ -42,6 +42,11 @@ class Verdicts:
         def result(status: str, guarantee: str, reason: str, mixed: int = 0) -> SiteResult:
             return SiteResult(name, site.kind, status, guarantee, reason, site.channels, removed, mixed)
 
+        fitted = next((one for one in self.outcome.refitted if name in one.sites), None)
+        if fitted is not None:
+            had = "it was made linear by linearize" if one is None else one.reason
+            reason = f"{had}; the layers around it are fitted anew (R² {fitted.r2:.3f})"
+            return SiteResult(name, site.kind, "collapsed", "refitted", reason, site.channels, site.channels)
         if site.kind == "linear":
             reason = "it was made linear by linearize, and the model trained or measured so"
             return SiteResult(name, site.kind, "collapsed", "exact", reason, site.channels, site.channels)

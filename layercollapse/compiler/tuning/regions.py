@@ -45,7 +45,7 @@ def regions(nets: Mapping[Variant, Net]) -> list[Region]:
         reads = {x.name for nodes in inside.values() for node in nodes for x in node.all_input_nodes if x not in nodes}
         variants: dict[Variant, Net] = {}
         for variant, net in nets.items():
-            part = _cut(net, names, inside[variant], sorted(reads))
+            part = cut(net, names, inside[variant], sorted(reads))
             if all(structure(part) != structure(other) for other in variants.values()):
                 variants[variant] = part
         layers = [
@@ -110,8 +110,15 @@ def _inside(net: Net, names: set[str]) -> set[fx.Node]:
     return inside
 
 
-def _cut(net: Net, names: set[str], inside: set[fx.Node], reads: list[str]) -> Net:
-    """Nodes as a net of its own, with these inputs; its outputs are what others read."""
+def cut(net: Net, names: set[str], inside: set[fx.Node], reads: list[str]) -> Net:
+    """Nodes as a net of its own.
+
+    Args:
+        net: with the nodes; it stays as it is.
+        names: of the nodes.
+        inside: these nodes, and what gives them anything but tensors, or tensors of the model.
+        reads: names of the tensors that become inputs. The outputs are what others read.
+    """
     graph = fx.Graph()
     inputs = {name: graph.placeholder(name) for name in reads}
     new: dict[fx.Node, fx.Node] = {}

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from layercollapse.compiler.analysis.cost import net_depth
+from layercollapse.compiler.analysis.cost import net_depth, summarize
 from layercollapse.compiler.analysis.obstacles import obstacles
 from layercollapse.compiler.backend.emit import emit
 from layercollapse.compiler.ir.graph import Net, shape
@@ -119,3 +119,11 @@ def once(model: nn.Module, made: list[Form], example_inputs: Any, cost: CostMode
     models = {Variant.INPUT: model, **{form.name: form.model for form in made}}
     times = cost.networks(models, example_inputs, seconds=seconds, passes=round(50 * seconds))
     return Race(times, ordered(times, [form.name for form in made], made[0].name))
+
+
+def cheaper(one: Form, other: Form, example_inputs: Any, cost: CostModel | None) -> bool:
+    """Whether a form takes less time than another, by more than the margin; or, without a cost model, less work."""
+    if cost is None:
+        return summarize(one.model, example_inputs, 0).macs < summarize(other.model, example_inputs, 0).macs
+    times = cost.networks({True: one.model, False: other.model}, example_inputs, seconds=1.0, passes=50)
+    return times[True] < (1 - MARGIN) * times[False]

@@ -27,6 +27,12 @@ def network() -> nn.Module:
         ({"tolerance": float("nan")}, "tolerance: expected a number not below 0, got nan"),
         ({"tolerance": -1}, "tolerance: expected a number not below 0, got -1"),
         ({"partial": "yes"}, "partial: expected True or False, got 'yes'"),
+        ({"mode": "refit"}, 'data: expected batches to fit layers on with mode="refit", got None'),
+        ({"min_r2": 0.0}, r"min_r2: expected a share of the variance in \(0, 1\], got 0.0"),
+        ({"min_r2": 1.1, "mode": "refit"}, r"min_r2: expected a share of the variance in \(0, 1\], got 1.1"),
+        ({"min_r2": float("nan")}, "min_r2: expected a share of the variance .*, got nan"),
+        ({"min_r2": "most"}, "min_r2: expected a share of the variance .*, got 'most'"),
+        ({"min_r2": True}, "min_r2: expected a share of the variance .*, got True"),
         ({"report": {"1": 0.0}}, "report: expected an EntropyReport or None, got dict"),
         ({"data": "abc"}, "data: expected batches, got str"),
         ({"data": 5}, "data: expected batches, got int"),
@@ -58,7 +64,7 @@ def test_errors() -> None:
     model, x = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), torch.randn(8, 4)
     report = report_on(model, x)
     other = report_on(nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)), x)
-    with pytest.raises(lc.LayerCollapseError, match="mode: expected 'exact' or 'repad', got 'fast'"):
+    with pytest.raises(lc.LayerCollapseError, match="mode: expected 'exact', 'repad' or 'refit', got 'fast'"):
         lc.collapse(model, x, report, mode="fast")
     with pytest.raises(lc.LayerCollapseError, match="tolerance"):
         lc.collapse(model, x, report, tolerance=-1)

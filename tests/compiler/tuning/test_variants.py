@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -9,7 +11,7 @@ from torch import nn
 from layercollapse.compiler.passes.context import Group, PassContext
 from layercollapse.compiler.passes.registry import run_passes
 from layercollapse.compiler.tuning.timer import MARGIN, ordered
-from layercollapse.compiler.tuning.variants import COMPARED, MERGES, Form, Variant, between, form
+from layercollapse.compiler.tuning.variants import COMPARED, MERGES, Form, Variant, between, cheaper, form
 from networks import lowered
 
 ALL, CHOSEN, INPUT = Variant.ALL, Variant.CHOSEN, Variant.INPUT
@@ -97,3 +99,15 @@ def test_every_group_is_left_out_by_some_variant() -> None:
     assert set().union(*(groups for some in COMPARED for groups in some.values())) == set(Group)
     assert COMPARED[0][Variant.UNMERGED] == MERGES
     assert str(Variant.ALL) == "every pass applied" == f"{Variant.ALL}"
+
+
+def test_a_form_is_cheaper_by_more_than_the_margin_or_by_less_work() -> None:
+    one, other = named(ALL, CHOSEN)
+    for ours, expected in ((0.9, True), (1.0 - MARGIN / 2, False), (1.1, False)):
+        cost = Given({True: ours, False: 1.0})  # type: ignore[dict-item]
+        assert cheaper(one, other, None, cost) is expected
+    less, more = (replace(one, model=nn.Linear(4, n)) for n in (2, 3))
+    x = torch.zeros(1, 4)
+    assert cheaper(less, more, x, None)
+    assert not cheaper(more, less, x, None)
+    assert not cheaper(less, less, x, None)
