@@ -162,6 +162,7 @@ def picture(rows: list[Row], path: Path) -> None:
             places = [names.index(row["case"].removeprefix(op)) for row in mine]
             axis.plot([row[key] for row in mine], places, "o", label=provider)
         axis.set_yticks(range(len(names)), names, fontsize=6)
+        axis.set_xscale("linear" if key == "of floor" else "log")
         axis.set_title(f"{op}: {'fraction' if key == 'of floor' else 'multiple'} of the floor")
         axis.axvline(1, color="gray")
         axis.legend()

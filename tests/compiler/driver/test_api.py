@@ -54,7 +54,8 @@ def pruned_resnet() -> nn.Module:
 def test_dead_branches_of_a_resnet(device: str) -> None:
     model = pruned_resnet().to(device)
     x = torch.randn(8, 1, 28, 28, device=device)
-    result = lc.collapse(model, x[:1], report_on(model, x), data=[x])
+    # By latency, an H100 keeps all channels of some layers.
+    result = lc.collapse(model, x[:1], report_on(model, x), data=[x], cost="macs")
     assert result.before.depth - result.after.depth == 3
     assert result.max_abs_error < 1e-5
     assert result.same_predictions == 8
