@@ -29,6 +29,7 @@ from layercollapse.pipeline.schedule import settled
 from layercollapse.prune.budget import GLOBAL, RULES
 from layercollapse.report import render as report
 from layercollapse.report.record import FILE, Record
+from layercollapse.strategies import STRATEGIES
 from layercollapse.zoo.data import DATA_SETS
 from layercollapse.zoo.models import MODELS
 
@@ -102,6 +103,13 @@ def layercollapse() -> None:
 @click.option("--steps", type=int, default=5, show_default=True, help="Prunings at most.")
 @click.option("--rule", type=click.Choice([*RULES, GLOBAL]), default="nepenthe", show_default=True, help="Budget rule.")
 @click.option(
+    "--strategy",
+    default="prune",
+    show_default=True,
+    metavar="NAME[+NAME]",
+    help=f"What a step does before it trains: {', '.join(STRATEGIES)}.",
+)
+@click.option(
     "--max-drop", type=float, default=0.5, show_default=True, help="Accuracy budget in points, on validation."
 )
 @click.option(
@@ -126,6 +134,7 @@ def run(
     amount: float,
     steps: int,
     rule: str,
+    strategy: str,
     max_drop: float,
     max_layer_share: float,
     weights: Path | None,
@@ -173,6 +182,7 @@ def run(
                 max_drop=max_drop,
                 unit="percent",
                 rule=rule,
+                strategy=strategy,
                 max_layer_share=max_layer_share,
                 train_first=weights is None,
                 box=job.images.box,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from layercollapse.errors import LayerCollapseError
 from layercollapse.pipeline import checkpoint
+from layercollapse.prune.linearize import linearize
 from layercollapse.report.record import Record
 from layercollapse.zoo import data, models
 from layercollapse.zoo.data import Batches, DataSet
@@ -94,9 +95,11 @@ class Job:
         return model.to(self.device)
 
     def load(self, folder: str | Path, step: int) -> nn.Module:
-        """The network on the device with the weights of a step of a run, in evaluation mode."""
+        """The network on the device with the weights and linear sites of a step of a run, in evaluation mode."""
         model = self.build()
         checkpoint.load(Path(folder), step, model)
+        if lines := checkpoint.lines(Path(folder), step):
+            linearize(model, lines, self.example)
         return model.eval()
 
     @property

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +20,23 @@ from layercollapse.errors import LayerCollapseError
 from layercollapse.graph import rectifiers
 from layercollapse.graph.rectifiers import linear_site
 from layercollapse.graph.transparent import calls_none
-from layercollapse.graph.watch import ROOT, numbered, site_path
+from layercollapse.graph.watch import ROOT, numbered, site_path, unwrapped
+
+# Attribute of a model: what `linearize` returned for it, while it holds.
+HANDLES = "_linearized"
+
+
+@contextmanager
+def rectified(model: nn.Module) -> Iterator[None]:
+    """Inside, the rectifiers of a model are as they were before any `linearize`: what it is to be timed as."""
+    handles = list(vars(unwrapped(model)).get(HANDLES, ()))
+    for handle in reversed(handles):
+        handle.remove()
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.apply()
 
 
 class Line(NamedTuple):

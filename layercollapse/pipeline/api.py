@@ -26,11 +26,12 @@ from layercollapse.pipeline.batches import Inputs
 from layercollapse.pipeline.latency import environment
 from layercollapse.pipeline.metric import Metric, check_unit, number
 from layercollapse.pipeline.rehearsal import rehearse
-from layercollapse.pipeline.schedule import PATIENCE, Event, Schedule, how_to_go_on
+from layercollapse.pipeline.schedule import Event, Schedule, how_to_go_on
 from layercollapse.prune.budget import GLOBAL, RULES
 from layercollapse.prune.pruner import Pruner, checked_share
 from layercollapse.report import render as report
 from layercollapse.report.record import FILE, Record
+from layercollapse.strategies import Strategy, strategy_of
 
 SAMPLES = 16  # on which the pruner looks whether the outputs still vary
 
@@ -75,6 +76,7 @@ def run(
     max_drop: float = 0.5,
     unit: str | None = None,
     rule: Any = "nepenthe",
+    strategy: str | Strategy = "prune",
     max_layer_share: float = 1.0,
     train_first: bool = True,
     ignore: Sequence[str] = (),
@@ -114,12 +116,16 @@ def run(
         test: accuracy for the before/after table; by default `evaluate`.
         test_data: batches on which the collapsed and the sparse model are compared; by default `data`.
         amount: what to remove at each step, as for `Pruner.step`: a fraction of the weights kept, or a number.
-        steps: prunings at most. Stops earlier when nothing can be pruned any more, or when the accuracy has
-            been outside the budget for `PATIENCE` steps in a row.
+        steps: prunings at most. Stops earlier when nothing is left to do, or when the accuracy has been outside
+            the budget for two steps in a row (``"collapse"``: four).
         max_drop: accuracy budget, in percentage points below the dense network, whatever the unit.
         unit: of what `evaluate` and `test` return: ``"percent"`` or ``"fraction"`` (0 to 1, recorded times 100). None
             takes percent, and refuses a first number from 0 to 1, before anything is trained.
         rule: name of a budget rule or a function (see `layercollapse.prune.budget`).
+        strategy: what a step does before it trains. ``"prune"``: weights go, by the rule. ``"easier"``: the site of
+            lowest entropy becomes the identity. ``"tlc"``: the site that the outputs miss least becomes what its batch
+            norm says. ``"collapse"``: several sites become the identity, half as many where that loses too much.
+            ``"random"``: any site does. Several joined by ``+``, or a `layercollapse.strategies.Strategy`.
         max_layer_share: no site loses more than this share of its weights in a step, as for `Pruner.step`.
         train_first: whether the network is trained before the first pruning; False for one that is trained already.
         ignore: layers never pruned, as for `Pruner`.
@@ -147,6 +153,7 @@ def run(
     max_drop = number(max_drop, "max_drop", "percentage points, at least 0")
     max_layer_share = checked_share(number(max_layer_share, "max_layer_share", "a fraction in (0, 1]"))
     _check(amount=amount, steps=steps, max_drop=max_drop, rule=rule, train_first=train_first)
+    strategy_of(strategy)
     check_unit(unit)
     check_mode(mode)
     inputs = Inputs(data, "data", model, example_inputs)
@@ -167,6 +174,7 @@ def run(
             "max_layer_share": max_layer_share,
             "train_first": train_first,
             "rule": rule if isinstance(rule, str) else getattr(rule, "__name__", repr(rule)),
+            "strategy": strategy if isinstance(strategy, str) else type(strategy).__name__,
             "ignore": list(ignore),
             "seed": seed,
         },
@@ -183,6 +191,7 @@ def run(
         test=Metric(test, "test", unit) if test else score,
         inputs=inputs,
         rule=rule,
+        strategy=strategy_of(strategy),
         folder=folder,
         record=record,
         box=box,
@@ -243,4 +252,4 @@ def _check(*, amount: float, steps: int, max_drop: float, rule: Any, train_first
         raise LayerCollapseError(f"max_drop: expected percentage points, at least 0, got {max_drop}")
 
 
-__all__ = ["PATIENCE", "Event", "RunResult", "run"]
+__all__ = ["Event", "RunResult", "run"]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from layercollapse._util.files import atomic, writable_folder
 from layercollapse._util.tensors import raw_bytes
 from layercollapse.errors import LayerCollapseError
-from layercollapse.prune.pruner import Pruner
+from layercollapse.prune.pruner import Pruner, lines_in
 
 FOLDER = "checkpoints"
 
@@ -65,6 +65,15 @@ def load(folder: Path, step: int, model: nn.Module, pruner: Pruner | None = None
         raise LayerCollapseError(f"run: expected the weights of step {step} in {file}, got: {error}") from error
     if pruner is not None:
         pruner.load_state_dict(_load_tensors(_masks_path(folder, step)))
+
+
+def lines(folder: Path, step: int) -> dict[str, Tensor]:
+    """What `linearize` takes for the sites that were linear in a step; empty if there were none.
+
+    Raises:
+        LayerCollapseError: the file is missing or damaged.
+    """
+    return lines_in(_load_tensors(_masks_path(folder, step)))
 
 
 def check(folder: Path, model: nn.Module, pruner: Pruner) -> None:

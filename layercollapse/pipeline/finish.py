@@ -17,6 +17,7 @@ from layercollapse.entropy.probe import EntropyReport
 from layercollapse.errors import LayerCollapseError
 from layercollapse.graph.agreement import compare
 from layercollapse.graph.export import reason
+from layercollapse.graph.linear_sites import rectified
 from layercollapse.pipeline import checkpoint
 from layercollapse.pipeline.latency import BATCH_SIZES, file_mib, latency, repeat_to
 from layercollapse.report.record import Record, Region, Side, Verdict
@@ -106,7 +107,8 @@ def _measure(
     timings: tuple[dict[str, float], dict[str, float]] = ({}, {})
     for batch_size in BATCH_SIZES:
         try:
-            pair = latency([model, result.model], repeat_to(example, batch_size))
+            with rectified(model):
+                pair = latency([model, result.model], repeat_to(example, batch_size))
         except (RuntimeError, ValueError, LayerCollapseError):  # a model that takes one size of batch alone
             continue
         for side, milliseconds in zip(timings, pair, strict=True):

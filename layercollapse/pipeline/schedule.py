@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Any, NoReturn
 
 import torch
 from torch import nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from layercollapse.compiler.driver.result import CollapseResult
 from layercollapse.entropy.probe import EntropyReport
@@ -23,14 +21,14 @@ from layercollapse.pipeline import checkpoint
 from layercollapse.pipeline.batches import Inputs, measure_entropy
 from layercollapse.pipeline.finish import collapse_and_compare
 from layercollapse.pipeline.metric import Metric
+from layercollapse.pipeline.training import taken, zeros_kept
 from layercollapse.prune.pruner import Pruner, StepResult
 from layercollapse.report.record import Pieces, Record, Step
 from layercollapse.report.render import write_html
-
-PATIENCE = 2  # steps in a row below the accuracy budget after which the schedule gives up
+from layercollapse.strategies import Situation, Strategy
 
 # What runs were made with before these settings could be chosen.
-_DEFAULTS = {"unit": "percent", "max_layer_share": 1.0, "train_first": True}
+_DEFAULTS = {"unit": "percent", "max_layer_share": 1.0, "train_first": True, "strategy": "prune"}
 
 
 @dataclass(frozen=True)
@@ -60,23 +58,6 @@ def choose(steps: Sequence[Step], max_drop: float) -> int:
     return max(eligible, key=lambda step: (step.sites_collapsed, step.top1_validation)).step
 
 
-@contextmanager
-def zeros_kept(pruner: Pruner, model: nn.Module) -> Iterator[None]:
-    """Inside, every step of a torch optimizer that holds a parameter of the model is followed by `apply`."""
-    parameters = {id(parameter) for parameter in model.parameters()}
-
-    def after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if any(id(parameter) in parameters for group in optimizer.param_groups for parameter in group["params"]):
-            pruner.apply()
-
-    handle = register_optimizer_step_post_hook(after_step)
-    try:
-        yield
-    finally:
-        handle.remove()
-        pruner.apply()
-
-
 @dataclass
 class Schedule:
     """A run under way; its state is in the record and in the checkpoints, which are always in step."""
@@ -88,6 +69,7 @@ class Schedule:
     test: Metric
     inputs: Inputs
     rule: Any
+    strategy: Strategy
     folder: Path
     record: Record
     progress: Callable[[Event], object]
@@ -120,7 +102,7 @@ class Schedule:
             report = self._measure(record.steps[-1].step) if record.steps else None
             self.model.train()  # which layers that merge adapters for evaluation are pruned and saved in
             while len(record.steps) <= record.settings["steps"] and not self._pointless():
-                if report is not None and not self._prune(report):
+                if report is not None and not self._act(report):
                     break
                 report = self._step(len(record.steps))
         except KeyboardInterrupt:
@@ -134,21 +116,45 @@ class Schedule:
                 raise
             _raise_with_the_way_on(error, self.folder)
 
-    def _prune(self, report: EntropyReport) -> bool:
-        settings = self.record.settings
+    def _act(self, report: EntropyReport) -> bool:
+        """Do what the strategy proposes; False: it ends the run."""
         try:
-            self.pruned = self.pruner.step(
-                report, amount=settings["amount"], rule=self.rule, max_layer_share=settings["max_layer_share"]
-            )
+            action = self.strategy.propose(self._situation(report))
+            if action is None or not (action.linear or action.prune is not None):
+                self.record.stopped = "nothing left to make linear"
+                return False
+            if action.back:
+                self.model.train()
+                checkpoint.load(self.folder, self._choice(), self.model, self.pruner)
+            if action.linear:
+                self.pruner.linearize(action.linear)
+            self.pruned = None
+            if action.prune is not None:
+                if action.linear:
+                    report = self._measure(len(self.record.steps))
+                self.pruned = self.pruner.step(report, **action.prune)
         except LayerCollapseError as error:
             if len(self.record.steps) == 1:
-                raise  # not even one pruning: the caller should know
+                raise  # not even one step: the caller should know
             self.record.stopped = str(error)
             return False
-        if not any(self.pruned.removed.values()):
+        if self.pruned is not None and not any(self.pruned.removed.values()) and not action.linear:
             self.record.stopped = "nothing left to prune"
             return False
         return True
+
+    def _situation(self, report: EntropyReport) -> Situation:
+        pruning = {name: self.record.settings[name] for name in ("amount", "max_layer_share")}
+        return Situation(
+            report=report,
+            pruner=self.pruner,
+            model=self.model,
+            data=self.inputs,
+            evaluate=self.evaluate,
+            steps=taken(self.record, self._choice()),
+            prune={**pruning, "rule": self.rule},
+            seed=self.record.settings["seed"],
+        )
 
     def _step(self, number: int) -> EntropyReport:
         started, record = time.perf_counter(), self.record
@@ -177,6 +183,7 @@ class Schedule:
             emptied=len(self.pruned.emptied) if self.pruned else 0,
             guarded=list(self.pruned.floors) if self.pruned else [],
             patterns=[Pieces.of(layer.patterns) for layer in report.layers if layer.patterns is not None],
+            linear=list(self.pruner.linear),
         )
         checkpoint.save(self.folder, number, self.model, self.pruner)
         record.steps.append(step)
@@ -203,8 +210,8 @@ class Schedule:
         limit = steps[0].top1_validation - self.record.settings["max_drop"]
         if steps[-1].sites_collapsed == len(self.record.sites):
             self.record.stopped = "every site has collapsed"
-        elif all(step.top1_validation < limit for step in steps[-PATIENCE:]):
-            self.record.stopped = f"accuracy below the budget for {PATIENCE} steps in a row"
+        elif all(step.top1_validation < limit for step in steps[-self.strategy.patience :]):
+            self.record.stopped = f"accuracy below the budget for {self.strategy.patience} steps in a row"
         return bool(self.record.stopped)
 
     def finish(self, example: Any, test_inputs: Inputs) -> CollapseResult:
@@ -212,11 +219,11 @@ class Schedule:
         record = self.record
         record.chosen = self._choice()
         self.progress(Event("collapse", record.chosen, record))
-        captured = self.pruner.capture
         try:
             self.model.train()
             checkpoint.load(self.folder, record.chosen, self.model, self.pruner)
             self.model.eval()
+            captured = self.pruner.capture
             result = collapse_and_compare(
                 self.model,
                 example,

@@ -13,7 +13,7 @@ from layercollapse.entropy.layer import OFF, SATURATED, LayerEntropy
 from layercollapse.errors import LayerCollapseError
 from layercollapse.graph.aten import COMPOSED
 from layercollapse.graph.capture import Capture, Site, capture
-from layercollapse.graph.linear_sites import Line, LinearCalls, LinearSite
+from layercollapse.graph.linear_sites import HANDLES, Line, LinearCalls, LinearSite
 from layercollapse.graph.watch import site_path, unwrapped
 
 _SLOPES = {"identity": 1.0, "zero": 0.0}
@@ -32,26 +32,46 @@ class Linearized:
 
     def __init__(self, model: nn.Module, lines: Mapping[str, Line], captured: Capture) -> None:
         self.model, self.lines = model, dict(lines)
-        like = next(model.parameters(), torch.zeros(()))
-        lines = {name: line.at(like) for name, line in lines.items()}
-        own = {name: module for name, module in _called_once(model, captured).items() if name in lines}
-        made = {id(module): LinearSite(lines[name], module) for name, module in own.items()}
-        self._modules = [
-            (parent, attribute, child)
-            for parent in list(model.modules())
-            for attribute, child in parent._modules.items()
-            if id(child) in made
-        ]
-        for parent, attribute, module in self._modules:
-            parent._modules[attribute] = made[id(module)]
-        rest = {name: line for name, line in lines.items() if name not in own}
-        self._calls = LinearCalls(model, rest) if rest else None
+        self._called_once = _called_once(captured)
+        self._modules: list[tuple[nn.Module, str, nn.Module]] = []
+        self._calls: LinearCalls | None = None
+        self.apply()
 
     def __enter__(self) -> Linearized:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.remove()
+
+    @property
+    def applied(self) -> bool:
+        """Whether the model computes the lines."""
+        return bool(self._modules) or self._calls is not None
+
+    def apply(self) -> None:
+        """Put the lines in the place of the rectifiers; a second time it does nothing."""
+        if self.applied:
+            return
+        like = next(self.model.parameters(), torch.zeros(()))
+        lines = {name: line.at(like) for name, line in self.lines.items()}
+        own = {
+            name: module
+            for name, module in ((site_path(path), module) for path, module in self.model.named_modules())
+            if name in lines and name in self._called_once and _is_rectifier(module)
+        }
+        made = {id(module): LinearSite(lines[name], module) for name, module in own.items()}
+        self._modules = [
+            (parent, attribute, child)
+            for parent in list(self.model.modules())
+            for attribute, child in parent._modules.items()
+            if child is not None and id(child) in made
+        ]
+        for parent, attribute, module in self._modules:
+            parent._modules[attribute] = made[id(module)]
+        rest = {name: line for name, line in lines.items() if name not in own}
+        self._calls = LinearCalls(self.model, rest) if rest else None
+        # So that others find it: an attribute, which a copy of the model has a copy of.
+        vars(self.model).setdefault(HANDLES, []).append(self)
 
     def remove(self) -> None:
         """Put the rectifiers back; a second time it does nothing."""
@@ -60,6 +80,8 @@ class Linearized:
             parent._modules[attribute] = linear.restore() if isinstance(linear, LinearSite) else module
         if self._calls is not None:
             self._calls.remove()
+        if self.applied:
+            vars(self.model)[HANDLES].remove(self)
         self._modules, self._calls = [], None
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -126,9 +148,7 @@ def lines_of(captured: Capture, sites: Mapping[str, Becomes]) -> dict[str, Line]
     """What the sites become, checked; the errors are those of `linearize`."""
     if not isinstance(sites, Mapping) or not sites:
         raise LayerCollapseError(f"sites: expected a mapping from names of sites, got {sites!r}")
-    nodes = {node.name: node for node in captured.graph.nodes}
-    composed = {site.name.partition("#")[0] for site in captured.sites if COMPOSED in nodes[site.node].meta}
-    lines = {}
+    composed, lines = _composed(captured), {}
     for name, becomes in sites.items():
         site = captured.site(name)
         if site.kind == "linear":
@@ -142,14 +162,26 @@ def lines_of(captured: Capture, sites: Mapping[str, Becomes]) -> dict[str, Line]
     return lines
 
 
-def _called_once(model: nn.Module, captured: Capture) -> dict[str, nn.Module]:
-    """The sites that are torch's own modules, which a forward pass calls once."""
+def linearizable(captured: Capture) -> list[Site]:
+    """The sites that can be made linear and are not yet, in execution order."""
+    composed = _composed(captured)
+    return [s for s in captured.sites if s.kind != "linear" and s.name.partition("#")[0] not in composed]
+
+
+def _composed(captured: Capture) -> set[str]:
+    """The paths in which rectifiers are written out: its calls cannot be told by their numbers."""
+    nodes = {node.name: node for node in captured.graph.nodes}
+    return {site.name.partition("#")[0] for site in captured.sites if COMPOSED in nodes[site.node].meta}
+
+
+def _called_once(captured: Capture) -> frozenset[str]:
+    """The paths in which a forward pass makes one rectifier call."""
     calls = Counter(name.partition("#")[0] for name in (*(site.name for site in captured.sites), *captured.unread))
-    return {
-        path: module
-        for path, module in ((site_path(path), module) for path, module in model.named_modules())
-        if calls[path] == 1 and type(module).__module__ == "torch.nn.modules.activation"
-    }
+    return frozenset(path for path, count in calls.items() if count == 1)
+
+
+def _is_rectifier(module: nn.Module) -> bool:
+    return type(module).__module__ == "torch.nn.modules.activation"
 
 
 def _line(site: Site, becomes: Becomes) -> Line:

@@ -28,12 +28,12 @@ from layercollapse.compiler.frontend.lower import lower
 from layercollapse.compiler.ir.graph import Net
 from layercollapse.entropy.probe import EntropyReport
 from layercollapse.errors import LayerCollapseError
-from layercollapse.graph.capture import capture
+from layercollapse.graph.capture import Site, capture
 from layercollapse.graph.linear_sites import Line
 from layercollapse.graph.prunable import check_any, prunable
 from layercollapse.graph.watch import unwrapped
 from layercollapse.prune.budget import GLOBAL, LayerState, Rule, allocate, budget
-from layercollapse.prune.linearize import Becomes, Linearized, lines_of
+from layercollapse.prune.linearize import Becomes, Linearized, linearizable, lines_of
 from layercollapse.prune.liveness import Liveness, Varying
 from layercollapse.prune.masks import WeightMasks
 
@@ -109,8 +109,9 @@ class Pruner:
         samples: Any = None,
     ) -> None:
         self.model = unwrapped(model)
-        self._example_inputs, self._ignore = example_inputs, ignore
+        self.example_inputs, self._ignore = example_inputs, ignore
         self._linear: Linearized | None = None
+        self._aliases: dict[str, tuple[str, ...]] = {}
         self.capture = self._came = capture(self.model, example_inputs)
         self._find_layers()
         check_any(prunable(self.model, self.capture, ignore), self.model, self.capture)
@@ -124,12 +125,19 @@ class Pruner:
         targets = prunable(self.model, self.capture, self._ignore)
         self.layers: dict[str, tuple[str, ...]] = targets.layers
         self.unfed: dict[str, str] = targets.unfed
-        self._aliases = targets.aliases
+        # Also of weights that fed a site which is linear now: what is pruned of them stays so.
+        self._aliases = {**self._aliases, **targets.aliases}
 
     @property
     def linear(self) -> tuple[str, ...]:
-        """The sites that `linearize` made linear."""
-        return () if self._linear is None else tuple(self._linear.lines)
+        """The sites that `linearize` made linear, in execution order."""
+        lines = {} if self._linear is None else self._linear.lines
+        return tuple(site.name for site in self.capture.sites if site.name in lines)
+
+    @property
+    def linearizable(self) -> list[Site]:
+        """The sites that `linearize` can make linear and has not, in execution order."""
+        return linearizable(self.capture)
 
     @torch.inference_mode(False)
     def linearize(self, sites: Mapping[str, Becomes]) -> None:
@@ -151,7 +159,7 @@ class Pruner:
         if self._linear is not None:
             self._linear.remove()
         self._linear = Linearized(self.model, lines, self._came) if lines else None
-        self.capture = capture(self.model, self._example_inputs) if lines else self._came
+        self.capture = capture(self.model, self.example_inputs) if lines else self._came
         self._find_layers()
 
     @property
@@ -256,11 +264,9 @@ class Pruner:
             LayerCollapseError: masks of other weights, or of the wrong type or size, or lines of other sites. Nothing
                 has changed.
         """
-        lines, masks = {}, state
-        if isinstance(state, Mapping):
-            lines = {name.removesuffix(_LINE): line for name, line in state.items() if str(name).endswith(_LINE)}
-            masks = {name: mask for name, mask in state.items() if not str(name).endswith(_LINE)}
+        lines = lines_in(state)
         checked = lines_of(self._came, lines) if lines else {}
+        masks = {n: m for n, m in state.items() if n.removesuffix(_LINE) not in lines} if lines else state
         with torch.no_grad():
             self._masks.load_state_dict(masks)
         if checked or self._linear is not None:
@@ -436,6 +442,12 @@ class Pruner:
         """Whether layers lead from the input to the output without those whose weights are in `dead`."""
         with on_cpu():
             return depends(net, {alias for name in dead for alias in self._aliases[name]})
+
+
+def lines_in(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The lines in a pruner's state, as `linearize` takes them."""
+    names = [name for name in state if str(name).endswith(_LINE)]
+    return {name.removesuffix(_LINE): state[name] for name in names}
 
 
 def _taken(removed: Mapping[str, int]) -> str:

@@ -46,6 +46,7 @@ class Step:
         emptied: sites that lost the last of their weights in the pruning before it.
         guarded: sites at which that kept weights, as the output would not have depended on the input without.
         patterns: the sign patterns, per site; empty if they were not counted.
+        linear: sites that were made linear.
     """
 
     step: int
@@ -58,6 +59,7 @@ class Step:
     emptied: int = 0
     guarded: list[str] = field(default_factory=list)
     patterns: list[Pieces] = field(default_factory=list)
+    linear: list[str] = field(default_factory=list)
 
 
 @dataclass

@@ -150,18 +150,18 @@ def test_what_fails_after_the_collapse_is_said_and_the_model_is_there(tmp_path):
 @pytest.mark.parametrize("kind", [LayerCollapseError, OSError])
 def test_an_error_in_a_later_step_names_the_call_that_goes_on(tmp_path, kind, monkeypatch):
     log = Log()
-    step = Schedule._prune
+    step = Schedule._act
 
     def failing(self, report):
         raise kind("disk: expected room, got none")
 
-    monkeypatch.setattr(Schedule, "_prune", failing)
+    monkeypatch.setattr(Schedule, "_act", failing)
     with pytest.raises(kind, match="disk: expected room, got none") as caught:
         log.run(tmp_path / "made")
     said = str(caught.value) + "".join(getattr(caught.value, "__notes__", ()))
     if kind is LayerCollapseError or hasattr(caught.value, "__notes__"):
         assert f"run(..., out={str(tmp_path / 'made')!r}, resume=True)" in said
-    monkeypatch.setattr(Schedule, "_prune", step)
+    monkeypatch.setattr(Schedule, "_act", step)
     assert len(log.run(tmp_path / "made", resume=True).record.steps) == 2
 
 

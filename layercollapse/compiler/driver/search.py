@@ -37,6 +37,7 @@ from layercollapse.compiler.tuning.variants import Form, Variant, between, cheap
 from layercollapse.errors import LayerCollapseError
 from layercollapse.graph.agreement import Agreement, compare
 from layercollapse.graph.capture import Capture
+from layercollapse.graph.linear_sites import rectified
 
 # Networks that are tried at most where layers are rolled back.
 _TRIALS = 24
@@ -188,7 +189,8 @@ class Search:
         made = [best]
         if chosen is not None:
             made = [form(Variant.CHOSEN, chosen.net, chosen.context, self.device, self._shared), best]
-        race = between(self.model, made, self.example_inputs, cost)
+        with rectified(self.model):  # what makes calls of a live model linear takes time of its own
+            race = between(self.model, made, self.example_inputs, cost)
         times = race.times
         if race.order[0] == Variant.CHOSEN:
             other = compare(self.model, made[0].model, self.data)
@@ -196,7 +198,8 @@ class Search:
                 best, agreement = made[0], other
         if race.slower_than_input(best.name):
             same = form(Variant.UNCHANGED, self.base.copy(), PassContext(), self.device, self._shared)
-            last = once(self.model, [best, same], self.example_inputs, cost, seconds=3.0)
+            with rectified(self.model):
+                last = once(self.model, [best, same], self.example_inputs, cost, seconds=3.0)
             times = times | last.times
             other = compare(self.model, same.model, self.data)
             faster = last.slower_than_input(best.name) and times[same.name] < times[best.name]

@@ -1,0 +1,76 @@
+"""How many sites go, which first, and what happens where accuracy is lost."""
+
+import pytest
+import torch
+from torch import nn
+
+from layercollapse.strategies.base import Taken
+from layercollapse.strategies.collapse import Collapse, tried_since
+from situations import situation
+
+
+class Residual(nn.Module):
+    """Three blocks: each has a site inside, and one on the sum."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+        self.second = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+        self.inside = nn.ModuleList(nn.ReLU() for _ in range(3))
+        self.outside = nn.ModuleList(nn.ReLU() for _ in range(3))
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x):
+        for first, inside, second, outside in zip(self.first, self.inside, self.second, self.outside, strict=True):
+            x = outside(second(inside(first(x))) + x)
+        return self.head(x)
+
+
+def taken(*steps, entropy=None):
+    """(sites, within), the best of them last among those within."""
+    best = max(number for number, (_, within) in enumerate(steps) if within)
+    return [Taken(tuple(names), within, n == best, entropy or {}) for n, (names, within) in enumerate(steps)]
+
+
+def test_sites_that_read_sums_go_last_and_low_entropies_first():
+    torch.manual_seed(0)
+    found = situation(Residual(), torch.randn(32, 4))
+    order = list(Collapse(share=1.0).propose(found).linear)
+    entropy = {layer.name: layer.mean for layer in found.report}
+    assert [name.split(".")[0] for name in order] == ["inside"] * 3 + ["outside"] * 3
+    assert [entropy[name] for name in order[:3]] == sorted(entropy[name] for name in order[:3])
+    assert [entropy[name] for name in order[3:]] == sorted(entropy[name] for name in order[3:])
+    assert len(Collapse(share=0.35).propose(found).linear) == 3  # of six
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        ([("", True)], []),
+        ([("", True), ("abcd", False)], [4]),
+        ([("", True), ("abcd", False), ("ab", False)], [4, 2]),
+        ([("", True), ("abcd", False), ("ab", True), ("abc", False)], [1]),
+        ([("", True), ("ab", True)], []),
+    ],
+)
+def test_what_lost_too_much_since_the_best_step(steps, expected):
+    made = taken(*steps)
+    assert [len(names) for names in tried_since(made, next(step for step in made if step.best))] == expected
+
+
+@pytest.mark.parametrize(
+    ("lost", "many", "excluded"),
+    [([4], 2, 0), ([4, 2], 1, 0), ([4, 2, 1], 1, 1), ([1], 1, 1), ([6], 3, 0), ([3], 1, 0)],
+)
+def test_half_as_many_after_a_step_that_lost_too_much(lost, many, excluded):
+    torch.manual_seed(0)
+    found = situation(Residual(), torch.randn(32, 4))
+    entropy = found.steps[0].entropy
+    order = list(Collapse(share=1.0).propose(found).linear)
+    steps = taken(("", True), *((order[:count], False) for count in lost), entropy=entropy)
+    object.__setattr__(found, "steps", steps)
+    action = Collapse().propose(found)
+    assert action.back
+    assert list(action.linear) == order[excluded:][:many]
+    object.__setattr__(found, "steps", taken(("", True), *(([name], False) for name in order), entropy=entropy))
+    assert Collapse().propose(found) is None
