@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch.utils._pytree as pytree
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from layercollapse._util.files import write_text
 from layercollapse.compiler.driver.api import collapse
@@ -20,6 +21,7 @@ from layercollapse.graph.export import reason
 from layercollapse.graph.linear_sites import rectified
 from layercollapse.pipeline import checkpoint
 from layercollapse.pipeline.latency import BATCH_SIZES, file_mib, latency, repeat_to
+from layercollapse.pipeline.norms import has_norms, with_norms, without_norms
 from layercollapse.report.record import Record, Region, Side, Verdict
 
 MODEL_FILE = "model.safetensors"
@@ -52,7 +54,8 @@ def collapse_and_compare(
         folder: the run's folder.
         settle: trains a model whose merges changed a border (``mode="repad"``), or that has fitted layers
             (``mode="refit"``), once more, in place, and says whether its accuracy is good enough; if not, the exact
-            collapse is taken. None leaves such a model untrained.
+            collapse is taken. None leaves such a model untrained. Of a model with batch norms it is given one with new
+            ones, which are folded when it is trained.
         options: for `collapse`, for example ``tolerance``.
 
     Returns:
@@ -65,7 +68,7 @@ def collapse_and_compare(
     if (result.repadded or result.refitted) and settle is not None:
         good = False
         with _noted(record, "training the collapsed model once more"):
-            good = settle(result.model)
+            result, good = _settled(model, result, data, settle)
         if not good:
             result = collapse(model, example, report, data=data, **{**options, "mode": "exact"})
     result.model.eval()
@@ -89,6 +92,22 @@ def collapse_and_compare(
     with _noted(record, "measuring the collapsed model"):
         _measure(model, result, example, test=test, record=record, folder=folder)
     return result
+
+
+def _settled(
+    model: nn.Module,
+    result: CollapseResult,
+    data: Iterable[Any],
+    settle: Callable[[nn.Module], bool],
+) -> tuple[CollapseResult, bool]:
+    """The collapse trained once more, and whether it is good enough."""
+    if not has_norms(model) or not isinstance(result.model, fx.GraphModule):
+        return result, settle(result.model)
+    trained = with_norms(result.model, data)
+    good = settle(trained)
+    folded = without_norms(trained)
+    after = replace(result.after, parameters=sum(parameter.numel() for parameter in folded.parameters()))
+    return replace(result, model=folded, after=after), good
 
 
 def _measure(

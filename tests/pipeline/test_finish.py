@@ -9,6 +9,7 @@ from torch import nn
 from layercollapse.compiler.driver import api as collapse_api
 from layercollapse.errors import LayerCollapseError
 from layercollapse.pipeline.api import run
+from layercollapse.pipeline.norms import has_norms
 from layercollapse.report.record import Record
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -98,6 +99,34 @@ def test_a_model_with_fitted_layers_is_trained_again_and_taken_if_it_is_good_eno
     assert record.after.depth == (1 if holds else 2)
     text = (tmp_path / "made" / "report.html").read_text(encoding="utf-8")
     assert ("0 … 2 (2 layers): one 5x5 convolution, R²" in text) == holds
+
+
+def test_a_network_with_batch_norms_trains_once_more_with_new_ones(tmp_path, monkeypatch):
+    monkeypatch.setattr(collapse_api, "Latency", Counted)
+    model = wide_pair()
+    model.insert(1, nn.BatchNorm2d(40))
+    with torch.no_grad():
+        model[0].weight.abs_()
+        model[0].bias.zero_()
+    outputs = []
+
+    def train(trained):
+        if not isinstance(trained, nn.Sequential):
+            assert trained.training
+            norms = [module for module in trained.modules() if isinstance(module, nn.BatchNorm2d)]
+            with torch.no_grad():
+                norms[0].weight.mul_(2)
+            outputs.append(trained.eval()(x))
+
+    x = torch.rand(20, 1, 8, 8)
+    result = run(
+        model, train=train, evaluate=lambda model: 90.0, data=[x], steps=0, mode="refit", out=tmp_path / "made"
+    )
+    assert result.collapse.refitted
+    assert not has_norms(result.model)
+    torch.testing.assert_close(result.model(x), outputs[0])
+    assert result.record.after.parameters == sum(p.numel() for p in result.model.parameters())
+    assert not result.record.failed
 
 
 def test_an_unknown_mode_is_refused_before_anything_is_trained(tmp_path):
