@@ -65,7 +65,7 @@ def collapse(
     tolerance: float = 1e-4,
     cost: str = "latency",
     partial: bool = False,
-    min_r2: float = 0.7,
+    min_r2: float = 0.8,
     captured: Capture | None = None,
 ) -> CollapseResult:
     """Remove the rectifiers that never bend, and merge what is left between the others.

@@ -1,7 +1,9 @@
 """Linear regions replaced by cheaper layers that are fitted on data: `collapse(mode="refit")`.
 
 The candidates for a region (`tuning.candidates`) are fitted by least squares to what the network as it came makes of
-the data. The cheapest is taken that explains enough of the variance of samples that it was not fitted on.
+the data. The cheapest is taken that explains enough of the variance of samples that it was not fitted on (R²). Those
+that cost as much but for a small part of what the region costs count as cheap, and the best of them is taken: a 3x3
+kernel with an R² of 0.97 and 15 % of the region's time, and not a 1x1 kernel with 0.81 and 14 %.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from layercollapse.compiler.ir.records import Affine, ConvGeometry, Origin
 from layercollapse.compiler.passes.linearize import Known, linearize
 from layercollapse.compiler.passes.refit import LinearRegion, Replacement, Windows, linear_regions, rewritten
 from layercollapse.compiler.tuning.candidates import Candidate, Choices, choices, point, unknowns
-from layercollapse.compiler.tuning.timer import CostModel
+from layercollapse.compiler.tuning.timer import MARGIN, CostModel
 from layercollapse.graph.agreement import batches, written_out
 from layercollapse.graph.export import copied
 
@@ -137,8 +139,11 @@ class _Job:
         return torch.cat(found)
 
     def chosen(self, least: float) -> tuple[Candidate, float, Replacement] | str:
-        """The cheapest candidate that explains enough, with its R² and its layers; or why there is none."""
-        best, said, few = -math.inf, "", ""
+        """The best candidate that explains enough, with its R² and its layers; or why there is none."""
+        best: tuple[Candidate, float] | None = None
+        chosen: tuple[Candidate, float, Tensor] | None = None
+        most = math.inf
+        few = ""
         fits: dict[int, tuple[Fit, Tensor]] = {}
         for candidate in self.choices.candidates:
             columns = self.columns(candidate.windows)
@@ -158,11 +163,13 @@ class _Job:
             fit, columns = fits[len(columns)]
             tried = fit if candidate.rank is None else self.fitted.low_rank(fit, candidate.rank, columns)[0]
             r2 = self.held.explained(tried, columns)
-            if r2 >= least:
-                return candidate, r2, self._replacement(candidate, columns)
-            if r2 > best:
-                best = r2
-                said = f"{candidate} explains {r2:.3f} of its variance (R²), less than {least:g}"
+            if r2 >= least and candidate.cost <= most and (chosen is None or r2 > chosen[1]):
+                chosen, most = (candidate, r2, columns), min(most, candidate.cost + MARGIN * self.choices.cost)
+            if best is None or r2 > best[1]:
+                best = candidate, r2
+        if chosen is not None:
+            return *chosen[:2], self._replacement(chosen[0], chosen[2])
+        said = best and f"{best[0]} explains {best[1]:.3f} of its variance (R²), less than {least:g}"
         return "; ".join(filter(None, (said, few)))
 
     def _replacement(self, candidate: Candidate, columns: Tensor) -> Replacement:
@@ -217,7 +224,7 @@ def refit(
     linearize(net, known)
     jobs, kept = list[_Job](), list[Kept]()
     for region in linear_regions(net):
-        some = choices(net, region, cost)
+        some = choices(net, region, cost, device)
         if isinstance(some, str):
             kept.append(_not_refitted(region, net, some))
         elif some is not None:

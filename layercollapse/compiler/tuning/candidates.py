@@ -10,16 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import fx
 
 from layercollapse.compiler.analysis.cost import macs
-from layercollapse.compiler.ir.graph import Net, shape, source
+from layercollapse.compiler.backend.emit import emit
+from layercollapse.compiler.ir.graph import Net, shape
 from layercollapse.compiler.ir.records import Affine, ConvGeometry
 from layercollapse.compiler.passes.context import Group, PassContext
-from layercollapse.compiler.passes.refit import LinearRegion, Windows, narrower
+from layercollapse.compiler.passes.refit import LinearRegion, Replacement, Windows, narrower, rewritten
 from layercollapse.compiler.passes.registry import run_passes
 from layercollapse.compiler.tuning.regions import cut
 from layercollapse.compiler.tuning.timer import CostModel
@@ -31,6 +31,8 @@ _UNKNOWNS = 4700
 _RANKS = (2, 4)
 # What is timed has to be faster by this much to take the place of what is exact.
 _GAIN = 0.9
+# The race of a region and its candidates may take so long.
+_SECONDS, _PASSES = 0.5, 50
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,78 +95,72 @@ class Choices:
         return shape(self.region.root)[self.dim]
 
 
-def choices(net: Net, region: LinearRegion, cost: CostModel | None) -> Choices | str | None:
-    """What may replace a region of a net: None if nothing is cheaper, or why nothing can."""
+def choices(net: Net, region: LinearRegion, cost: CostModel | None, device: torch.device) -> Choices | str | None:
+    """What may replace a region of a net: None if nothing is cheaper, or why nothing can.
+
+    Args:
+        net: the net.
+        region: a part of it.
+        cost: what decides; None: multiply-accumulates.
+        device: where networks are timed.
+    """
     layers = region.layers(net)
     if region.windows is None:
         return "its paths have other strides, or outputs of other sizes for some inputs: no kernel has both"
-    exact = _exactly(net, region, cost)
-    if exact is None:
-        return None
-    outputs, dim = shape(region.root)[layers[0][1].channel_dim], layers[0][1].channel_dim
-    candidates = [
-        candidate
-        for windows in narrower(region.windows)
-        if unknowns(windows, dim) <= _UNKNOWNS
-        for rank in (None, *(outputs // part for part in _RANKS if outputs // part))
-        if (candidate := _candidate(region, windows, rank, layers[0][1], cost)).cost
-        < (1 if cost is None else _GAIN) * exact.cost
+    like, dim = layers[0][1], layers[0][1].channel_dim
+    reads = sorted(node.name for node in region.windows)
+    exact, candidates = list[Net](), list[tuple[Windows, int | None]]()
+    for omitted in (frozenset[Group](), MERGES):
+        part = cut(net, {node.name for node in region.nodes}, set(region.nodes), reads)
+        run_passes(part, PassContext(None if cost is None else cost.layer, lambda name, some=omitted: some))  # type: ignore[misc]
+        if sum(1 for _ in part.records(Affine)) <= len(reads):
+            return None
+        exact.append(part)
+    plain = cut(net, {node.name for node in region.nodes}, set(region.nodes), reads)
+    outputs = shape(region.root)[dim]
+    for windows in narrower(region.windows):
+        if unknowns(windows, dim) <= _UNKNOWNS:
+            candidates += [(windows, rank) for rank in (None, *(outputs // part for part in _RANKS if outputs // part))]
+    nets = [*exact, *(rewritten(plain, [_zeros(region, *some, like)]) for some in candidates)]
+    work = [sum(macs(op, shape(node)) for node, op in part.records(Affine)) for part in nets]
+    costs = [float(count) for count in work]
+    if cost is not None:
+        # Zeros are as fast as anything else.
+        inputs = tuple(torch.zeros(shape(node), dtype=like.dtype, device=device) for node in _by_name(region.windows))
+        models = {index: emit(part, device) for index, part in enumerate(nets)}
+        times = cost.networks(models, inputs, seconds=_SECONDS, passes=_PASSES)
+        costs = [times[index] for index in models]
+    best = min(range(len(exact)), key=costs.__getitem__)
+    found = [
+        Candidate(*some, costs[index], work[index])
+        for index, some in enumerate(candidates, len(exact))
+        if costs[index] < (1 if cost is None else _GAIN) * costs[best]
     ]
-    if not candidates:
+    if not found:
         return None
     # The smallest first where costs are the same.
-    candidates.sort(key=lambda one: (one.cost, one.macs))
-    largest = max((one.windows for one in candidates), key=lambda windows: unknowns(windows, dim))
-    return Choices(region, layers, candidates, exact.cost, exact.macs, largest)
+    found.sort(key=lambda one: (one.cost, one.macs))
+    largest = max((one.windows for one in found), key=lambda windows: unknowns(windows, dim))
+    return Choices(region, layers, found, costs[best], work[best], largest)
 
 
-class _Cost(NamedTuple):
-    """In ms or multiply-accumulates, and the latter."""
-
-    cost: float
-    macs: int
+def _by_name(windows: Windows) -> list[fx.Node]:
+    return sorted(windows, key=lambda node: node.name)
 
 
-def _exactly(net: Net, region: LinearRegion, cost: CostModel | None) -> _Cost | None:
-    """What a region's layers cost as they collapse exactly; None where that is one layer on each tensor read."""
-    assert region.windows is not None
-    names, reads = {node.name for node in region.nodes}, sorted(node.name for node in region.windows)
-    found = list[_Cost]()
-    for omitted in (frozenset[Group](), MERGES):
-        part = cut(net, names, set(region.nodes), reads)
-        run_passes(part, PassContext(None if cost is None else cost.layer, lambda name, some=omitted: some))  # type: ignore[misc]
-        layers = list(part.records(Affine))
-        if len(layers) <= len(reads):
-            return None
-        work = sum(macs(op, shape(node)) for node, op in layers)
-        time = work if cost is None else sum(cost.layer(op, shape(source(node))) for node, op in layers)
-        found.append(_Cost(float(time), work))
-    return min(found)
-
-
-def _candidate(
-    region: LinearRegion, windows: Windows, rank: int | None, like: Affine, cost: CostModel | None
-) -> Candidate:
-    """What layers of some windows and rank cost."""
-    size, dim = shape(region.root), like.channel_dim
-    outputs = size[dim] if rank is None else rank
-    between = list(size)
-    between[dim] = outputs
-    time, work = 0.0, 0
-    planned = [(shape(node), _empty(outputs, shape(node)[dim], window, like)) for node, window in windows.items()]
-    if rank is not None:
-        planned.append((tuple(between), _empty(size[dim], rank, point(planned[0][1].geometry), like)))
-    for read, op in planned:
-        made = list(size)
-        made[dim] = op.outputs
-        work += macs(op, tuple(made))
-        time += 0.0 if cost is None else cost.layer(op, read)
-    return Candidate(windows, rank, float(work) if cost is None else time, work)
+def _zeros(region: LinearRegion, windows: Windows, rank: int | None, like: Affine) -> Replacement:
+    """Layers of some windows and rank, not fitted."""
+    outputs = shape(region.root)[like.channel_dim]
+    layers = [
+        (node, _empty(rank or outputs, shape(node)[like.channel_dim], window, like)) for node, window in windows.items()
+    ]
+    last = None if rank is None else _empty(outputs, rank, point(layers[0][1].geometry), like)
+    return Replacement(region, layers, last)
 
 
 def _empty(outputs: int, inputs: int, window: ConvGeometry, like: Affine) -> Affine:
     weight = torch.zeros(1, dtype=torch.float64).expand(outputs, inputs, *window.kernel)
-    bias = torch.zeros(outputs, dtype=torch.float64)
+    bias = torch.ones(outputs, dtype=torch.float64)  # one of zeros would not be emitted
     return Affine(weight, bias, window, 1, like.dtype, origin=like.origin)
 
 

@@ -21,12 +21,15 @@ class Counted:
         return math.prod(op.size) + 10.0
 
     def networks(self, models, example_inputs, *, seconds, passes):
-        raise AssertionError("no network is timed")
+        weights = {name: [m.weight for m in model.modules() if hasattr(m, "weight")] for name, model in models.items()}
+        for model in models.values():  # they are what they are timed as
+            assert model(*example_inputs)[0].shape == models[0](*example_inputs)[0].shape
+        return {name: sum(weight.numel() + 10.0 for weight in some) for name, some in weights.items()}
 
 
 def found(model: nn.Module, x: torch.Tensor, cost: Counted | None = None) -> list[Choices | str | None]:
     net = lowered(model, x)
-    return [choices(net, region, cost) for region in linear_regions(net)]
+    return [choices(net, region, cost, torch.device("cpu")) for region in linear_regions(net)]
 
 
 def pair(between: int = 8) -> nn.Sequential:
