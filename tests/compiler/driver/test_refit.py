@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import layercollapse as lc
-from layercollapse.compiler.driver import api, refit
+from layercollapse.compiler.driver import api, fitting, refit
 from layercollapse.compiler.tuning.variants import Variant
 from networks import Model
 
@@ -285,7 +285,7 @@ def test_regions_are_fitted_in_turn_where_their_sums_do_not_fit(monkeypatch: pyt
     together = refitted(model, list(x.split(40)), min_r2=0.5)
     assert len(together.refitted) == 2
     monkeypatch.setattr(refit, "_HELD", 1)
-    monkeypatch.setattr(refit, "_FEATURES", 1000)
+    monkeypatch.setattr(fitting, "_FEATURES", 1000)
     apart = refitted(model, list(x.split(40)), min_r2=0.5)
     assert [one.by for one in apart.refitted] == [one.by for one in together.refitted]
     torch.testing.assert_close(apart.model(x), together.model(x), rtol=1e-4, atol=1e-4)
