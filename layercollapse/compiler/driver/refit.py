@@ -4,13 +4,15 @@ The candidates for a region (`tuning.candidates`) are fitted by least squares to
 the data. The cheapest is taken that explains enough of the variance of samples that it was not fitted on (R²). Those
 that cost as much but for a small part of what the region costs count as cheap, and the best of them is taken: a 3x3
 kernel with an R² of 0.97 and 15 % of the region's time, and not a 1x1 kernel with 0.81 and 14 %.
+
+Where nothing does for a whole region, its segments are tried: the parts between tensors that all its paths go through.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.utils._pytree as pytree
@@ -22,8 +24,8 @@ from layercollapse.compiler.backend.emit import emit
 from layercollapse.compiler.driver.fitting import Fitting
 from layercollapse.compiler.ir.graph import Net
 from layercollapse.compiler.passes.linearize import Known, linearize
-from layercollapse.compiler.passes.refit import LinearRegion, Replacement, linear_regions, rewritten
-from layercollapse.compiler.tuning.candidates import choices
+from layercollapse.compiler.passes.refit import LinearRegion, Replacement, linear_regions, rewritten, segments
+from layercollapse.compiler.tuning.candidates import Candidate, Choices, choices
 from layercollapse.compiler.tuning.timer import CostModel
 from layercollapse.graph.agreement import batches, written_out
 from layercollapse.graph.export import copied
@@ -104,43 +106,76 @@ def refit(
     """
     net = base.copy()
     linearize(net, known)
-    jobs, kept = list[Fitting](), list[Kept]()
-    for region in linear_regions(net):
-        some = choices(net, region, cost, device)
-        if isinstance(some, str):
-            kept.append(_not_refitted(region, net, some))
-        elif some is not None:
-            jobs.append(Fitting(some))
-    replacements, found = list[Replacement](), list[Refitted]()
-    for group in _together(jobs):
-        _go_through(group, model, base, data, device)
-        for job in group:
-            made = job.chosen(least)
-            job.end()
-            if isinstance(made, str):
-                kept.append(_not_refitted(job.choices.region, net, made))
-                continue
-            candidate, r2, replacement = made
-            replacements.append(replacement)
-            origins = [str(node.meta.get("origin")) for node in job.choices.region.nodes]
-            found.append(
-                Refitted(
-                    layers=tuple(str(node.target) for node, _ in job.choices.layers),
-                    sites=tuple(sites[name] for name in origins if name in sites),
-                    by=str(candidate),
-                    r2=r2,
-                    before=job.choices.macs,
-                    after=candidate.macs,
-                    ms_before=None if cost is None else job.choices.cost,
-                    ms_after=None if cost is None else candidate.cost,
-                )
-            )
-    return Refit(rewritten(base, replacements) if replacements else base, tuple(found), tuple(kept))
+    whole = linear_regions(net)
+
+    def tried(regions: Sequence[LinearRegion]) -> dict[LinearRegion, _Made | str]:
+        """What replaces each region, or why nothing does; nothing is said of those that are as cheap already."""
+        found = {region: choices(net, region, cost, device) for region in regions}
+        made: dict[LinearRegion, _Made | str] = {r: some for r, some in found.items() if isinstance(some, str)}
+        for group in _together([Fitting(some) for some in found.values() if isinstance(some, Choices)]):
+            _go_through(group, model, base, data, device)
+            for job in group:
+                chosen = job.chosen(least)
+                made[job.choices.region] = chosen if isinstance(chosen, str) else _Made(job.choices, *chosen)
+                job.end()
+        return made
+
+    first = tried(whole)
+    parts = {region: segments(net, region) for region in whole if isinstance(first.get(region), str)}
+    second = tried([part for some in parts.values() for part in some.values()])
+    taken, kept = list[_Made](), list[Kept]()
+    for region in whole:
+        made = first.get(region)
+        if isinstance(made, _Made):
+            taken.append(made)
+        elif made is not None:
+            at = {place: one for place, part in parts[region].items() if isinstance(one := second.get(part), _Made)}
+            taken += _best(at)
+            if not at:
+                layers = region.layers(net)
+                kept.append(Kept((str(layers[0][0].target), str(layers[-1][0].target)), f"not refitted: {made}"))
+    if not taken:
+        return Refit(base, (), tuple(kept))
+    records = tuple(one.record(sites, timed=cost is not None) for one in taken)
+    return Refit(rewritten(base, [one.replacement for one in taken]), records, tuple(kept))
 
 
-def _not_refitted(region: LinearRegion, net: Net, why: str) -> Kept:
-    layers = region.layers(net)
-    return Kept((str(layers[0][0].target), str(layers[-1][0].target)), f"not refitted: {why}")
+class _Made(NamedTuple):
+    """What replaces a region: the candidate of all, its R² and its layers."""
+
+    choices: Choices
+    candidate: Candidate
+    r2: float
+    replacement: Replacement
+
+    def record(self, sites: Mapping[str, str], timed: bool) -> Refitted:
+        """What is said of it."""
+        origins = [str(node.meta.get("origin")) for node in self.choices.region.nodes]
+        return Refitted(
+            layers=tuple(str(node.target) for node, _ in self.choices.layers),
+            sites=tuple(sites[name] for name in origins if name in sites),
+            by=str(self.candidate),
+            r2=self.r2,
+            before=self.choices.macs,
+            after=self.candidate.macs,
+            ms_before=self.choices.cost if timed else None,
+            ms_after=self.candidate.cost if timed else None,
+        )
+
+
+def _best(made: Mapping[tuple[int, int], _Made]) -> list[_Made]:
+    """Of what replaces segments of a region, first and last, those that do not overlap and save the most together.
+
+    By dynamic programming over the end of the last segment; what no segment replaces stays as it collapses exactly.
+    """
+    best: list[tuple[float, list[_Made]]] = [(0.0, [])]
+    for end in range(1, 1 + max((last for _, last in made), default=0)):
+        best.append(best[-1])
+        for first, one in ((first, one) for (first, last), one in made.items() if last == end):
+            saved = best[first][0] + one.choices.cost - one.candidate.cost
+            if saved > best[end][0]:
+                best[end] = saved, [*best[first][1], one]
+    return best[-1][1]
 
 
 def _together(jobs: Sequence[Fitting]) -> Iterator[list[Fitting]]:

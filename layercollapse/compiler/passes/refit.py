@@ -22,6 +22,8 @@ aten = torch.ops.aten
 
 # The kernels that are tried have so many positions more along every axis than the smallest.
 _WIDER = (0, 2, 4)
+# Tensors that all paths of a region go through, from one end of a segment to the other.
+_LONGEST = 4
 
 Windows = Mapping[fx.Node, ConvGeometry]
 
@@ -75,6 +77,44 @@ def linear_regions(net: Net) -> list[LinearRegion]:
         if len(layers) > 1 and len({op.dtype for op in layers}) == 1:
             found.append(LinearRegion(root, nodes, _windows(net, nodes)))
     return found[::-1]
+
+
+def segments(net: Net, region: LinearRegion) -> dict[tuple[int, int], LinearRegion]:
+    """The parts of a region between tensors that all its paths go through.
+
+    Returns:
+        First and last of these tensors, counted from the start of the region, 0, -> the part between them, with two
+        affine layers or more; without the whole.
+    """
+    layers = {node for node, _ in region.layers(net)}
+    ends: dict[frozenset[fx.Node], tuple[fx.Node, set[fx.Node]]] = {}
+    inside = set(region.nodes)
+    for node in region.nodes:
+        needed = _needed(node, inside)
+        rest = inside - needed
+        through = all(read in rest or read is node for user in rest for read in user.all_input_nodes)
+        if through and needed & layers:
+            ends[frozenset(needed & layers)] = node, needed  # of several behind one layer, the last
+    found = {}
+    cuts = list(ends.values())
+    for last, (end, needed) in enumerate(cuts, 1):
+        for first in range(max(0, last - _LONGEST), last):
+            between = needed - (cuts[first - 1][1] if first else set())
+            nodes = tuple(node for node in region.nodes if node in between)
+            if len(layers & between) > 1 and len(nodes) < len(region.nodes):
+                found[first, last] = LinearRegion(end, nodes, _windows(net, nodes))
+    return found
+
+
+def _needed(node: fx.Node, inside: Collection[fx.Node]) -> set[fx.Node]:
+    """A node, and what it is made of."""
+    found, waiting = set[fx.Node](), [node]
+    while waiting:
+        some = waiting.pop()
+        if some in inside and some not in found:
+            found.add(some)
+            waiting += some.all_input_nodes
+    return found
 
 
 def _linear(net: Net, node: fx.Node, constant: Collection[fx.Node]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -354,6 +355,43 @@ def test_of_what_costs_next_to_the_same_the_best_is_taken(
         model[3].weight += 0.02 * torch.randn(4, 6, 3, 3).double()
     result = refitted(model, [x], cost="latency", min_r2=0.8)
     assert [one.by for one in result.refitted] == [by]
+
+
+def test_a_region_of_which_no_layer_does_is_fitted_in_segments() -> None:
+    torch.manual_seed(0)
+    halves = [layer for _ in range(2) for layer in (conv(4, 6), conv(6, 4))]
+    model = nn.Sequential(conv(1, 4), nn.ReLU(), *halves, nn.ReLU(), conv(4, 2, 1))
+    with torch.no_grad():
+        for layer in (model[3], model[5]):
+            middle = layer.weight[:, :, 1, 1].clone()
+            layer.weight.mul_(1e-9)
+            layer.weight[:, :, 1, 1] = middle
+    model, x = model.double().eval(), images(60)
+    result = refitted(model, [x], min_r2=0.999)
+    assert [(one.layers, one.by) for one in result.refitted] == [
+        (("2", "3"), "one 3x3 convolution"),
+        (("4", "5"), "one 3x3 convolution"),
+    ]
+    torch.testing.assert_close(result.model(x), model(x), rtol=1e-6, atol=1e-6)
+    assert not any("not refitted" in why for why in result.kept.values())
+
+
+def test_segments_are_those_that_save_the_most_and_do_not_overlap() -> None:
+    def made(saved: float) -> refit._Made:
+        costs = SimpleNamespace(cost=10.0), SimpleNamespace(cost=10.0 - saved)
+        return refit._Made(*costs, r2=1.0, replacement=None)  # type: ignore[arg-type]
+
+    tables: list[tuple[dict[tuple[int, int], float], list[tuple[int, int]]]] = [
+        ({}, []),
+        ({(0, 1): 1, (1, 2): 1, (0, 2): 3}, [(0, 2)]),
+        ({(0, 1): 2, (1, 2): 2, (0, 2): 3}, [(0, 1), (1, 2)]),
+        ({(0, 2): 3, (1, 3): 5, (2, 4): 3}, [(0, 2), (2, 4)]),
+        ({(0, 2): 3, (1, 3): 7, (2, 4): 3}, [(1, 3)]),
+        ({(2, 5): 1, (0, 1): 1}, [(0, 1), (2, 5)]),
+    ]
+    for table, expected in tables:
+        some = {place: made(saved) for place, saved in table.items()}
+        assert refit._best(some) == [some[place] for place in expected]
 
 
 def test_a_network_that_is_no_faster_as_a_whole_is_the_exact_collapse(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 from layercollapse.compiler.backend.emit import emit
 from layercollapse.compiler.ir.graph import Net
 from layercollapse.compiler.ir.records import Affine, ConvGeometry
-from layercollapse.compiler.passes.refit import LinearRegion, Replacement, linear_regions, narrower, rewritten
+from layercollapse.compiler.passes.refit import LinearRegion, Replacement, linear_regions, narrower, rewritten, segments
 from networks import Model, lowered
 
 
@@ -198,3 +198,46 @@ def test_two_layers_on_two_tensors_add_up_and_a_region_may_read_another() -> Non
     )
     t = layers[0](x)
     torch.testing.assert_close(made(x), layers[1](torch.relu(t)) + layers[2](t))
+
+
+def test_segments_lie_between_tensors_that_all_paths_go_through() -> None:
+    def forward(self, x):
+        x = torch.relu(x)
+        x = self.norm(self.b(self.a(x)) + x)
+        x = self.d(self.c(x)) + self.short(x)
+        return torch.relu(self.e(x))
+
+    layers = {name: conv(3, 1, 1) for name in "abcde"} | {"short": conv(1), "norm": nn.BatchNorm2d(4)}
+    net = lowered(Model(forward, **layers), torch.randn(1, 4, 8, 8))
+    (region,) = linear_regions(net)
+    found = segments(net, region)
+    assert {place: sorted(named(net, part)) for place, part in found.items()} == {
+        (0, 1): ["a", "b"],
+        (0, 2): ["a", "b", "c", "d", "short"],
+        (1, 2): ["c", "d", "short"],
+        (1, 3): ["c", "d", "e", "short"],
+    }
+    assert str(found[0, 1].root.target) == "norm"  # what is behind the last layer is a part of its segment
+    assert [list(part.windows.values()) for part in found.values()] == [
+        [window(5, 1, 2)],
+        [window(9, 1, 4)],
+        [window(5, 1, 2)],
+        [window(7, 1, 3)],
+    ]
+    assert [node.name for node in found[1, 2].windows] == [found[0, 1].root.name]
+
+
+def test_what_reads_two_tensors_has_no_segment_across() -> None:
+    def forward(self, x):
+        a, b = torch.relu(x), torch.tanh(x)
+        return torch.relu(self.d(self.c(self.b(self.a(a)) + b)))
+
+    net = lowered(Model(forward, **{name: conv(1) for name in "abcd"}), torch.randn(1, 4, 8, 8))
+    (region,) = linear_regions(net)
+    found = segments(net, region)
+    assert {place: named(net, part) for place, part in found.items()} == {
+        (0, 1): ["a", "b"],
+        (0, 2): ["a", "b", "c"],
+        (1, 3): ["c", "d"],
+    }
+    assert [len(part.windows) for part in found.values()] == [2, 2, 1]  # the sum of both ends the first
