@@ -41,7 +41,7 @@ def with_norms(model: fx.GraphModule, data: Iterable[Any]) -> fx.GraphModule:
         model: what `collapse` made; it stays as it is.
         data: batches, of which the first few give the norms their statistics.
     """
-    model = copy.deepcopy(model)
+    model = _copy(model)
     made = list[_BatchNorm]()
     for node in list(model.graph.nodes):
         layer = model.get_submodule(str(node.target)) if node.op == "call_module" else None
@@ -64,7 +64,7 @@ def with_norms(model: fx.GraphModule, data: Iterable[Any]) -> fx.GraphModule:
 
 def without_norms(model: fx.GraphModule) -> fx.GraphModule:
     """A copy of what `with_norms` gave, in evaluation mode, with the norms folded into the convolutions before them."""
-    model = copy.deepcopy(model).eval()
+    model = _copy(model).eval()
     for node in list(model.graph.nodes):
         norm = model.get_submodule(str(node.target)) if node.op == "call_module" else None
         if not isinstance(norm, _BatchNorm):
@@ -79,6 +79,12 @@ def without_norms(model: fx.GraphModule) -> fx.GraphModule:
         model.delete_submodule(str(node.target))
     model.recompile()
     return model
+
+
+def _copy(model: fx.GraphModule) -> fx.GraphModule:
+    """A copy whose class has the same name, which that of `copy.deepcopy` has not."""
+    copied = copy.deepcopy(model)
+    return fx.GraphModule(copied, copied.graph, class_name=type(model).__name__)
 
 
 def _free(model: nn.Module, name: str) -> str:

@@ -52,6 +52,7 @@ def test_norms_change_nothing_until_they_train_and_folded_they_are_the_trained_m
     assert not has_norms(folded)
     assert normed.training
     assert not folded.training
+    assert type(folded).__name__ == type(normed).__name__ == "Collapsed"
     expected = normed.eval()(data[0])
     torch.testing.assert_close(folded(data[0]), expected, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(expected, before)
