@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from layercollapse.entropy.layer import OFF, SATURATED, LayerEntropy
 from layercollapse.errors import LayerCollapseError
-from layercollapse.graph.aten import COMPOSED
+from layercollapse.graph.aten import COMPOSED, module_path
 from layercollapse.graph.capture import Capture, Site, capture
 from layercollapse.graph.linear_sites import HANDLES, Line, LinearCalls, LinearSite
 from layercollapse.graph.watch import site_path, unwrapped
@@ -32,7 +32,7 @@ class Linearized:
 
     def __init__(self, model: nn.Module, lines: Mapping[str, Line], captured: Capture) -> None:
         self.model, self.lines = model, dict(lines)
-        self._called_once = _called_once(captured)
+        self._called_once, self._written = _called_once(captured), _written_modules(captured)
         self._modules: list[tuple[nn.Module, str, nn.Module]] = []
         self._calls: LinearCalls | None = None
         self.apply()
@@ -57,7 +57,7 @@ class Linearized:
         own = {
             name: module
             for name, module in ((site_path(path), module) for path, module in self.model.named_modules())
-            if name in lines and name in self._called_once and _is_rectifier(module)
+            if name in lines and name in self._called_once and (_is_rectifier(module) or name in self._written)
         }
         made = {id(module): LinearSite(lines[name], module) for name, module in own.items()}
         self._modules = [
@@ -113,10 +113,10 @@ def linearize(
     >>> handle.remove()
 
     It holds in any pass of ``model(x)``, with gradients, autocast, checkpoints and DistributedDataParallel, for any
-    site that `capture` and `EntropyProbe` name and the model does not write out: a module, a function or method, a
-    module that is called repeatedly, in place or not. These and `collapse` find a site of kind ``"linear"`` under the
-    same name, which collapses exactly. Modules that a forward pass calls once are compiled by `torch.compile` with what
-    is around them; other calls break its graph, and with ``fullgraph=True`` are an error of torch.
+    site that `capture` and `EntropyProbe` name and that is not written out beside other calls: a module, a function or
+    method, a module that is called repeatedly, in place or not. These and `collapse` find a site of kind ``"linear"``
+    under the same name, which collapses exactly. Modules that a forward pass calls once are compiled by `torch.compile`
+    with what is around them; other calls break its graph, and with ``fullgraph=True`` are an error of torch.
 
     Removing rectifiers by the identity and training on is EASIER (arXiv 2404.18949); by what most values of each neuron
     do, the states of TLC (arXiv 2412.15077).
@@ -169,9 +169,20 @@ def linearizable(captured: Capture) -> list[Site]:
 
 
 def _composed(captured: Capture) -> set[str]:
-    """The paths in which rectifiers are written out: its calls cannot be told by their numbers."""
+    """The paths in which rectifiers are written out among other calls: these cannot be told by their numbers."""
     nodes = {node.name: node for node in captured.graph.nodes}
-    return {site.name.partition("#")[0] for site in captured.sites if COMPOSED in nodes[site.node].meta}
+    paths = {site.name.partition("#")[0] for site in captured.sites if COMPOSED in nodes[site.node].meta}
+    return paths - _written_modules(captured)
+
+
+def _written_modules(captured: Capture) -> frozenset[str]:
+    """The paths of modules that compute one rectifier, which they write out, and nothing else."""
+    nodes: dict[str, list[fx.Node]] = {}
+    for node in captured.graph.nodes:
+        if node.op == "call_function":
+            nodes.setdefault(module_path(node), []).append(node)
+    once = _called_once(captured)
+    return frozenset(path for path, own in nodes.items() if path in once and len(own) == 1 and COMPOSED in own[0].meta)
 
 
 def _called_once(captured: Capture) -> frozenset[str]:

@@ -119,6 +119,24 @@ def test_one_that_is_written_out_is_refused():
         lc.linearize(Written(), {"forward": "identity"}, torch.randn(2, 3))
 
 
+class Gelu(nn.Module):
+    """As transformers write it."""
+
+    def forward(self, x):
+        return 0.5 * x * (1.0 + torch.tanh(0.7978845608028654 * (x + 0.044715 * torch.pow(x, 3.0))))
+
+
+def test_a_module_that_writes_one_out_and_does_nothing_else():
+    model, x = nn.Sequential(nn.Linear(4, 8), Gelu(), nn.Linear(8, 3)).eval(), torch.randn(5, 4)
+    assert [site.kind for site in lc.capture(model, x).sites] == ["gelu"]
+    before = model(x)
+    with lc.linearize(model, {"1": 0.5}, x):
+        torch.testing.assert_close(model(x), model[2](0.5 * model[0](x)))
+        assert [site.name for site in lc.capture(model, x).sites] == ["1"]
+        assert lc.collapse(model, x, data=[x]).after.depth == 1
+    assert torch.equal(model(x), before)
+
+
 def test_a_pruner_keeps_them_in_its_state():
     model = zoo()
     pruner = lc.Pruner(model, X, samples=X)
