@@ -60,7 +60,8 @@ class Candidate:
                 named.append(f"{some} linear layer{'s' * (count > 1)}")
                 continue
             stride = f" of stride {'x'.join(map(str, dict.fromkeys(window.stride)))}" if max(window.stride) > 1 else ""
-            named.append(f"{some} {'x'.join(map(str, window.kernel))} convolution{'s' * (count > 1)}{stride}")
+            kernel = "x".join(map(str, window.kernel)) if len(window.kernel) > 1 else f"kernel-{window.kernel[0]}"
+            named.append(f"{some} {kernel} convolution{'s' * (count > 1)}{stride}")
         return " and ".join(named) + ("" if self.rank is None else f" of rank {self.rank}")
 
 

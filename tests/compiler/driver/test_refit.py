@@ -280,6 +280,73 @@ def test_a_region_that_reads_two_tensors() -> None:
     torch.testing.assert_close(result.model(x), model(x), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize(("dims", "kernel"), [(1, "kernel-3"), (3, "3x3x3")])
+def test_other_dimensions_and_inputs_of_other_sizes(dims: int, kernel: str) -> None:
+    torch.manual_seed(0)
+    layer = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]
+    model = nn.Sequential(layer(1, 4, 3, padding=1), nn.ReLU(), layer(4, 6, 3, 2, 1), layer(6, 4, 3, 1, 1), nn.ReLU())
+    with torch.no_grad():
+        middle = model[3].weight[(..., *(1,) * dims)].clone()
+        model[3].weight.mul_(1e-9)
+        model[3].weight[(..., *(1,) * dims)] = middle
+    model, x = model.double(), torch.randn(60, 1, *(6,) * dims).double()
+    result = refitted(model, [x], min_r2=0.999)
+    assert [one.by for one in result.refitted] == [f"one {kernel} convolution of stride 2"]
+    for size in (6, 7, 9):
+        other = torch.randn(2, 1, *(size,) * dims).double()
+        torch.testing.assert_close(result.model(other), model(other), rtol=1e-6, atol=1e-6)
+
+
+class Named(nn.Module):
+    """A model whose input has a name."""
+
+    def __init__(self, layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.layers(image)
+
+
+@pytest.mark.parametrize("kind", ["tensor", "tuples", "iterator", "loader", "dicts"])
+def test_data_come_as_they_do_for_other_modes(kind: str) -> None:
+    model, x = nearly_one(), images()
+    if kind == "dicts":
+        model = Named(model)
+    data = {
+        "tensor": x,
+        "tuples": [(x, torch.zeros(40))],
+        "iterator": iter([x[:30], x[30:]]),
+        "loader": torch.utils.data.DataLoader(x, batch_size=8),
+        "dicts": [{"image": x, "label": torch.zeros(40)}],
+    }[kind]
+    example = {"image": x[:2]} if kind == "dicts" else x[:2]
+    result = lc.collapse(model, example, data=data, mode="refit", cost="macs", min_r2=0.99)
+    assert [one.by for one in result.refitted] == ["one 3x3 convolution"]
+
+
+def test_a_tensor_that_is_an_output_too_ends_a_region() -> None:
+    torch.manual_seed(0)
+
+    def forward(self, x):
+        between = self.b(torch.relu(self.a(x)))
+        return self.d(self.c(between)), between
+
+    model, x = Model(forward, a=conv(1, 4), b=conv(4, 4), c=conv(4, 6), d=conv(6, 2)).double(), images(60)
+    result = refitted(model, [x], min_r2=0.01)
+    assert [one.layers for one in result.refitted] == [("c", "d")]
+    torch.testing.assert_close(result.model(x)[1], model(x)[1])
+
+
+def test_frozen_layers_stay_frozen_and_data_that_are_not_finite_fit_nothing() -> None:
+    model, x = nearly_one().requires_grad_(False), images()
+    result = refitted(model, [x], min_r2=0.99)
+    assert len(result.refitted) == 1
+    assert not any(parameter.requires_grad for parameter in result.model.parameters())
+    x[0, 0, 0, 0] = torch.nan
+    assert refitted(model, [x]).kept["2 → 3"] == "not refitted: the data make values there that are not finite"
+
+
 def test_regions_are_fitted_in_turn_where_their_sums_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = blocks(), images(200, 8, 2, torch.float32)
     linear(model, x[:2], "stem_relu", "mid", "last")
