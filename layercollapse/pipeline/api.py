@@ -117,7 +117,7 @@ def run(
         test_data: batches on which the collapsed and the sparse model are compared; by default `data`.
         amount: what to remove at each step, as for `Pruner.step`: a fraction of the weights kept, or a number.
         steps: prunings at most. Stops earlier when nothing is left to do, or when the accuracy has been outside
-            the budget for two steps in a row (``"collapse"``: four).
+            the budget for two steps in a row (``"collapse"``: six).
         max_drop: accuracy budget, in percentage points below the dense network, whatever the unit.
         unit: of what `evaluate` and `test` return: ``"percent"`` or ``"fraction"`` (0 to 1, recorded times 100). None
             takes percent, and refuses a first number from 0 to 1, before anything is trained.

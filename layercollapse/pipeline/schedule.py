@@ -120,7 +120,7 @@ class Schedule:
         """Do what the strategy proposes; False: it ends the run."""
         try:
             action = self.strategy.propose(self._situation(report))
-            if action is None or not (action.linear or action.prune is not None):
+            if action is None or action.empty:
                 self.record.stopped = "nothing left to make linear"
                 return False
             if action.back:
@@ -138,7 +138,7 @@ class Schedule:
                 raise  # not even one step: the caller should know
             self.record.stopped = str(error)
             return False
-        if self.pruned is not None and not any(self.pruned.removed.values()) and not action.linear:
+        if self.pruned is not None and not (any(self.pruned.removed.values()) or action.linear or action.rest):
             self.record.stopped = "nothing left to prune"
             return False
         return True

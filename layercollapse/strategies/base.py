@@ -24,11 +24,18 @@ class Action:
         linear: sites that are made linear, and what they become; see `layercollapse.linearize`.
         prune: keyword arguments of `Pruner.step`, or None: no weights are removed.
         back: whether the best step so far is gone back to first, since the last ones lost too much accuracy.
+        rest: whether the network is trained again as it is, where there is nothing else.
     """
 
     linear: Mapping[str, Becomes] = field(default_factory=dict)
     prune: Mapping[str, Any] | None = None
     back: bool = False
+    rest: bool = False
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is to happen, not even a training."""
+        return not self.linear and self.prune is None and not self.rest
 
 
 @dataclass(frozen=True)
@@ -115,4 +122,4 @@ class Together(Strategy):
             return None
         linear = {name: becomes for action in actions for name, becomes in action.linear.items()}
         prune = next((action.prune for action in reversed(actions) if action.prune is not None), None)
-        return Action(linear, prune, any(action.back for action in actions))
+        return Action(linear, prune, any(a.back for a in actions), any(a.rest for a in actions))

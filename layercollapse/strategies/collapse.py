@@ -12,7 +12,8 @@ from layercollapse.strategies.base import Action, Situation, Strategy, Taken
 
 
 class Collapse(Strategy):
-    """Several sites a step become the identity; after a step that loses too much, half as many from the best one on.
+    """Several sites a step become the identity. A network that has lost too much by it is trained once more; if that is
+    not enough, half as many sites go from the best step on.
 
     Sites that read a sum of branches go last: without them regions reach through the sums, but they are what keeps a
     residual network from being linear. Within both kinds those of lowest entropy go first. A single site that loses too
@@ -22,16 +23,18 @@ class Collapse(Strategy):
         share: of the sites that are left, how many a step takes at first.
     """
 
-    patience = 4
+    patience = 6
 
     def __init__(self, share: float = 0.35) -> None:
         self.share = share
 
     def propose(self, situation: Situation) -> Action | None:
         """The next sites; None where none is left that has not been tried alone."""
-        captured = situation.pruner.capture
-        best = next(step for step in situation.steps if step.best)
-        failed = tried_since(situation.steps, best)
+        steps, captured = situation.steps, situation.pruner.capture
+        if not steps[-1].within and len(steps) > 1 and set(steps[-1].linear) != set(steps[-2].linear):
+            return Action(rest=True)
+        best = next(step for step in steps if step.best)
+        failed = tried_since(steps, best)
         stuck = {name for names in failed if len(names) == 1 for name in names}
         left = [name for name in situation.linearizable if name not in best.linear and name not in stuck]
         order = sorted(left, key=lambda name: (_reads_sum(captured, name), best.entropy[name]))

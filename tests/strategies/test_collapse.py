@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from layercollapse.strategies.base import Taken
+from layercollapse.strategies.base import Action, Taken
 from layercollapse.strategies.collapse import Collapse, tried_since
 from situations import situation
 
@@ -62,15 +62,18 @@ def test_what_lost_too_much_since_the_best_step(steps, expected):
     ("lost", "many", "excluded"),
     [([4], 2, 0), ([4, 2], 1, 0), ([4, 2, 1], 1, 1), ([1], 1, 1), ([6], 3, 0), ([3], 1, 0)],
 )
-def test_half_as_many_after_a_step_that_lost_too_much(lost, many, excluded):
+def test_trained_once_more_and_then_half_as_many_where_a_step_lost_too_much(lost, many, excluded):
     torch.manual_seed(0)
     found = situation(Residual(), torch.randn(32, 4))
     entropy = found.steps[0].entropy
     order = list(Collapse(share=1.0).propose(found).linear)
-    steps = taken(("", True), *((order[:count], False) for count in lost), entropy=entropy)
-    object.__setattr__(found, "steps", steps)
+    twice = [(order[:count], False) for count in lost for _ in range(2)]
+    object.__setattr__(found, "steps", taken(("", True), *twice[:-1], entropy=entropy))
+    assert Collapse().propose(found) == Action(rest=True)
+    object.__setattr__(found, "steps", taken(("", True), *twice, entropy=entropy))
     action = Collapse().propose(found)
     assert action.back
     assert list(action.linear) == order[excluded:][:many]
-    object.__setattr__(found, "steps", taken(("", True), *(([name], False) for name in order), entropy=entropy))
+    alone = [([name], False) for name in order for _ in range(2)]
+    object.__setattr__(found, "steps", taken(("", True), *alone, entropy=entropy))
     assert Collapse().propose(found) is None
