@@ -200,7 +200,6 @@ class _Hook:
     def __init__(self, state: _State, path: str, lines: dict[str, Line]) -> None:
         self.state, self.path, self.lines = state, path, lines
 
-    @torch.compiler.disable
     def enter(self, module: nn.Module, args: tuple) -> None:
         state, again = self.state, torch._C._current_graph_task_id() != -1  # a checkpoint that is computed again
         if self.path == ROOT and not again:
@@ -223,7 +222,6 @@ class _Hook:
         state.running.append(calls)
         calls.__enter__()
 
-    @torch.compiler.disable
     def leave(self, module: nn.Module, args: tuple, output: Any) -> None:
         state = self.state
         if not state.running:
