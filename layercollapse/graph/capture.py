@@ -140,6 +140,10 @@ class Capture:
                 return f"one in which {name!r} is {_tensor(then)}, and now it is {came}"
         return None
 
+    def call_of(self, site: Site) -> fx.Node:
+        """The node of a site's call."""
+        return next(node for node in self.graph.nodes if node.name == site.node)
+
     def site(self, name: str) -> Site:
         """The site of that name.
 
@@ -350,9 +354,7 @@ def _sites(
         call = rectifier_call(node, rectifier)
         assert call is not None
         kind, lower, upper = call
-        weights, unfed = (
-            ((), "linearize: it is linear") if kind == "linear" else feeding(node, tensors, parameters, made)
-        )
+        weights, unfed = ((), "") if kind == "linear" else feeding(node, tensors, parameters, made)
         yield Site(
             name=numbered(path, count[path] - 1),
             kind=kind,

@@ -20,7 +20,7 @@ from layercollapse.errors import LayerCollapseError
 from layercollapse.graph import rectifiers
 from layercollapse.graph.rectifiers import linear_site
 from layercollapse.graph.transparent import calls_none
-from layercollapse.graph.watch import ROOT, numbered, site_path, unwrapped
+from layercollapse.graph.watch import ROOT, known_function, numbered, site_path, unwrapped
 
 # Attribute of a model: what `linearize` returned for it, while it holds.
 HANDLES = "_linearized"
@@ -175,8 +175,8 @@ class _Calls(TorchFunctionMode):
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        called = getattr(func, "overloadpacket", func)
-        rectifier = rectifiers.BY_FUNCTION.get(called) or rectifiers.BY_OPERATOR.get(called)
+        known = known_function(func)
+        rectifier = known.rectifier
         x, rest = (args[0], args[1:]) if args else (kwargs.get("input"), ())
         if (
             self.paused
@@ -189,9 +189,7 @@ class _Calls(TorchFunctionMode):
         self.count += 1
         if line is None:
             return func(*args, **kwargs)
-        word = getattr(func, "__name__", "")
-        in_place = bool(kwargs.get("inplace")) or (word.endswith("_") and not word.endswith("__"))
-        return line(x, in_place)
+        return line(x, known.writes or bool(kwargs.get("inplace")))
 
 
 class _Hook:

@@ -118,7 +118,7 @@ class ForwardWatch(TorchFunctionMode):
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        known = _known(func)
+        known = known_function(func)
         changed = _changed(known.writes, args, kwargs) if known.writes or kwargs else None
         term = self._terms.called(known.reads, args, kwargs) if known.reads else None
         site = None if known.rectifier is None else self._count(known.rectifier, args, kwargs)
@@ -375,7 +375,8 @@ class _Function(NamedTuple):
 
 
 @lru_cache(maxsize=4096)
-def _known(func: Callable) -> _Function:
+def known_function(func: Callable) -> _Function:
+    """What a function or an operation is, remembered."""
     called = getattr(func, "overloadpacket", func)
     name = name_of(called)
     plain = name.strip("_")

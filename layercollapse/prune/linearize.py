@@ -170,8 +170,7 @@ def linearizable(captured: Capture) -> list[Site]:
 
 def _composed(captured: Capture) -> set[str]:
     """The paths in which rectifiers are written out among other calls: these cannot be told by their numbers."""
-    nodes = {node.name: node for node in captured.graph.nodes}
-    paths = {site.name.partition("#")[0] for site in captured.sites if COMPOSED in nodes[site.node].meta}
+    paths = {site.name.partition("#")[0] for site in captured.sites if COMPOSED in captured.call_of(site).meta}
     return paths - _written_modules(captured)
 
 

@@ -49,6 +49,5 @@ def tried_since(steps: Sequence[Taken], best: Taken) -> list[set[str]]:
 
 
 def _reads_sum(captured: Capture, name: str) -> bool:
-    node = next(node for node in captured.graph.nodes if node.name == captured.site(name).node)
-    source = node.args[0]
+    source = captured.call_of(captured.site(name)).args[0]
     return isinstance(source, fx.Node) and sum(x.name not in captured.tensors for x in source.all_input_nodes) > 1

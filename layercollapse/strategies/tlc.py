@@ -30,25 +30,26 @@ class TLC(Strategy):
 
     def propose(self, situation: Situation) -> Action | None:
         """The site of least loss; the first of equals."""
-        model, pruner = situation.model, situation.pruner
+        model, pruner, captured = situation.model, situation.pruner, situation.pruner.capture
         batch = next(iter(situation.data))
-        sites = [site for site in pruner.linearizable if shares_on(model, pruner.capture, site) is not None]
-        if not sites:
+        shares = {site.name: shares_on(model, captured, site) for site in pruner.linearizable}
+        slopes = {name: (share > 0.5).double() for name, share in shares.items() if share is not None}
+        if not slopes:
             return None
         losses = {}
         with evaluating(model), torch.no_grad():
             before = _outputs(model, batch)
-            for site in sites:
-                with linearize(model, {site.name: _slopes(model, pruner.capture, site)}, pruner.example_inputs):
-                    losses[site] = divergence(before, _outputs(model, batch))
-        best = min(sites, key=lambda site: losses[site])
-        return Action(linear={best.name: _slopes(model, pruner.capture, best)})
+            for name, slope in slopes.items():
+                # The capture that there is: another takes longer than all else.
+                with linearize(model, {name: slope}, pruner.example_inputs, captured=captured):
+                    losses[name] = divergence(before, _outputs(model, batch))
+        best = min(losses, key=losses.__getitem__)
+        return Action(linear={best: slopes[best]})
 
 
 def shares_on(model: nn.Module, captured: Capture, site: Site) -> Tensor | None:
     """Share of each neuron's values above 0, Φ(β / |γ|), float64 (C,); None where no batch norm is right before it."""
-    node = next(node for node in captured.graph.nodes if node.name == site.node)
-    norm = _norm(node.args[0])
+    norm = _norm(captured.call_of(site).args[0])
     if norm is None:
         return None
     tensors = {
@@ -81,12 +82,6 @@ def _norm(source: Any) -> fx.Node | None:
             return None
         source = source.args[0]
     return None
-
-
-def _slopes(model: nn.Module, captured: Capture, site: Site) -> Tensor:
-    shares = shares_on(model, captured, site)
-    assert shares is not None
-    return (shares > 0.5).double()
 
 
 def _outputs(model: nn.Module, batch: Any) -> Tensor:

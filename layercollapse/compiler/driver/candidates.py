@@ -192,8 +192,7 @@ def _closeness(layer: LayerEntropy) -> str:
 
 def _form(captured: Capture, site: Site) -> str:
     """Why there is no record for a rectifier; see `frontend.converters`."""
-    node = next(node for node in captured.graph.nodes if node.name == site.node)
-    operands = node.all_input_nodes
+    operands = captured.call_of(site).all_input_nodes
     if operands[0].meta["val"].ndim < 2:
         return "its tensor is (N,): it has no dimension of neurons"
     if site.kind == "prelu":
