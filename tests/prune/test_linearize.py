@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import layercollapse as lc
@@ -103,6 +104,23 @@ def test_bad_input_leaves_the_model_as_it_was(sites, message):
         lc.linearize(model, sites, X)
     assert type(model.own) is nn.ReLU
     assert not model._forward_pre_hooks
+
+
+@pytest.mark.parametrize("call", [lambda x: F.relu(x, True), lambda x: F.leaky_relu(x, 0.1, True), torch.relu_])
+def test_what_reads_the_input_of_a_call_in_place_sees_the_line(call):
+    class InPlace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 3)
+
+        def forward(self, x):
+            x = self.layer(x)
+            call(x)
+            return x
+
+    model, x = InPlace(), torch.randn(2, 3)
+    with lc.linearize(model, {"forward": 0.5}, x):
+        torch.testing.assert_close(model(x), 0.5 * model.layer(x))
 
 
 def test_one_that_is_written_out_is_refused():
