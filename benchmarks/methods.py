@@ -73,7 +73,7 @@ def row(job: Job, method: tuple[str, str], folder: Path, *, seed: int, steps: in
     result = lc.run(
         job.build(),
         train=job.fit,
-        evaluate=job.validate,
+        evaluate=job.evaluate,
         test=job.test,
         data=job.training_batches,
         test_data=job.test_batches,

@@ -13,8 +13,11 @@ import torch
 
 from layercollapse._util.files import free_folder, writable_folder, write_json, write_text
 from layercollapse._version import __version__
-from layercollapse.cli.experiment import Job
+from layercollapse.cli.experiment import Job, with_folder
+from layercollapse.cli.options import GroupedCommand, options
 from layercollapse.cli.progress import RunDisplay
+from layercollapse.cli.recipe import FILE as RECIPE_FILE
+from layercollapse.cli.recipe import Recipe, TrainingKeys, parse, read, save, written
 from layercollapse.compiler.driver.check import MODES
 from layercollapse.errors import LayerCollapseError, require
 from layercollapse.graph.capture import capture
@@ -25,13 +28,9 @@ from layercollapse.pipeline.api import run as run_schedule
 from layercollapse.pipeline.batches import Inputs, measure_entropy
 from layercollapse.pipeline.finish import collapse_and_compare
 from layercollapse.pipeline.metric import Metric
-from layercollapse.pipeline.schedule import settled
-from layercollapse.prune.budget import GLOBAL, RULES
+from layercollapse.pipeline.schedule import Event, settled
 from layercollapse.report import render as report
 from layercollapse.report.record import FILE, Record
-from layercollapse.strategies import STRATEGIES
-from layercollapse.zoo.data import DATA_SETS
-from layercollapse.zoo.models import MODELS
 
 if TYPE_CHECKING:
     import click
@@ -42,11 +41,6 @@ else:
 
 INTERRUPTED = 130  # 128 + SIGINT, what shells expect
 
-MODE_HELP = (
-    "repad: also merge what then differs at the border, and train once more. refit: also replace several layers "
-    "between two rectifiers by fewer that are fitted on the data, and train once more."
-)
-PATTERNS_HELP = "Also count the joint patterns of signs: the linear pieces that every site uses on the data."
 RUN_FOLDER = click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
 
 
@@ -66,29 +60,18 @@ class Commands(click.Group):
             raise BadInput(str(error)) from error
 
 
-def job_options(command: Callable) -> Callable:
-    """The options that say what is trained on what."""
-    options = [
-        click.option(
-            "--data", type=click.Choice(DATA_SETS), help="Images.  [default: mnist5k, or idx with --data-dir]"
-        ),
-        click.option("--data-dir", type=click.Path(), help="Folder of IDX files, gzipped or not."),
-        click.option("--model", type=click.Choice(list(MODELS)), default="resnet18", show_default=True),
-        click.option("--width", type=int, default=16, show_default=True, help="Channels of the first stage."),
-        click.option("--epochs", type=int, default=5, show_default=True, help="Of every training."),
-        click.option("--batch-size", type=int, help="Of every training.  [default: 64 below 20,000 images, else 128]"),
-        click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ..."),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+def about(name: str) -> str:
+    """What a key means that another command has as an option of its own."""
+    return Recipe.model_fields[name].description or ""
 
 
-def make_job(data: str | None, data_dir: str | None, **others: Any) -> Job:
-    """A checked job; a folder without a name of data is a folder of IDX files."""
-    job = Job(data=data or ("idx" if data_dir else "mnist5k"), data_dir=data_dir, **others)
-    job.check()
-    return job
+DATA_DIR = click.option("--data-dir", metavar="FOLDER", help="The same as --data idx:FOLDER.")
+
+
+def keys_given(values: dict[str, Any], data_dir: str | None) -> dict[str, Any]:
+    """What of a recipe's keys was given as options."""
+    given = {name: value for name, value in values.items() if value is not None}
+    return {**given, "data": with_folder(given.get("data"), data_dir)} if data_dir else given
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -97,70 +80,49 @@ def layercollapse() -> None:
     """Remove whole layers from trained rectifier networks: prune until layers are linear, then merge them."""
 
 
-@layercollapse.command()
-@job_options
-@click.option("--amount", type=float, default=0.5, show_default=True, help="Share of the weights left, per step.")
-@click.option("--steps", type=int, default=5, show_default=True, help="Prunings at most.")
-@click.option("--rule", type=click.Choice([*RULES, GLOBAL]), default="nepenthe", show_default=True, help="Budget rule.")
-@click.option(
-    "--strategy",
-    default="prune",
-    show_default=True,
-    metavar="NAME[+NAME]",
-    help=f"What a step does before it trains: {', '.join(STRATEGIES)}.",
-)
-@click.option(
-    "--max-drop", type=float, default=0.5, show_default=True, help="Accuracy budget in points, on validation."
-)
-@click.option(
-    "--max-layer-share",
-    type=float,
-    default=1.0,
-    show_default=True,
-    help="Share of its kept weights that a layer may lose in a step, at most.",
-)
-@click.option(
-    "--weights",
-    type=click.Path(path_type=Path),
-    help="Trained weights, safetensors or a state dict: the network is not trained before the first pruning.",
-)
-@click.option("--mode", type=click.Choice(MODES), default="exact", show_default=True, help=MODE_HELP)
-@click.option("--patterns", is_flag=True, help=PATTERNS_HELP)
-@click.option("--seed", type=int, default=0, show_default=True)
+@layercollapse.command(cls=GroupedCommand, keys=Recipe)
+@click.argument("arguments", metavar="[RECIPE] [KEY=VALUE]...", nargs=-1)
+@options(Recipe)
+@DATA_DIR
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the results.  [default: runs/DATA-MODEL]")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out after its last finished step.")
+@click.option("--print-recipe", is_flag=True, help="Print the recipe with all keys and what they mean, and end.")
 def run(
     *,
-    amount: float,
-    steps: int,
-    rule: str,
-    strategy: str,
-    max_drop: float,
-    max_layer_share: float,
-    weights: Path | None,
-    mode: str,
-    patterns: bool,
-    seed: int,
+    arguments: tuple[str, ...],
+    data_dir: str | None,
     out: Path | None,
     resume: bool,
-    **job_arguments: Any,
+    print_recipe: bool,
+    **given: Any,
 ) -> None:
     """Train, prune step by step, collapse: a shallower model and a report in --out.
 
     With no options: a ResNet-18 of width 16 on 5,000 MNIST digits. Ctrl-C ends cleanly with what is done.
+
+    RECIPE is a YAML file, such as the recipe.yaml in the folder of a run, which makes that run again. Every option
+    is a key of it: --max-drop 1 is max_drop=1. What is given on the command line counts before what the file says.
     """
+    values = parse(arguments)
+    if resume and not values and out is not None and (out / RECIPE_FILE).is_file():
+        values = read(str(out / RECIPE_FILE))
+    recipe = Recipe(**{**values, **keys_given(given, data_dir)})
+    if print_recipe:
+        click.echo(written(recipe), nl=False)
+        return
     console = Console()
-    job = make_job(**job_arguments)
-    folder = writable_folder(out or free_folder(f"{job.data}-{job.model}"))
-    torch.manual_seed(seed)
+    job = Job.taken(recipe.model_dump())
+    job.check()
+    folder = writable_folder(out or free_folder(job.title))
+    torch.manual_seed(recipe.seed)
     images, model = job.images, job.build()
-    if weights is not None:
-        checkpoint.load_weights(weights, model)
+    if recipe.weights is not None:
+        checkpoint.load_weights(recipe.weights, model)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     console.print(
         f"{job.model}, width {job.width} ({parameters:,} parameters) on {images.name} "
         f"({len(images.train):,} / {len(images.validation):,} / {len(images.test):,} images): "
-        f"up to {steps} prunings, {job.epochs} epochs each",
+        f"up to {recipe.steps} prunings, {job.epochs} epochs each",
         highlight=False,
         soft_wrap=True,
     )
@@ -168,31 +130,31 @@ def run(
         labels = f"{images.classes[0]} to {images.classes[-1]}"
         console.print(f"labels {labels} in the files are classes 0 to {images.num_classes - 1}", highlight=False)
     try:
-        with RunDisplay(console, steps=steps, epochs=job.epochs, batches=job.batches_per_epoch) as display:
+        with RunDisplay(console, steps=recipe.steps, epochs=job.epochs, batches=job.batches_per_epoch) as display:
             result = run_schedule(
                 model,
                 train=lambda model: job.fit(model, progress=display.tick),
-                evaluate=job.validate,
+                evaluate=job.evaluate,
                 data=job.training_batches,
                 example_inputs=job.example,
                 test=job.test,
                 test_data=job.test_batches,
-                amount=amount,
-                steps=steps,
-                max_drop=max_drop,
+                amount=recipe.amount,
+                steps=recipe.steps,
+                max_drop=recipe.max_drop,
                 unit="percent",
-                rule=rule,
-                strategy=strategy,
-                max_layer_share=max_layer_share,
-                train_first=weights is None,
+                rule=recipe.rule,
+                strategy=recipe.strategy,
+                max_layer_share=recipe.max_layer_share,
+                train_first=recipe.weights is None,
                 box=job.images.box,
-                mode=mode,
-                patterns=patterns,
-                seed=seed,
+                mode=recipe.mode,
+                patterns=recipe.patterns,
+                seed=recipe.seed,
                 out=folder,
                 resume=resume,
-                settings=job.settings if weights is None else {**job.settings, "weights": str(weights)},
-                progress=display.show,
+                settings={**job.settings, "weights": recipe.weights},
+                progress=started(recipe, folder, display.show),
             )
     except KeyboardInterrupt:
         done = f"what is finished is in {folder}" if (folder / FILE).exists() else "nothing was finished"
@@ -205,13 +167,16 @@ def run(
         sys.exit(1)
 
 
-@layercollapse.command()
+@layercollapse.command(cls=GroupedCommand, keys=TrainingKeys)
 @click.argument("folder", metavar="[RUN]", type=click.Path(path_type=Path), required=False)
-@job_options
+@options(TrainingKeys)
+@DATA_DIR
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also write every neuron's counts here.")
-@click.option("--patterns", is_flag=True, help=PATTERNS_HELP)
-def analyze(folder: Path | None, seed: int, json_file: Path | None, patterns: bool, **job_arguments: Any) -> None:
+@click.option("--patterns", is_flag=True, help=about("patterns"))
+def analyze(
+    folder: Path | None, data_dir: str | None, seed: int, json_file: Path | None, patterns: bool, **given: Any
+) -> None:
     """Print the sign entropy of every rectifier site.
 
     Of the sparse model that RUN chose; without RUN, of a network that is trained first, as the options say. Sites that
@@ -222,7 +187,8 @@ def analyze(folder: Path | None, seed: int, json_file: Path | None, patterns: bo
         job, record = _recorded(folder)
         model = job.load(folder, _chosen(record))
     else:
-        job = make_job(**job_arguments)
+        job = Job(**keys_given(given, data_dir))
+        job.check()
         torch.manual_seed(seed)
         model = job.build()
         with RunDisplay(console, steps=0, epochs=job.epochs, batches=job.batches_per_epoch) as display:
@@ -239,7 +205,7 @@ def analyze(folder: Path | None, seed: int, json_file: Path | None, patterns: bo
 
 @layercollapse.command()
 @RUN_FOLDER
-@click.option("--mode", type=click.Choice(MODES), default="exact", show_default=True, help=MODE_HELP)
+@click.option("--mode", type=click.Choice(MODES), default="exact", show_default=True, help=about("mode"))
 @click.option("--tolerance", type=float, default=1e-4, show_default=True, help="Largest error of a merge.")
 @click.option("--explain", is_flag=True, help="Say for every site why it collapsed or did not.")
 def collapse(folder: Path, mode: str, tolerance: float, explain: bool) -> None:
@@ -256,7 +222,7 @@ def collapse(folder: Path, mode: str, tolerance: float, explain: bool) -> None:
         test=job.test,
         record=record,
         folder=writable_folder(folder, "run"),
-        settle=partial(settled, train=job.fit, evaluate=Metric(job.validate, "evaluate", "percent"), record=record),
+        settle=partial(settled, train=job.fit, evaluate=Metric(job.evaluate, "evaluate", "percent"), record=record),
         mode=mode,
         tolerance=tolerance,
         box=job.images.box,
@@ -290,6 +256,17 @@ def bench(entries: tuple[int, ...], repeats: int, json_file: Path | None) -> Non
     rows = timings.main(entries, repeats=repeats, progress=timings.Table(click.echo).add)
     if json_file is not None:
         write_json(json_file, [asdict(row) for row in rows])
+
+
+def started(recipe: Recipe, folder: Path, show: Callable[[Event], object]) -> Callable[[Event], object]:
+    """`show`, and the recipe in the run's folder as soon as a run begins there, which another run would refuse to."""
+
+    def progress(event: Event) -> None:
+        if event.stage in ("train", "collapse"):
+            save(recipe, folder)
+        show(event)
+
+    return progress
 
 
 def _recorded(folder: Path) -> tuple[Job, Record]:

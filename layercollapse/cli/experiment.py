@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from layercollapse.cli.recipe import TrainingKeys
 from layercollapse.errors import LayerCollapseError
 from layercollapse.pipeline import checkpoint
 from layercollapse.prune.linearize import linearize
@@ -20,29 +20,11 @@ from layercollapse.zoo.data import Batches, DataSet
 from layercollapse.zoo.train import BATCH_SIZE, EVALUATION_BATCH, accuracy, fit
 
 FEW_IMAGES = 20_000
+DEFAULT_DATA = str(TrainingKeys.model_fields["data"].default)
 
 
-@dataclass(frozen=True)
-class Job:
-    """What is trained on what; everything else of a run is the schedule's business.
-
-    Attributes:
-        data: one of `layercollapse.data.DATA_SETS`.
-        data_dir: folder of IDX files, for the data sets that need one.
-        model: one of `layercollapse.models.MODELS`.
-        width: channels of the first stage.
-        epochs: of every training of the schedule.
-        batch_size: of every training; None takes 64 for fewer than 20,000 training images, 128 from there on.
-        device: "cpu", "cuda", "cuda:1", ...
-    """
-
-    data: str = "mnist5k"
-    data_dir: str | None = None
-    model: str = "resnet18"
-    width: int = 16
-    epochs: int = 5
-    batch_size: int | None = None
-    device: str = "cpu"
+class Job(TrainingKeys):
+    """What is trained on what; everything else of a run is the schedule's business."""
 
     @classmethod
     def of(cls, record: Record) -> Job:
@@ -51,37 +33,45 @@ class Job:
         Raises:
             LayerCollapseError: the run was not made by the command line.
         """
-        try:
-            return cls(**{field.name: record.settings[field.name] for field in fields(cls)})
-        except KeyError as error:
+        known = record.settings
+        if missing := [name for name in ("data", "model") if name not in known]:
             raise LayerCollapseError(
-                f"run: expected a run of the command line, whose model and data can be rebuilt, got one without {error}"
-            ) from error
+                "run: expected a run of the command line, whose model and data can be rebuilt, got one without "
+                f"{missing[0]!r}"
+            )
+        return cls.taken({**known, "data": with_folder(known["data"], known.get("data_dir"))})
+
+    @classmethod
+    def taken(cls, values: Mapping[str, Any]) -> Job:
+        """The job in the values of a recipe, which has other keys, too."""
+        return cls(**{name: values[name] for name in cls.model_fields if name in values})
 
     @property
     def settings(self) -> dict[str, Any]:
         """For the record."""
-        return asdict(self)
+        return self.model_dump(mode="json")
 
     def check(self) -> None:
-        """Refuse what would only fail later.
+        """Refuse a device that would only fail later.
 
         Raises:
-            LayerCollapseError: epochs below 1, or a device that is not there.
+            LayerCollapseError: it is not there.
         """
-        for name, value in (("epochs", self.epochs), ("batch_size", 1 if self.batch_size is None else self.batch_size)):
-            if value < 1:
-                raise LayerCollapseError(f"{name}: expected at least 1, got {value}")
         try:
             torch.empty(0, device=self.device)
         except (RuntimeError, AssertionError) as error:  # AssertionError: torch built without CUDA
             reason = str(error).splitlines()[0]
             raise LayerCollapseError(f"device: expected one that works here, got {self.device!r}: {reason}") from error
 
+    @property
+    def title(self) -> str:
+        """What a folder for the run is called."""
+        return f"{self.data.partition(':')[0]}-{self.model}"
+
     @cached_property
     def images(self) -> DataSet:
         """The data, on the device."""
-        return data.load(self.data, self.data_dir).to(self.device)
+        return data.load(self.data).to(self.device)
 
     def build(self) -> nn.Module:
         """The network on the device, with fresh weights."""
@@ -123,7 +113,7 @@ class Job:
         finally:
             model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
-    def validate(self, model: nn.Module) -> float:
+    def evaluate(self, model: nn.Module) -> float:
         """Top-1 on the validation split in percent."""
         return accuracy(model, self.images.validation)
 
@@ -150,3 +140,8 @@ class Job:
     def example(self) -> tuple[Tensor, ...]:
         """Inputs to capture the model with."""
         return (self.images.train.images[:2],)
+
+
+def with_folder(name: str | None, folder: str | None) -> str:
+    """The data that a name and a folder of files mean, as one text; a folder alone is one of IDX files."""
+    return f"{name or 'idx'}:{folder}" if folder else name or DEFAULT_DATA

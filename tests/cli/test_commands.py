@@ -70,6 +70,31 @@ def test_a_network_that_is_trained_already(made, tmp_path):
     assert (again["settings"]["train_first"], again["settings"]["weights"]) == (False, str(weights))
 
 
+def test_the_recipe_of_a_run_makes_it_again(made, tmp_path):
+    result = call("run", made[0] / "recipe.yaml", "--out", tmp_path / "again")
+    assert result.exit_code == 0, result.output
+    first, again = (json.loads((folder / "run.json").read_text()) for folder in (made[0], tmp_path / "again"))
+    assert [s | {"seconds": 0} for s in again["steps"]] == [s | {"seconds": 0} for s in first["steps"]]
+    assert again["settings"] == first["settings"]
+
+
+def test_resuming_takes_the_recipe_of_the_run(tmp_path):
+    out = tmp_path / "run"
+    assert call("run", *SMALL, "--steps", 1, "--max-drop", 100, "--out", out).exit_code == 0
+    result = call("run", "--resume", "--out", out, "--steps", 2)
+    assert result.exit_code == 0, result.output
+    assert re.findall(r"^step (\d)", result.output, re.MULTILINE) == ["2"]
+
+
+def test_the_recipe_is_printed_with_what_is_given(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = call("run", "vgg16_bn-digits", "steps=3", "--max-drop", 2, "--print-recipe")
+    assert result.exit_code == 0
+    values = {line for line in result.output.splitlines() if line and not line.startswith("#")}
+    assert {"model: vgg16_bn", "epochs: 10", "steps: 3", "max_drop: 2.0", "amount: 0.5"} <= values
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_metrics_are_of_this_run(made):
     metrics = json.loads((made[0] / "metrics.json").read_text())
     assert metrics["sites_total"] == 4
@@ -132,7 +157,7 @@ def test_collapse_again_gives_the_same_model(made):
     ("arguments", "message"),
     [
         (["run", "--data", "fashion-mnist", "--data-dir", "/nowhere"], "apt-get install dataset-fashion-mnist"),
-        (["run", "--data", "digits", "--data-dir", "/tmp"], "data_dir: expected only with"),
+        (["run", "--data", "digits", "--data-dir", "/tmp"], "data: expected a folder only with"),
         (["run", *SMALL, "--out", "/dev/null/x"], "out: expected a folder that can be written"),
         (["run", *SMALL, "--epochs", "0"], "epochs: expected at least 1, got 0"),
         (["run", *SMALL, "--amount", "2"], "amount: expected"),
@@ -140,7 +165,11 @@ def test_collapse_again_gives_the_same_model(made):
         (["run", *SMALL, "--device", "abacus"], "device: expected one that works here, got 'abacus'"),
         (["run", *SMALL, "--weights", "/nowhere"], "weights: expected safetensors, or a state dict"),
         (["run", *SMALL, "--max-layer-share", "2"], "max_layer_share: expected a fraction in (0, 1], got 2.0"),
-        (["run", "--data", "cifar"], "'cifar' is not one of"),
+        (["run", "--data", "cifar"], "data: expected one of digits"),
+        (["run", "--data-dir", "/nowhere"], "data: expected a folder of IDX files, got /nowhere"),
+        (["run", "--model", "mlq"], "model: expected one of resnet18"),
+        (["run", "epoch=3"], "did you mean 'epochs'?"),
+        (["run", "mine.yaml"], "recipe: expected a YAML file, got 'mine.yaml'"),
         (["report", "/nowhere"], "run: expected a folder with run.json in it, got /nowhere"),
         (["analyze", "/nowhere"], "run: expected a folder with run.json"),
         (["collapse", "/nowhere"], "run: expected a folder with run.json"),

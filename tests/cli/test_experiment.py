@@ -23,6 +23,8 @@ def record_with(settings):
 def test_a_job_comes_back_from_the_record():
     settings = {**json.loads(json.dumps(DIGITS.settings)), "max_drop": 0.5}
     assert Job.of(record_with(settings)) == DIGITS
+    old = {"data": "idx", "data_dir": "/images", "model": "mlp", "width": 2, "epochs": 1, "device": "cpu"}
+    assert Job.of(record_with(old)).data == "idx:/images"
     with pytest.raises(LayerCollapseError, match=r"run: expected a run of the command line, .* got one without 'data'"):
         Job.of(record_with({"max_drop": 0.5}))
 
@@ -61,7 +63,7 @@ def test_the_accuracies_are_of_their_splits():
         def forward(self, x):
             return torch.eye(10)[3].expand(len(x), 10)
 
-    for measured, split in ((DIGITS.validate, "validation"), (DIGITS.test, "test")):
+    for measured, split in ((DIGITS.evaluate, "validation"), (DIGITS.test, "test")):
         labels = getattr(DIGITS.images, split).labels
         assert measured(Constant()) == pytest.approx(100 * float((labels == 3).double().mean()))
 

@@ -25,7 +25,7 @@ def start(out, job=JOB, **changes):
     model = job.build()
     arguments = {
         "train": job.fit,
-        "evaluate": job.validate,
+        "evaluate": job.evaluate,
         "data": job.training_batches,
         "test": job.test,
         "test_data": job.test_batches,

@@ -27,16 +27,18 @@ def load(name: str, data_dir: str | Path | None = None) -> DataSet:
     """Load a data set into memory.
 
     Args:
-        name: one of `DATA_SETS`.
+        name: one of `DATA_SETS`; with a folder behind a colon as well, as in ``"idx:FOLDER"``.
         data_dir: folder of IDX files (`train-images-idx3-ubyte.gz` and its three companions, gzipped or not).
             For `fashion-mnist` it defaults to where Debian's package puts them; `idx` needs it.
 
     Raises:
         LayerCollapseError: unknown name, a folder or file that is missing (with how to get it), a damaged file.
     """
+    name, _, folder = name.partition(":")
+    data_dir = data_dir or folder or None
     if name == "idx":
         if data_dir is None:
-            raise LayerCollapseError("data_dir: expected a folder of IDX files for data 'idx', got nothing")
+            raise LayerCollapseError("data: expected a folder of IDX files, as in idx:FOLDER, got nothing")
         return load_idx(Path(data_dir), name=Path(data_dir).resolve().name)
     if name == "fashion-mnist":
         return load_idx(Path(data_dir or FASHION_MNIST_DIR), name=name)
@@ -44,7 +46,7 @@ def load(name: str, data_dir: str | Path | None = None) -> DataSet:
         raise LayerCollapseError(f"data: expected one of {', '.join(DATA_SETS)}, got {name!r}")
     if data_dir is not None:
         raise LayerCollapseError(
-            f"data_dir: expected only with data 'fashion-mnist' or 'idx', got {str(data_dir)!r} with {name!r}"
+            f"data: expected a folder only with 'fashion-mnist' or 'idx', got {str(data_dir)!r} with {name!r}"
         )
     return load_digits() if name == "digits" else load_mnist5k()
 

@@ -35,17 +35,17 @@ def read_idx(path: Path) -> np.ndarray:
         if raw[:2] == b"\x1f\x8b":
             raw = gzip.decompress(raw)
     except (OSError, EOFError, zlib.error) as error:
-        raise LayerCollapseError(f"data_dir: cannot read {path}: {error}; get the file again") from error
+        raise LayerCollapseError(f"data: cannot read {path}: {error}; get the file again") from error
     if len(raw) < 4 or raw[0] or raw[1] or raw[2] != UNSIGNED_BYTE:
         raise LayerCollapseError(
-            f"data_dir: expected an IDX file of unsigned bytes at {path}, got a file starting with {raw[:4]!r}"
+            f"data: expected an IDX file of unsigned bytes at {path}, got a file starting with {raw[:4]!r}"
         )
     header = 4 + 4 * raw[3]
     shape = tuple(int(size) for size in np.frombuffer(raw[4:header].ljust(header - 4, b"\0"), ">u4"))
     expected = header + int(np.prod(shape, dtype=np.int64))
     if len(raw) != expected:
         raise LayerCollapseError(
-            f"data_dir: expected {expected} bytes in {path} for shape {shape}, got {len(raw)}; get the file again"
+            f"data: expected {expected} bytes in {path} for shape {shape}, got {len(raw)}; get the file again"
         )
     return np.frombuffer(raw, np.uint8, offset=header).reshape(shape)
 
@@ -55,7 +55,7 @@ def _find(folder: Path, stem: str, dimensions: int) -> Path:
     for name in names:
         if (folder / name).is_file():
             return folder / name
-    raise LayerCollapseError(f"data_dir: expected {names[0]} in {folder}, got no such file. {HOW_TO_GET}")
+    raise LayerCollapseError(f"data: expected {names[0]} in {folder}, got no such file. {HOW_TO_GET}")
 
 
 def _read_pair(folder: Path, prefix: str) -> tuple[np.ndarray, np.ndarray]:
@@ -63,12 +63,12 @@ def _read_pair(folder: Path, prefix: str) -> tuple[np.ndarray, np.ndarray]:
     images, labels = read_idx(images_path), read_idx(labels_path)
     if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels) or len(labels) == 0:
         raise LayerCollapseError(
-            f"data_dir: expected as many images (N, H, W) as labels (N,), "
+            f"data: expected as many images (N, H, W) as labels (N,), "
             f"got {images.shape} in {images_path} and {labels.shape} in {labels_path}"
         )
     if images.shape[1] != images.shape[2]:
         raise LayerCollapseError(
-            f"data_dir: expected square images, got {images.shape[1]}x{images.shape[2]} in {images_path}"
+            f"data: expected square images, got {images.shape[1]}x{images.shape[2]} in {images_path}"
         )
     return images, labels
 
@@ -82,18 +82,18 @@ def load_idx(folder: Path, name: str) -> DataSet:
         LayerCollapseError: the folder or a file is missing or damaged; the message says how to get it.
     """
     if not folder.is_dir():
-        raise LayerCollapseError(f"data_dir: expected a folder of IDX files, got {folder}. {HOW_TO_GET}")
+        raise LayerCollapseError(f"data: expected a folder of IDX files, got {folder}. {HOW_TO_GET}")
     images, labels = _read_pair(folder, "train")
     test_images, test_labels = _read_pair(folder, "t10k")
     validation, train = stratified(labels, (VALIDATION_FRACTION, 1 - VALIDATION_FRACTION))
     if len(train) == 0 or len(validation) == 0:
         raise LayerCollapseError(
-            f"data_dir: expected at least 6 training images per class in {folder}, got {len(labels)} in all"
+            f"data: expected at least 6 training images per class in {folder}, got {len(labels)} in all"
         )
     classes = np.unique(labels)
     if not np.isin(test_labels, classes).all() or test_images.shape[1:] != images.shape[1:]:
         raise LayerCollapseError(
-            f"data_dir: expected the train and t10k files in {folder} to match, got images of "
+            f"data: expected the train and t10k files in {folder} to match, got images of "
             f"{images.shape[1:]} and {test_images.shape[1:]}, labels {classes.tolist()} and "
             f"{np.unique(test_labels).tolist()}"
         )

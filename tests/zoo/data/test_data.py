@@ -21,8 +21,8 @@ def test_splits_are_disjoint_and_always_the_same():
     ("name", "data_dir", "message"),
     [
         ("cifar", None, "data: expected one of digits, .* got 'cifar'"),
-        ("idx", None, "data_dir: expected a folder"),
-        ("digits", "somewhere", "data_dir: expected only with"),
+        ("idx", None, "data: expected a folder"),
+        ("digits", "somewhere", "data: expected a folder only with"),
     ],
 )
 def test_bad_arguments(name, data_dir, message):

@@ -87,7 +87,7 @@ def damage_missing(folder):
 )
 def test_damaged_files(folder, damage, message):
     damage(folder)
-    with pytest.raises(LayerCollapseError, match="data_dir: .*" + message):
+    with pytest.raises(LayerCollapseError, match="data: .*" + message):
         data.load("idx", folder)
 
 
