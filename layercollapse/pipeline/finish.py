@@ -84,6 +84,7 @@ def collapse_and_compare(
         {name.value: ms for name, ms in result.latency.items()},
         result.form.value,
     )
+    record.parts_before, record.parts_after = list(result.parts_before), list(result.parts_after)
     record.regions = [
         Region(list(made.layers), made.variant.value, {variant.value: ms for variant, ms in made.times.items()})
         for made in result.regions

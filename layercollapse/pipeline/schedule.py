@@ -23,7 +23,7 @@ from layercollapse.pipeline.finish import collapse_and_compare
 from layercollapse.pipeline.metric import Metric
 from layercollapse.pipeline.training import taken, zeros_kept
 from layercollapse.prune.pruner import Pruner, StepResult
-from layercollapse.report.record import Pieces, Record, Step
+from layercollapse.report.record import Pieces, Record, Step, histogram
 from layercollapse.report.render import write_html
 from layercollapse.strategies import Situation, Strategy
 
@@ -184,6 +184,7 @@ class Schedule:
             guarded=list(self.pruned.floors) if self.pruned else [],
             patterns=[Pieces.of(layer.patterns) for layer in report.layers if layer.patterns is not None],
             linear=list(self.pruner.linear),
+            histograms=[histogram(layer.entropy) for layer in report.layers],
         )
         checkpoint.save(self.folder, number, self.model, self.pruner)
         record.steps.append(step)

@@ -9,12 +9,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from layercollapse._util.files import read_json, write_json
+from layercollapse.compiler.analysis.outline import Part
 from layercollapse.errors import LayerCollapseError
 from layercollapse.ops.patterns import SignPatterns
 
 FILE = "run.json"
 METRICS_FILE = "metrics.json"
+BINS = 10
 
 
 @dataclass
@@ -29,6 +34,16 @@ class Pieces:
     def of(cls, patterns: SignPatterns) -> Pieces:
         """What there is to say of patterns that were counted."""
         return cls(patterns.distinct, patterns.entropy, patterns.exact)
+
+
+def histogram(entropy: Tensor) -> list[int]:
+    """How many neurons have 0 bits, and how many are in each of `BINS` bins of equal width above, the last open.
+
+    Args:
+        entropy: bits, (C,).
+    """
+    bins = (entropy * BINS).ceil().clamp(0, BINS).long()
+    return torch.bincount(bins, minlength=BINS + 1).tolist()
 
 
 @dataclass
@@ -47,6 +62,7 @@ class Step:
         guarded: sites at which that kept weights, as the output would not have depended on the input without.
         patterns: the sign patterns, per site; empty if they were not counted.
         linear: sites that were made linear.
+        histograms: neurons by entropy, per site; see `histogram`.
     """
 
     step: int
@@ -60,6 +76,7 @@ class Step:
     guarded: list[str] = field(default_factory=list)
     patterns: list[Pieces] = field(default_factory=list)
     linear: list[str] = field(default_factory=list)
+    histograms: list[list[int]] = field(default_factory=list)
 
 
 @dataclass
@@ -98,9 +115,9 @@ class Region:
 class Record:
     """A run from its settings to the comparison; the later fields stay empty until the run gets there.
 
-    `repadded`, `forms` and `form` are what `CollapseResult.repadded`, `CollapseResult.latency` (ms) and
-    `CollapseResult.form` were; `refitted` has a line for each of `CollapseResult.refitted`. `failed` says what of the
-    comparison at the end did not work.
+    `repadded`, `forms`, `form`, `parts_before` and `parts_after` are what `CollapseResult.repadded`, `latency` (ms),
+    `form`, `parts_before` and `parts_after` were; `refitted` has a line for each of `CollapseResult.refitted`. `failed`
+    says what of the comparison at the end did not work.
     """
 
     settings: dict[str, Any]
@@ -124,6 +141,8 @@ class Record:
     forms: dict[str, float] = field(default_factory=dict)
     form: str = ""
     regions: list[Region] = field(default_factory=list)
+    parts_before: list[Part] = field(default_factory=list)
+    parts_after: list[Part] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
 
     @property
@@ -193,6 +212,8 @@ class Record:
                 step.patterns = [Pieces(**pieces) for pieces in step.patterns]
             raw["verdicts"] = [Verdict(**verdict) for verdict in raw["verdicts"]]
             raw["regions"] = [Region(**region) for region in raw.get("regions", [])]
+            for parts in ("parts_before", "parts_after"):
+                raw[parts] = [Part(**part) for part in raw.get(parts, [])]
             for side in ("before", "after"):
                 raw[side] = raw[side] and Side(**raw[side])
             return cls(**raw)

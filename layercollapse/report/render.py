@@ -11,7 +11,7 @@ from layercollapse._util.files import write_text
 from layercollapse._version import __version__
 from layercollapse.compiler.tuning.variants import Variant
 from layercollapse.errors import require
-from layercollapse.report import plots
+from layercollapse.report import drawing, plots
 from layercollapse.report.record import Record
 
 if TYPE_CHECKING:
@@ -155,9 +155,22 @@ def html(record: Record) -> str:
         rows=rows(record) if record.before and record.after else [],
         agreement=agreement_text(record),
         plot=jinja2.utils.markupsafe.Markup(plots.accuracy_and_sparsity(steps, record.chosen, limit)) if steps else "",
+        drawing=jinja2.utils.markupsafe.Markup(drawing.networks(record)) if record.parts_after else "",
+        shapes=_shapes(record),
         unused=record.form != Variant.CHOSEN and any(region.variant != Variant.ALL for region in record.regions),
         highest=max((value for step in steps for value in step.entropy), default=0) or 1,
     )
+
+
+def _shapes(record: Record) -> list[tuple[str, list[list[int]]]]:
+    """A site's label, and its histograms in the dense network and in the chosen one, if that is another."""
+    if not record.steps or not record.steps[0].histograms:
+        return []
+    shown = [step.histograms for step in record.steps if step.step in (0, record.chosen) and step.histograms]
+    return [
+        (label, list(map(list, some)))
+        for label, some in zip(short_names(record.sites), zip(*shown, strict=True), strict=True)
+    ]
 
 
 def check_installed() -> None:

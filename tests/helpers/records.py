@@ -1,5 +1,6 @@
 """The record of a run, for the tests of what is made from it."""
 
+from layercollapse.compiler.analysis.outline import Part
 from layercollapse.report.record import Record, Region, Side, Step, Verdict
 
 SITES = ["relu", "layer1.0.relu", "layer1.0.relu#2"]
@@ -20,6 +21,7 @@ def make_record(steps=3, finished=True):
                 entropy=[0.0 if site < number else 0.625 - 0.125 * number for site in range(3)],
                 mixed=[0 if site < number else 5 for site in range(3)],
                 seconds=1.5,
+                histograms=[[number, 8 - number, *9 * [0]]] * 3,
             )
             for number in range(steps)
         ],
@@ -35,6 +37,8 @@ def make_record(steps=3, finished=True):
             Verdict("layer1.0.relu", "relu", "collapsed", "empirical", ""),
             Verdict("layer1.0.relu#2", "relu", "kept", "", "5 of 8 neurons <mixed> & so on"),
         ]
+        record.parts_before = [Part("conv1", "3x3, 1 → 8", 72, 720), Part("relu", "relu"), Part("fc", "8 → 10", 80, 80)]
+        record.parts_after = record.parts_before[::2]
         record.forms, record.form = (
             {"the model as it came": 2.0, "every region as it is fastest": 1.0},
             "every region as it is fastest",

@@ -3,9 +3,10 @@
 import json
 
 import pytest
+import torch
 
 from layercollapse.errors import LayerCollapseError
-from layercollapse.report.record import Record
+from layercollapse.report.record import Record, histogram
 from records import make_record
 
 
@@ -47,3 +48,9 @@ def test_damaged_records(tmp_path, text, message):
         (tmp_path / "run.json").write_text(text)
     with pytest.raises(LayerCollapseError, match=message):
         Record.load(tmp_path)
+
+
+def test_histogram_by_hand():
+    entropy = torch.tensor([0.0, 0.0, 1e-9, 0.1, 0.11, 1.0, 1.58])
+    assert histogram(entropy) == [2, 2, 1, 0, 0, 0, 0, 0, 0, 0, 2]
+    assert histogram(torch.zeros(0)) == 11 * [0]

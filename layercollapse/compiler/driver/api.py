@@ -25,6 +25,7 @@ from layercollapse._util.tensors import check_values
 from layercollapse.compiler.analysis.bounds.propagate import Box
 from layercollapse.compiler.analysis.cost import Summary, captured_depth, summarize
 from layercollapse.compiler.analysis.obstacles import Kept
+from layercollapse.compiler.analysis.outline import outline
 from layercollapse.compiler.backend.emit import emit
 from layercollapse.compiler.backend.serialize import load, save
 from layercollapse.compiler.backend.shape_guard import settle, with_values
@@ -214,6 +215,8 @@ def _collapsed(
         repadded=best.repadded,
         refitted=outcome.refitted,
         unshared=tuple(w.rpartition(".")[0] or w for w, n in net.calls().items() if n > max(1, best.calls.get(w, 0))),
+        parts_before=outline(net, {site.node: site.name for site in captured.sites}),
+        parts_after=best.parts,
         fixed_sizes=fixed,
         unfed=prunable(model, captured).unfed,
     )

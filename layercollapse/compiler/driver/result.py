@@ -11,6 +11,7 @@ from torch import nn
 
 from layercollapse.compiler.analysis.cost import Summary
 from layercollapse.compiler.analysis.obstacles import Kept
+from layercollapse.compiler.analysis.outline import Part
 from layercollapse.compiler.backend.serialize import save
 from layercollapse.compiler.driver.explain import explain
 from layercollapse.compiler.driver.refit import Refitted
@@ -84,6 +85,8 @@ class CollapseResult:
         hardly_varies: whether that is less than a thousandth of the largest magnitude, of every output tensor: then
             agreement says little, as a constant would agree as well.
         unfed: sites that a `Pruner` finds no weights for -> why.
+        parts_before: the layers and rectifiers of the model that came, in execution order.
+        parts_after: the same of the collapsed one.
         unshared: layers that the model calls more than once, of which calls have weights of their own now, or are gone.
     """
 
@@ -104,6 +107,8 @@ class CollapseResult:
     unfed: Mapping[str, str] = field(default_factory=dict)
     regions: tuple[Choice, ...] = ()
     unshared: tuple[str, ...] = ()
+    parts_before: tuple[Part, ...] = ()
+    parts_after: tuple[Part, ...] = ()
     notes: tuple[str, ...] = ()
     spread: float | None = None
     hardly_varies: bool = False

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from layercollapse.compiler.analysis.cost import net_depth, summarize
 from layercollapse.compiler.analysis.obstacles import obstacles
+from layercollapse.compiler.analysis.outline import Part, outline
 from layercollapse.compiler.backend.emit import emit
 from layercollapse.compiler.ir.graph import Net, shape
 from layercollapse.compiler.ir.records import Activation
@@ -60,6 +61,7 @@ class Form:
         kept: layers that follow each other and stay two, "first", "second" -> why.
         repadded: layers that merged though that changes the border, "first → last".
         calls: weight of the model that a layer still has as it was -> of how many calls.
+        parts: its layers and rectifiers, in execution order.
     """
 
     name: Variant
@@ -69,6 +71,7 @@ class Form:
     kept: Mapping[tuple[str, str], str]
     repadded: tuple[str, ...]
     calls: Mapping[str, int]
+    parts: tuple[Part, ...] = ()
 
 
 def form(name: Variant, net: Net, context: PassContext, device: torch.device, shared: dict[str, Tensor]) -> Form:
@@ -79,6 +82,7 @@ def form(name: Variant, net: Net, context: PassContext, device: torch.device, sh
         "kept": {} if name == Variant.UNCHANGED else {**obstacles(net), **context.kept},
         "repadded": tuple(" → ".join(pair) for pair in context.repadded),
         "calls": net.calls(),
+        "parts": outline(net),
     }
     return Form(name, emit(net, device, shared), **facts)
 
