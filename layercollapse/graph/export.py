@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from layercollapse.errors import LayerCollapseError
+from layercollapse.graph.arguments import needed_and_refused
 from layercollapse.graph.aten import ANY_SIZE, does, functional, mutates, packet, shares_memory
 from layercollapse.graph.constants import ReadBuffers
 from layercollapse.graph.operations import Does
@@ -56,15 +57,18 @@ def arguments_in(batch: Mapping[str, Any], model: nn.Module, example_inputs: Any
         model: what is called.
         example_inputs: what it is called with elsewhere, see `call_arguments`; None if that is not known.
     """
-    parameters = inspect.signature(unwrapped(model).forward).parameters
+    model = unwrapped(model)
+    parameters = inspect.signature(model.forward).parameters
     if example_inputs is not None:
         args, kwargs = call_arguments(example_inputs)
         given = {*list(parameters)[: len(args)], *kwargs}
         return {key: value for key, value in batch.items() if key in given}
+    needed, refused = needed_and_refused(model)
     kinds = {name: parameter.kind for name, parameter in parameters.items()}
     every = inspect.Parameter.VAR_KEYWORD in kinds.values()
-    named = {name for name, kind in kinds.items() if kind in _BY_NAME}
-    if "labels" in batch and not ("labels" in named and parameters["labels"].default is inspect.Parameter.empty):
+    named = {name for name, kind in kinds.items() if kind in _BY_NAME} - refused
+    must = {name for name in named if parameters[name].default is inspect.Parameter.empty} | needed
+    if "labels" in batch and "labels" not in must:
         batch = {key: value for key, value in batch.items() if key != "labels"}
     return {key: value for key, value in batch.items() if every or key in named}
 
@@ -149,6 +153,13 @@ def export(
 
 def _traced(model: nn.Module, args: tuple, kwargs: dict[str, Any], shapes: Any) -> torch.export.ExportedProgram:
     """What torch.export makes of a model, without the graph so far that it prints where it stops."""
+    if isinstance(model, fx.GraphModule) and kwargs:
+        names = list(inspect.signature(model.forward).parameters)[len(args) :]
+        if names[: len(kwargs)] != list(kwargs):
+            # It runs the nodes of a GraphModule with the values of keyword arguments by position.
+            module: Any = object.__new__(type(type(model).__name__, (nn.Module,), {"forward": type(model).forward}))
+            vars(module).update(vars(model))
+            model = module
     with redirect_stderr(io.StringIO()):
         return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
 

@@ -106,7 +106,7 @@ def run(
         train: trains the model it is given, in place; called once per step with the original recipe.
         evaluate: validation accuracy of the model it is given (not on the test split: it chooses), higher is better;
             any number, NumPy scalar or tensor of one element. It is called with collapsed models too, which take the
-            inputs in `data` by the same names, and no labels.
+            arguments that `example_inputs` has, by the same names, and give the same classes of outputs.
         data: batches of the training split, re-iterable; each an input tensor, a tuple that starts with one, or a
             dict of keyword arguments, of which those of `example_inputs` are taken; without them those that the model
             takes, `labels` only where it must have them. The sign entropy is measured on all of it, on the model's

@@ -73,9 +73,9 @@ def _try(metric: Callable[[nn.Module], float], model: nn.Module) -> None:
     assert isinstance(metric, Metric)
     try:
         metric(model)
-    except LayerCollapseError:
-        raise
     except Exception as error:
+        if isinstance(error, LayerCollapseError) and str(error).startswith(f"{metric.argument}:"):
+            raise
         raise LayerCollapseError(
             f"{metric.argument}: expected a function that works with the collapsed network too, which takes the inputs "
             f"in data by the same names and returns what the model does, and nothing else; it stopped with "

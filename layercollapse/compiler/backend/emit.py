@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from layercollapse.compiler.backend import modules as emitted
+from layercollapse.compiler.backend.containers import is_plain
+from layercollapse.compiler.backend.contract import Outputs
 from layercollapse.compiler.backend.outputs import own_memory, pack
 from layercollapse.compiler.frontend.elementwise import restore_numbers
 from layercollapse.compiler.ir.graph import Net, shape, source
@@ -142,7 +144,16 @@ def _assemble(net: Net, modules: dict[str, Any], shared: dict[str, Tensor]) -> f
     if net.memory is not None:
         own_memory(net.graph, modules, net.memory)
     output = next(node for node in net.graph.nodes if node.op == "output")
-    output.args = (pack(net.out_spec, list(output.args[0])),)
+    leaves = list(output.args[0])
+    if is_plain(net.out_spec):
+        output.args = (pack(net.out_spec, leaves),)
+    else:
+        name = "outputs"
+        while any(target == name or target.startswith(f"{name}.") for target in modules):
+            name += "_"
+        modules[name] = Outputs(net.out_spec)
+        with net.graph.inserting_before(output):
+            output.args = (net.graph.call_module(name, (leaves,)),)
     # GraphModule registers plain tensors as buffers and keeps modules and parameters as they are.
     model = fx.GraphModule(modules, net.graph, class_name="Collapsed").eval()
     return model if net.trains else model.requires_grad_(False)

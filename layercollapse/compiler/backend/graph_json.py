@@ -10,11 +10,14 @@ import builtins
 import keyword
 import math
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from layercollapse.compiler.backend import containers
+from layercollapse.compiler.backend.contract import Loss, Outputs
 from layercollapse.compiler.backend.modules import (
     ChannelAffine,
     ConstantMap,
@@ -25,6 +28,7 @@ from layercollapse.compiler.backend.modules import (
     to_buffer,
 )
 from layercollapse.errors import LayerCollapseError
+from layercollapse.graph.arguments import Arguments
 from layercollapse.graph.rectifiers import quick_gelu, tanh_gelu
 
 _CONVOLUTION = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
@@ -45,6 +49,8 @@ _MODULES: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
     "ConstantMap": (ConstantMap, ("channels", "windows")),
     "FixedSizes": (FixedSizes, ("input", "sizes")),
     "FixedValue": (FixedValue, ("input",)),
+    "Arguments": (Arguments, ("given", "without")),
+    "Loss": (Loss, ("integer", "floating", "single")),
     "ReLU": (nn.ReLU, ()),
     "ReLU6": (nn.ReLU6, ()),
     "Hardtanh": (nn.Hardtanh, ("min_val", "max_val")),
@@ -116,19 +122,15 @@ def describe(model: fx.GraphModule) -> dict[str, Any]:
         elif node.op == "call_module":
             module = model.get_submodule(str(target))
             name = type(module).__name__
+            if isinstance(module, Outputs):
+                modules[str(target)] = {"type": name, "containers": containers.describe(module.spec, _encode)}
+                nodes.append(_node(node, target))
+                continue
             attributes = _MODULES[name][1]
             modules[str(target)] = {"type": name, **{a: getattr(module, a) for a in attributes}}
             for tensor, argument in _OPTIONAL.get(name, {}).items():
                 modules[str(target)][argument] = getattr(module, tensor) is not None
-        nodes.append(
-            {
-                "name": node.name,
-                "op": node.op,
-                "target": str(target),
-                "args": _encode(node.args),
-                "kwargs": _encode(dict(node.kwargs)),
-            }
-        )
+        nodes.append(_node(node, target))
     parameters = dict(model.named_parameters(remove_duplicate=False))
     return {
         "nodes": nodes,
@@ -138,6 +140,11 @@ def describe(model: fx.GraphModule) -> dict[str, Any]:
         "tied": tied_names(model),
         "complex": [name for name, value in model.state_dict().items() if value.is_complex()],
     }
+
+
+def _node(node: fx.Node, target: Any) -> dict[str, Any]:
+    arguments = {"args": _encode(node.args), "kwargs": _encode(dict(node.kwargs))}
+    return {"name": node.name, "op": node.op, "target": str(target), **arguments}
 
 
 def tied_names(model: nn.Module) -> dict[str, str]:
@@ -241,8 +248,11 @@ def _decode_key(value: Any) -> Any:
     return key
 
 
-def rebuild(described: dict[str, Any], tensors: dict[str, Tensor]) -> fx.GraphModule:
-    """The model that `describe` described, with its tensors by name; raises anything for a damaged description."""
+def rebuild(described: dict[str, Any], tensors: dict[str, Tensor], classes: Sequence[type] = ()) -> fx.GraphModule:
+    """The model that `describe` described, with its tensors by name; raises anything for a damaged description.
+
+    `classes` are those that its outputs may be of, beside what `containers` permits.
+    """
     tied: dict[str, str] = described["tied"]
     # Files written before complex parameters could be saved do not say that they have none.
     # Cloned: a file's tensors lie where they fit, and torch reads complex numbers from whole multiples of their size.
@@ -255,6 +265,9 @@ def rebuild(described: dict[str, Any], tensors: dict[str, Tensor]) -> fx.GraphMo
         _path(target)
         arguments = dict(record)
         name = arguments.pop("type")
+        if name == "Outputs":
+            modules[target] = Outputs(containers.rebuild(arguments["containers"], _decode_key, classes))
+            continue
         if name not in _MODULES:
             raise LayerCollapseError(f"it has a module {name!r}, which is no part of a collapsed model")
         with torch.device("meta"):  # the tensors come from the file; a size that lies allocates nothing

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import numbers
 import operator
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import fx
 
+from layercollapse.compiler.backend.containers import children
 from layercollapse.compiler.backend.modules import ChannelAffine, ConstantMap, FixedSizes
-from layercollapse.errors import LayerCollapseError
 from layercollapse.graph.aten import row, shares_memory
 from layercollapse.graph.memory import Memory
 
@@ -119,60 +117,8 @@ def _is_tensor(node: fx.Node) -> bool:
 
 
 def pack(spec: Any, leaves: list[Any]) -> Any:
-    """Outputs in their containers: tuples, lists and dicts as they were, whatever the keys.
-
-    Ordered dicts, default dicts, dataclasses and model output classes become plain dicts with the same keys in the same
-    order; named tuples, and what else torch takes apart, plain tuples.
-
-    Raises:
-        LayerCollapseError: a key is no text, number or None, and no tuple of these.
-    """
+    """Outputs in their containers, where these are plain; see `containers.is_plain`."""
     if spec.is_leaf():
         return leaves.pop(0)
-    children = [pack(child, leaves) for child in _children(spec)]
-    if spec.type is list:
-        return children
-    keys = _keys(spec, len(children))
-    return tuple(children) if keys is None else dict(zip(map(_key, keys), children, strict=True))
-
-
-def _children(spec: Any) -> list[Any]:
-    return list(spec.children() if callable(getattr(spec, "children", None)) else spec.children_specs)
-
-
-def _keys(spec: Any, count: int) -> list[Any] | None:
-    """The keys of a dict, or names of the fields of a class that is like one; None for other containers."""
-    keys = spec.context
-    if spec.type is defaultdict:
-        return list(keys[1])
-    if isinstance(keys, list) and len(keys) == count:
-        mapping = isinstance(spec.type, type) and issubclass(spec.type, Mapping)
-        if mapping or all(isinstance(key, str) for key in keys):
-            return keys
-    if is_dataclass(spec.type) and count:
-        # What torch.export registers has the names of the fields that are not None first.
-        some = keys[0] if isinstance(keys, list | tuple) and keys else None
-        names = [field.name for field in fields(spec.type)]
-        return next((n for n in (some, names) if isinstance(n, list) and len(n) == count), None)
-    return None
-
-
-def _key(key: Any) -> Any:
-    """A key as it can be written into a graph, equal to what it was: an enumeration's number is a number."""
-    if key is None or isinstance(key, bool):
-        return key
-    if isinstance(key, tuple):
-        return tuple(map(_key, key))
-    plain: Any = None
-    if isinstance(key, str):
-        plain = str.__str__(key)
-    elif isinstance(key, numbers.Integral):
-        plain = int(key)
-    elif isinstance(key, float):
-        plain = float(key)
-    if plain is None or plain != key or hash(plain) != hash(key):
-        raise LayerCollapseError(
-            "model: expected outputs in dicts whose keys are texts, numbers, None, or tuples of these, got a key of "
-            f"type {type(key).__name__}: {key!r}"
-        )
-    return plain
+    parts = [pack(child, leaves) for child in children(spec)]
+    return dict(zip(spec.context, parts, strict=True)) if spec.type is dict else spec.type(parts)

@@ -10,11 +10,13 @@ import io
 import json
 import os
 import warnings
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import fx, nn
@@ -22,6 +24,8 @@ from torch import fx, nn
 from layercollapse._util.devices import on_cpu
 from layercollapse._util.files import atomic
 from layercollapse._util.modes import evaluating
+from layercollapse.compiler.backend.containers import plain
+from layercollapse.compiler.backend.contract import Loss, Outputs
 from layercollapse.compiler.backend.graph_json import describe, rebuild, tied_names
 from layercollapse.compiler.backend.onnx import save_onnx
 from layercollapse.compiler.backend.shape_guard import Case, other_cases, takes
@@ -42,8 +46,10 @@ def save(model: nn.Module, folder: str | os.PathLike[str], example_inputs: Any, 
 
     Args:
         model: the `model` of a `CollapseResult`, retrained or not.
-        folder: where ``model.safetensors``, ``model.json`` and ``model.pt2`` go. What torch's format has no keys for
-            in a dict of outputs, tuples, are texts in the ``model.pt2``.
+        folder: where ``model.safetensors``, ``model.json`` and ``model.pt2`` go. The ``model.pt2`` takes the arguments
+            of the example, and gives plain tuples, lists and dicts, whose keys are texts where torch's format has none
+            of theirs, so that torch alone reads it; classes of outputs, optional arguments and the loss of `labels`
+            are in the ``model.json``.
         example_inputs: what to export with; the batch, and every size that the model takes others of, stays dynamic.
             Where torch cannot export it so, a warning says which files are of the example's sizes.
         onnx: whether to write ``model.onnx``, too, checked with ONNX Runtime; needs ``layercollapse[export]``.
@@ -61,7 +67,9 @@ def save(model: nn.Module, folder: str | os.PathLike[str], example_inputs: Any, 
     state = {name: torch.view_as_real(value.detach()) if value.is_complex() else value for name, value in state.items()}
     tensors = {name: value.detach().contiguous().clone() for name, value in state.items()}
     try:
-        rebuild(json.loads(text), tensors)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of classes that `load` may be given
+            rebuild(json.loads(text), tensors)
     except _DAMAGED as error:
         raise LayerCollapseError(f"model: expected one that can be loaded again, got {error}") from error
     args, kwargs = call_arguments(example_inputs)
@@ -101,7 +109,7 @@ def _exported(
 
     Maps that have one pixel in the example would have one for good: then it is exported with the arguments of a case.
     """
-    model = _with_keys_of_json(model)
+    model = _with_plain_outputs(model)
     first: tuple[torch.export.ExportedProgram, bytes, bool] | None = None
     if cases:
         with evaluating(model), torch.no_grad():
@@ -141,32 +149,50 @@ def _file(exported: torch.export.ExportedProgram) -> bytes:
     return file.getvalue()
 
 
-def _with_keys_of_json(model: fx.GraphModule) -> fx.GraphModule:
-    """The model, with texts for the tuples among the keys of its outputs."""
+def _with_plain_outputs(model: fx.GraphModule) -> fx.GraphModule:
+    """The model with outputs in tuples, lists and dicts of texts and numbers, and without the loss of its labels.
 
-    def plain(value: Any) -> Any:
-        if isinstance(value, tuple | list):
-            return type(value)(map(plain, value)) if type(value) in (tuple, list) else [plain(v) for v in value]
-        if isinstance(value, dict):
-            return {str(key) if isinstance(key, tuple) else key: plain(part) for key, part in value.items()}
-        return value
-
+    Torch reads it so where no class is known that the outputs are of.
+    """
     output = next(node for node in model.graph.nodes if node.op == "output")
-    if repr(plain(output.args)) == repr(output.args):
+    value: Any = output.args[0]
+    unread = list[fx.Node]()
+    if isinstance(_called(model, value), Loss):
+        unread.append(value)
+        value = value.args[0]
+    packing = _called(model, value)
+    if isinstance(packing, Outputs):
+        unread.append(value)
+        value = plain(packing.spec, value.args[0])
+    else:
+        leaves, spec = pytree.tree_flatten(value)
+        value = plain(spec, leaves)
+    if repr((value,)) == repr(output.args):
         return model
     graph = fx.Graph()
     new: dict[fx.Node, fx.Node] = {}
     graph.graph_copy(model.graph, new)
-    graph.output(fx.map_arg(plain(output.args[0]), new.__getitem__))
+    graph.output(fx.map_arg(value, new.__getitem__))
+    for node in unread:
+        graph.erase_node(new[node])
     return fx.GraphModule(model, graph, class_name="Collapsed").eval()
 
 
+def _called(model: fx.GraphModule, node: Any) -> nn.Module | None:
+    called = isinstance(node, fx.Node) and node.op == "call_module"
+    return model.get_submodule(str(node.target)) if called else None
+
+
 @torch.inference_mode(False)
-def load(path: str | os.PathLike[str]) -> fx.GraphModule:
+def load(path: str | os.PathLike[str], classes: Sequence[type] = ()) -> fx.GraphModule:
     """Load a model that `save` wrote, from its ``model.json`` and ``model.safetensors``.
+
+    Nothing in the files is executed, and nothing imported but output classes of transformers, where that is installed.
 
     Args:
         path: the folder, or its ``model.json``.
+        classes: dataclasses and named tuples of yours that its outputs are of. Without them outputs are plain dicts
+            and tuples with the same keys in the same order, and a warning names the class.
 
     Returns:
         The module, in evaluation mode, with the dtypes it was saved with, on the CPU.
@@ -175,6 +201,8 @@ def load(path: str | os.PathLike[str]) -> fx.GraphModule:
         LayerCollapseError: a file is missing, truncated, of another format or version, or names anything but the
             operations of a collapsed model.
     """
+    if not isinstance(classes, Sequence) or not all(isinstance(kind, type) for kind in classes):
+        raise LayerCollapseError(f"classes: expected a list of classes, got {classes!r}")
     path = Path(path)
     folder = path.parent if path.is_file() or (path.name == "model.json" and not path.is_dir()) else path
     try:
@@ -190,7 +218,7 @@ def load(path: str | os.PathLike[str]) -> fx.GraphModule:
             raise LayerCollapseError(f"it is no {FORMAT} file")
         if described.get("version") != VERSION:
             raise LayerCollapseError(f"its version is {described.get('version')!r}, this release reads {VERSION}")
-        return rebuild(described, tensors)
+        return rebuild(described, tensors, classes)
     except LayerCollapseError as error:
         raise LayerCollapseError(f"path: cannot load {str(folder / 'model.json')!r}: {error}") from error
     except _DAMAGED as error:

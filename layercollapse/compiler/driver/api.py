@@ -26,6 +26,7 @@ from layercollapse.compiler.analysis.bounds.propagate import Box
 from layercollapse.compiler.analysis.cost import Summary, captured_depth, summarize
 from layercollapse.compiler.analysis.obstacles import Kept
 from layercollapse.compiler.analysis.outline import outline
+from layercollapse.compiler.backend.contract import keep_contract
 from layercollapse.compiler.backend.emit import emit
 from layercollapse.compiler.backend.serialize import load, save
 from layercollapse.compiler.backend.shape_guard import settle, with_values
@@ -198,7 +199,7 @@ def _collapsed(
     exact = not best.repadded and not outcome.refitted and {site.guarantee for site in sites} <= {"", "exact"}
     collapsed, fixed = settle(model, best.model, example_inputs, exact, lambda: emit(net.copy(), device))
     return CollapseResult(
-        model=with_values(collapsed, example_inputs),
+        model=keep_contract(with_values(collapsed, example_inputs), model, example_inputs),
         sites=sites,
         kept_layers=(*(Kept(pair, reason) for pair, reason in best.kept.items()), *outcome.rolled_back),
         before=summarize(model, example_inputs, captured_depth(captured)),

@@ -55,7 +55,10 @@ class CollapseResult:
     """A collapsed model.
 
     Attributes:
-        model: a plain module with ordinary parameters: no masks, no hooks; trainable and exportable.
+        model: a plain module with ordinary parameters: no masks, no hooks; trainable and exportable. It is called as
+            the original is: the same arguments, of which optional ones that the example did not have take their
+            defaults alone; outputs of the same class; and with `labels`, where they add a loss to the outputs that is
+            a cross entropy (also of the next token, or binary) or a mean squared error, the same loss.
         sites: one entry for each rectifier site of the original, in execution order.
         kept_layers: pairs of layers that follow each other without a rectifier and stay two, and why: the border, what
             merging them would cost, the operations between them, or by how much merging them misses the tolerance; and
