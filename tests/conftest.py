@@ -8,7 +8,6 @@ from hypothesis import HealthCheck, settings
 from torch.overrides import _get_current_function_mode_stack
 
 from layercollapse import ops
-from layercollapse.compiler.analysis.cost import macs
 from layercollapse.compiler.driver import api
 
 # Properties of the ops: slow on a busy machine, and large. LAYERCOLLAPSE_NIGHTLY_CASES: of each op, with -m nightly.
@@ -91,13 +90,10 @@ def chosen_by_device():
 
 
 class Counted:
-    """A cost model without a clock: multiply-accumulates of layers; networks take the same time, all of them."""
+    """A cost model without a clock: networks take the same time, all of them."""
 
     def __init__(self, device):
         pass
-
-    def layer(self, op, inputs):
-        return macs(op, inputs)
 
     def networks(self, models, example_inputs, *, seconds, passes):
         return dict.fromkeys(models, 1.0)
@@ -105,7 +101,7 @@ class Counted:
 
 @pytest.fixture(autouse=True)
 def counted(request, monkeypatch):
-    """Multiplications decide how a network is written, where a test is not marked `timed`.
+    """Multiply-accumulates decide how a network is written, where a test is not marked `timed`.
 
     Networks this small take microseconds, and on a machine with other work every race has two outcomes.
     """

@@ -733,7 +733,6 @@ def drawn_times(seed: int) -> Iterator[None]:
     """
     drawn = random.Random(seed).random
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(api.Latency, "layer", lambda self, op, inputs: drawn())
         slow = {Variant.ALL: 3.0}
         patch.setattr(
             api.Latency,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from torch import fx
 
-from layercollapse.compiler.ir.graph import Net, source
+from layercollapse.compiler.analysis.cost import macs
+from layercollapse.compiler.ir.algebra import compose, mergeable, movable, repadded
+from layercollapse.compiler.ir.graph import Net, shape, sole_user, source
 from layercollapse.compiler.ir.records import Activation, Affine, ChannelAffine, ConstantMap
 from layercollapse.graph.aten import does, packet
 from layercollapse.graph.operations import Does
@@ -28,11 +30,53 @@ class Kept:
     reason: str
 
 
+@dataclass(frozen=True)
+class Sequence:
+    """Two layers, the second of which alone reads the first, and which no pass has merged.
+
+    Attributes:
+        first: the first; second: the second.
+        work: the multiply-accumulates of one layer in their place, over theirs; None: no one layer is exact.
+    """
+
+    first: fx.Node
+    second: fx.Node
+    work: float | None
+
+    @property
+    def reason(self) -> str:
+        """Why they stay."""
+        if self.work is None:
+            return (
+                "no single layer is exact at the border: the second is padded and the first is not pointwise "
+                '(mode="repad" may merge them, for one more training)'
+            )
+        return f"merged they need {self.work:.1f} times the multiply-accumulates"
+
+
+def sequences(net: Net, repad: bool) -> Iterator[Sequence]:
+    """The layers in sequence that are left; `repad`: whether one may replace two that differs at the border."""
+    for second, after in net.records(Affine):
+        first = source(second)
+        before = net.affine(first)
+        if before is None or sole_user(first) is not second or before.channel_dim != after.channel_dim:
+            continue
+        if len(before.geometry.kernel) != len(after.geometry.kernel):
+            continue
+        one = None
+        if mergeable(before, after):
+            one = compose(before, after)
+        elif repad and movable(before, after):
+            one = compose(*repadded(before, after))
+        apart = macs(before, shape(first)) + macs(after, shape(second))
+        yield Sequence(first, second, None if one is None else macs(one, shape(second)) / max(1, apart))
+
+
 def obstacles(net: Net) -> dict[tuple[str, str], str]:
     """Pairs of affine layers, the second of which reads the first through other operations -> what stands between.
 
-    Across one sum at most: behind two, every layer of a residual network reads every other. Pairs that `chain` has
-    weighed are not among them, nor those with a rectifier between: of these the site says why it stays.
+    Across one sum at most: behind two, every layer of a residual network reads every other. `Sequence`s are not among
+    them, nor pairs with a rectifier between: of these the site says why it stays.
     """
     found: dict[tuple[str, str], str] = {}
     for node, _ in net.records(Affine):

@@ -108,9 +108,9 @@ def collapse(
             of the output, which is rounding. A spread below that is of a constant: ``min(1, scale) * tolerance``. One
             sample alone has no spread: then the tolerance is all.
         cost: what decides how the collapsed model is written. ``"latency"``: time, measured on the model's device
-            with the example inputs, which should have the batch size of later use: of layers where merging needs
-            more multiply-accumulates, of every region that there is more than one way to write, and of the whole, the
-            model that came among them, in turns. ``"macs"``: multiply-accumulates, and nothing is timed.
+            with the example inputs, which should have the batch size of later use: of every region that there is more
+            than one way to write, and of the whole, the model that came among them, in turns. ``"macs"``:
+            multiply-accumulates, and nothing is timed.
         partial: whether neurons that were off (or saturated) on the data of the report are removed from sites with
             others that are mixed. Those that algebra, or the box, proves to be are in any case: 161 of 163 in a pruned
             MobileNetV2, so that the data gain little for the risk.

@@ -209,15 +209,39 @@ def add(first: Affine, second: Affine) -> Affine | None:
     groups = math.gcd(first.groups, second.groups)
     size = (first.outputs, first.inputs // groups, *geometry.kernel)
 
-    def total(a: Tensor, b: Tensor) -> Tensor:
+    def summed(a: Tensor, b: Tensor) -> Tensor:
         # The one with more taps, or fewer groups, may be as large as the sum.
         a, b = (regroup(weight, op.groups, groups) for weight, op in ((a, first), (b, second)))
         return _align(a, one, geometry).add_(_align(b, two, geometry))
 
-    weight: Any = Deferred(size, (raw_weight(first), raw_weight(second)), total)
+    weight: Any = Deferred(size, (raw_weight(first), raw_weight(second)), summed)
     origin = max(first.origin, second.origin)
     merged = Affine(weight, first.bias + second.bias, geometry, groups, first.dtype, origin=origin)
     return _with_borders(merged, (first, second), sum)
+
+
+def total(one: Affine | ChannelAffine | None, two: Affine | ChannelAffine | None) -> Affine | ChannelAffine | None:
+    """The record that adds two over one tensor, None for the tensor itself; or None if no one record does.
+
+    The first is a layer, or else a scale, if there is one.
+    """
+    if isinstance(one, Affine):
+        other = two if isinstance(two, Affine) else diagonal(one, two)
+        return None if other is None else add(one, other)
+    if one is None or isinstance(two, Affine) or (two is not None and two.channel_dim != one.channel_dim):
+        return None
+    if two is None:
+        return replace(one, scale=one.scale + 1)
+    uniform = one.uniform if one.uniform == two.uniform else None
+    origin = max(one.origin, two.origin)
+    return replace(one, scale=one.scale + two.scale, shift=one.shift + two.shift, uniform=uniform, origin=origin)
+
+
+def unbiased(op: Affine | ChannelAffine) -> Affine | ChannelAffine:
+    """A record that adds nothing."""
+    if isinstance(op, ChannelAffine):
+        return replace(op, shift=torch.zeros_like(op.shift))
+    return replace(op, weight=raw_weight(op), bias=torch.zeros_like(op.bias), border_weight=None, source=None)
 
 
 def covers(first: Affine, second: Affine) -> bool:

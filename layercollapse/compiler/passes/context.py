@@ -1,4 +1,4 @@
-"""What a pass may do and by which cost, and what it has to say: given to every pass beside the graph."""
+"""What a pass may do, and what it has to say: given to every pass beside the graph."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from typing import Any, TypeAlias
 
 from torch import fx
 
-from layercollapse.compiler.ir.records import Affine
-
 
 class Group(enum.Enum):
     """Passes that may cost time, though they save multiply-accumulates: the autotuner also tries without them."""
 
     SEQUENCE = enum.auto()  # layers in sequence become one
     PARALLEL = enum.auto()  # layers side by side become one
+    THRIFT = enum.auto()  # of layers that one may replace, those stay that are less work; without it, the fewest
     CONCATENATION = enum.auto()  # a layer behind a concatenation becomes one for each part
     POOLING = enum.auto()  # a layer moves behind a pooling, or is composed with it
     TRIM = enum.auto()  # outer taps of kernels go
@@ -33,18 +32,16 @@ class PassContext:
     """What is given to the passes over one graph.
 
     Attributes:
-        layer_ms: time of a layer on an input (N, I, *spatial) or (N, *, I), in ms; None: multiply-accumulates decide.
         omitted: which groups do not act at a node of some name.
         repad: whether layers may merge that differ at the border then; see `algebra.repadded`.
-        kept: filled by passes: layers that follow each other and stay two -> why.
+        applied: filled by passes: the groups that had something to do.
         repadded: filled by passes: the layers that merged though they differ at the border then, first and last.
-        examined: filled by passes: root of a region with sums -> its records, where no better way was found.
+        examined: filled by passes: root of a region -> its records, where no better way was found.
     """
 
-    layer_ms: Callable[[Affine, tuple[int, ...]], float] | None = None
     omitted: Omitted = lambda name: ()
     repad: bool = False
-    kept: dict[tuple[str, str], str] = field(default_factory=dict)
+    applied: set[Group] = field(default_factory=set)
     repadded: list[tuple[str, str]] = field(default_factory=list)
     examined: dict[str, list[Any]] = field(default_factory=dict)
 

@@ -20,8 +20,7 @@ from layercollapse.compiler.passes.concat import (
 )
 from layercollapse.compiler.passes.constants import constants_in_products, constants_in_sums
 from layercollapse.compiler.passes.context import Group, PassContext
-from layercollapse.compiler.passes.contract_chain import merge_in_sequence
-from layercollapse.compiler.passes.contract_paths import merge_paths
+from layercollapse.compiler.passes.contract import contract
 from layercollapse.compiler.passes.dead_channels import drop_unread_channels
 from layercollapse.compiler.passes.fold import (
     cut_dead_layers,
@@ -45,19 +44,16 @@ class Pass:
 
     Attributes:
         run: takes a graph and a context, rewrites what it can, and tells whether it did.
-        group: what the autotuner tries without; None where the result is never slower.
+        groups: what the autotuner tries without; none where the result is never slower. A pass of several puts those
+            that acted into `PassContext.applied` itself.
     """
 
     run: Callable[[Net, PassContext], bool]
-    group: Group | None = None
+    groups: tuple[Group, ...] = ()
 
     @property
     def name(self) -> str:
         return self.run.__name__
-
-    @property
-    def may_cost_time(self) -> bool:
-        return self.group is not None
 
 
 PASSES = (
@@ -67,39 +63,32 @@ PASSES = (
     Pass(cut_dead_layers),
     Pass(constants_in_sums),
     Pass(constants_in_products),
-    Pass(drop_unread_channels, Group.CHANNELS),
+    Pass(drop_unread_channels, (Group.CHANNELS,)),
     Pass(fold_scales_down),
     Pass(lift_through_sums),
     Pass(flatten_concatenations),
     Pass(lift_through_concatenations),
     Pass(sink_scales),
-    Pass(sink_layers, Group.POOLING),
+    Pass(sink_layers, (Group.POOLING,)),
     Pass(strip_norms),
     Pass(raise_references),
-    Pass(trim_kernels, Group.TRIM),
-    Pass(merge_paths, Group.PARALLEL),
-    Pass(merge_in_sequence, Group.SEQUENCE),
-    Pass(merge_with_pooling, Group.POOLING),
-    Pass(merge_through_flatten, Group.POOLING),
-    Pass(merge_neighbours, Group.PARALLEL),
-    Pass(split_over_concatenations, Group.CONCATENATION),
+    Pass(trim_kernels, (Group.TRIM,)),
+    Pass(contract, (Group.SEQUENCE, Group.PARALLEL, Group.THRIFT)),
+    Pass(merge_with_pooling, (Group.POOLING,)),
+    Pass(merge_through_flatten, (Group.POOLING,)),
+    Pass(merge_neighbours, (Group.PARALLEL,)),
+    Pass(split_over_concatenations, (Group.CONCATENATION,)),
 )
 
 
-def run_passes(net: Net, context: PassContext, passes: Sequence[Pass] = PASSES) -> set[Group]:
-    """Apply passes in order, from the first again after every change, until none has anything to do.
-
-    Returns:
-        The groups that had something to do.
-    """
-    applied = set[Group]()
+def run_passes(net: Net, context: PassContext, passes: Sequence[Pass] = PASSES) -> None:
+    """Apply passes in order, from the first again after every change, until none has anything to do."""
     net.sweep()
-    while (found := next((one for one in passes if _run(one, net, context)), None)) is not None:
-        if found.group is not None:
-            applied.add(found.group)
+    while (acted := next((one for one in passes if _run(one, net, context)), None)) is not None:
+        if len(acted.groups) == 1:
+            context.applied.update(acted.groups)
         net.sweep()
     net.graph.lint()
-    return applied
 
 
 def _run(one: Pass, net: Net, context: PassContext) -> bool:

@@ -14,9 +14,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx
 
+from layercollapse.compiler.analysis.obstacles import sequences
 from layercollapse.compiler.backend.emit import emit
 from layercollapse.compiler.ir.graph import Net
 from layercollapse.compiler.passes.context import Group, Omitted, PassContext
+from layercollapse.compiler.passes.contract_search import MOST
 from layercollapse.compiler.passes.linearize import Known, linearize
 from layercollapse.compiler.passes.registry import run_passes
 from layercollapse.compiler.tuning.regions import Recorder, regions, structure
@@ -54,7 +56,7 @@ class Start:
     Attributes:
         base: the network as lowered; it stays as it is.
         known: the sites to linearize, as for `linearize`.
-        cost: what decides where multiply-accumulates are not enough; None: nothing else does.
+        cost: what decides between variants; None: every pass is applied.
         repad: see `PassContext`.
         left_out: the groups that no variant applies at a node: with them the outputs would miss the tolerance.
     """
@@ -68,22 +70,27 @@ class Start:
     def written(self, omitted: Omitted = lambda name: frozenset()) -> Written:
         """The network with all passes applied, but where they are omitted."""
         net = self.base.copy()
-        context = PassContext(
-            None if self.cost is None else self.cost.layer,
-            lambda name: {*self.left_out(name), *omitted(name)},
-            self.repad,
-        )
-        linear = linearize(net, self.known, context)
-        applied = run_passes(net, context)
-        return Written(net, context, applied | {Group.RECTIFIERS} if linear else applied)
+        context = PassContext(lambda name: {*self.left_out(name), *omitted(name)}, self.repad)
+        if linearize(net, self.known, context):
+            context.applied.add(Group.RECTIFIERS)
+        run_passes(net, context)
+        return Written(net, context)
 
 
 class Written(NamedTuple):
-    """A net, the context of its passes, and the groups that had something to do in it."""
+    """A net, and the context of its passes."""
 
     net: Net
     context: PassContext
-    applied: set[Group]
+
+    @property
+    def applied(self) -> set[Group]:
+        """The groups that had something to do in it: `Group.THRIFT` where one layer could replace two that stay."""
+        thrift = any(
+            two.work is not None and two.work <= MOST and self.context.permits(Group.SEQUENCE, two.first, two.second)
+            for two in sequences(self.net, self.context.repad)
+        )
+        return self.context.applied | ({Group.THRIFT} if thrift else set())
 
 
 def choose(
@@ -136,9 +143,9 @@ def choose(
 
 def _nets(start: Start, every: Written, variants: Mapping[Variant, frozenset[Group]]) -> dict[Variant, Net]:
     """The network in every variant that leaves out something, and something else than the variants before it."""
-    nets, tried = {Variant.ALL: every.net}, set[frozenset[Group]]()
+    nets, tried, applied = {Variant.ALL: every.net}, set[frozenset[Group]](), every.applied
     for variant, groups in variants.items():
-        missing = groups & every.applied
+        missing = groups & applied
         if missing and missing not in tried:
             tried.add(missing)
             nets[variant] = start.written(lambda name, groups=groups: groups).net  # type: ignore[misc]

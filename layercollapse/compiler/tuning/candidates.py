@@ -111,10 +111,10 @@ def choices(net: Net, region: LinearRegion, cost: CostModel | None, device: torc
     like, dim = layers[0][1], layers[0][1].channel_dim
     reads = sorted(node.name for node in region.windows)
     exact, candidates = list[Net](), list[tuple[Windows, int | None]]()
-    for omitted in (frozenset[Group](), MERGES):
+    for omitted in (frozenset[Group](), MERGES, frozenset({Group.THRIFT})):
         part = cut(net, {node.name for node in region.nodes}, set(region.nodes), reads)
-        run_passes(part, PassContext(None if cost is None else cost.layer, lambda name, some=omitted: some))  # type: ignore[misc]
-        if sum(1 for _ in part.records(Affine)) <= len(reads):
+        run_passes(part, PassContext(lambda name, some=omitted: some))  # type: ignore[misc]
+        if not omitted and sum(1 for _ in part.records(Affine)) <= len(reads):
             return None
         exact.append(part)
     plain = cut(net, {node.name for node in region.nodes}, set(region.nodes), reads)

@@ -1,10 +1,9 @@
-"""The cost model: how long layers and networks take on a device, measured in turns, and what the times decide."""
+"""The cost model: how long networks take on a device, measured in turns, and what the times decide."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
@@ -13,8 +12,6 @@ from torch import nn
 
 from layercollapse._util.modes import evaluating
 from layercollapse._util.timing import in_turns
-from layercollapse.compiler.backend.emit import build
-from layercollapse.compiler.ir.records import Affine, ConstantMap
 from layercollapse.graph.export import call_arguments, copied
 
 Name = TypeVar("Name", bound=Hashable)
@@ -27,9 +24,6 @@ MARGIN = 0.03
 
 class CostModel(Protocol):
     """What the choice between variants is made by."""
-
-    def layer(self, op: Affine, inputs: tuple[int, ...]) -> float:
-        """Cost of a layer on an input (N, I, *spatial) or (N, *, I), in ms."""
 
     def networks(
         self, models: Mapping[Name, nn.Module], example_inputs: Any, *, seconds: float, passes: int
@@ -45,7 +39,7 @@ class CostModel(Protocol):
 
 
 class Latency:
-    """Median times, measured; layers of the same sizes are measured once.
+    """Median times, measured.
 
     Args:
         device: where the models work.
@@ -53,26 +47,6 @@ class Latency:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._layers: dict[tuple[Any, ...], float] = {}
-
-    def layer(self, op: Affine, inputs: tuple[int, ...]) -> float:
-        """See `CostModel`."""
-        channels = list(inputs)
-        channels[op.channel_dim] = op.inputs  # channels may have gone since the shape was noted
-        key = (op.size, op.geometry, op.groups, op.border_weight is None, tuple(channels), op.dtype)
-        if key not in self._layers:
-            # Zeros are as fast as anything else: nothing that is merged is computed for this.
-            zeros = replace(op, weight=torch.zeros(op.size, dtype=op.dtype))
-            parts = [build(zeros, self._device).eval()]
-            if op.border_weight is not None:
-                border = ConstantMap(op.border_weight, op.bias, op.geometry, (), op.dtype)
-                parts.append(build(border, self._device).eval())
-            # Here they leave the user's random numbers alone.
-            x = torch.zeros(channels, dtype=op.dtype, device=self._device)
-            with torch.inference_mode():
-                call = partial(_total, parts, x)
-                self._layers[key] = in_turns([call], self._device, seconds=0.0, warmup=3, minimum=15)[0]
-        return self._layers[key]
 
     def networks(
         self, models: Mapping[Name, nn.Module], example_inputs: Any, *, seconds: float, passes: int
@@ -89,10 +63,6 @@ class Latency:
                 stack.enter_context(evaluating(model))
             limits: Any = {"seconds": seconds, "warmup": 2, "minimum": 6, "maximum": passes}
             return dict(zip(models, in_turns(calls, self._device, **limits), strict=True))
-
-
-def _total(parts: list[nn.Module], x: torch.Tensor) -> torch.Tensor:
-    return torch.stack([part(x) for part in parts]).sum(0)
 
 
 def ordered(times: Mapping[Name, float], names: Iterable[Name], first: Name) -> tuple[Name, ...]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from layercollapse.compiler.analysis.cost import net_depth, summarize
-from layercollapse.compiler.analysis.obstacles import obstacles
+from layercollapse.compiler.analysis.obstacles import obstacles, sequences
 from layercollapse.compiler.analysis.outline import Part, outline
 from layercollapse.compiler.backend.emit import emit
 from layercollapse.compiler.ir.graph import Net, shape
@@ -29,6 +29,7 @@ class Variant(str, enum.Enum):
     CHOSEN = "every region as it is fastest"
     SEQUENCE = "layers kept in sequence"
     PARALLEL = "layers kept side by side"
+    THRIFT = "layers merged though that is more work"
     CONCATENATION = "concatenations kept"
     POOLING = "layers kept before pooling and flatten"
     TRIM = "kernels not trimmed"
@@ -43,7 +44,10 @@ MERGES = frozenset({Group.SEQUENCE, Group.PARALLEL, Group.CONCATENATION, Group.P
 # Variant -> the passes that it does without. Those of one list are compared with each other: channels and rectifiers
 # concern the layers on both sides, and with the others they would make one region of many.
 COMPARED: tuple[dict[Variant, frozenset[Group]], ...] = (
-    {**{Variant[group.name]: frozenset({group}) for group in Group if group in MERGES}, Variant.UNMERGED: MERGES},
+    {
+        **{Variant[group.name]: frozenset({group}) for group in Group if group in {*MERGES, Group.THRIFT}},
+        Variant.UNMERGED: MERGES,
+    },
     {Variant.CHANNELS: frozenset({Group.CHANNELS})},
     {Variant.RECTIFIERS: frozenset({Group.RECTIFIERS})},
 )
@@ -79,12 +83,21 @@ def form(name: Variant, net: Net, context: PassContext, device: torch.device, sh
     facts: dict[str, Any] = {
         "depth": net_depth(net),
         "bending": {op.site: shape(node)[op.channel_dim] for node, op in net.records(Activation)},
-        "kept": {} if name == Variant.UNCHANGED else {**obstacles(net), **context.kept},
+        "kept": {} if name == Variant.UNCHANGED else {**obstacles(net), **_in_sequence(net, context)},
         "repadded": tuple(" → ".join(pair) for pair in context.repadded),
         "calls": net.calls(),
         "parts": outline(net),
     }
     return Form(name, emit(net, device, shared), **facts)
+
+
+def _in_sequence(net: Net, context: PassContext) -> dict[tuple[str, str], str]:
+    """Layers that follow each other and stay two -> why, where they were free to merge."""
+    return {
+        (str(two.first.target), str(two.second.target)): two.reason
+        for two in sequences(net, context.repad)
+        if context.permits(Group.SEQUENCE, two.first, two.second)
+    }
 
 
 @dataclass(frozen=True)

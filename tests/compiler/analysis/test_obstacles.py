@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from layercollapse.compiler.analysis.obstacles import Kept, grouped, obstacles
+from layercollapse.compiler.analysis.obstacles import Kept, grouped, obstacles, sequences
 from networks import Model, lowered
 
 
@@ -32,6 +32,29 @@ def test_what_stands_between(function, reason: str) -> None:
     found = two(function)
     assert list(found) == [("a", "b")]
     assert found["a", "b"].startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "padding", "repad", "work"),
+    [
+        (((3, 2, 1), (2, 3, 1)), 0, False, 9 / 12),
+        (((3, 1, 3), (1, 3, 3)), 1, False, None),
+        # 5 x 5 in place of two of 3 x 3, with one channel between three.
+        (((3, 1, 3), (1, 3, 3)), 1, True, 9 * 25 / (2 * 3 * 9)),
+    ],
+)
+def test_what_one_layer_in_place_of_two_would_be(sizes, padding: int, repad: bool, work: float | None) -> None:
+    layers = (nn.Conv2d(*size, padding=padding, bias=False) for size in sizes)
+    (two,) = sequences(lowered(nn.Sequential(*layers), torch.randn(1, 3, 7, 7)), repad)
+    assert (two.first.target, two.second.target) == ("0", "1")
+    assert two.work == pytest.approx(work)
+    assert two.reason.startswith("no single layer is exact" if work is None else f"merged they need {work:.1f} times")
+
+
+def test_what_follows_and_is_no_sequence() -> None:
+    ab = {name: nn.Linear(4, 4) for name in ("a", "b")}
+    for function in (lambda m, x: m.b(torch.relu(m.a(x))), lambda m, x: (y := m.a(x), m.b(y) + y)[1]):
+        assert not list(sequences(lowered(Model(function, **ab), torch.randn(3, 4)), False))
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from types import SimpleNamespace
 
 import pytest
@@ -379,13 +378,10 @@ def test_sites_that_only_data_prove_count_too_and_keep_the_tolerance() -> None:
 
 
 class Counted:
-    """A cost model without a clock: of layers their weights, of networks their parameters."""
+    """A cost model without a clock: of networks their parameters."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-
-    def layer(self, op, inputs):
-        return float(math.prod(op.size))
 
     def networks(self, models, example_inputs, *, seconds, passes):
         return {name: float(sum(p.numel() for p in model.parameters())) for name, model in models.items()}

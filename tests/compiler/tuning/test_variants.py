@@ -23,9 +23,6 @@ class Given:
     def __init__(self, *races: dict[Variant, float]) -> None:
         self.races, self.asked = list(races), []
 
-    def layer(self, op, inputs):
-        raise AssertionError("no layer is timed")
-
     def networks(self, models, example_inputs, *, seconds, passes):
         self.asked.append((tuple(models), seconds, passes))
         return {name: self.races[len(self.asked) - 1][name] for name in models}

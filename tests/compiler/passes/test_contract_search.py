@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import math
 import random
@@ -17,9 +16,8 @@ from layercollapse.compiler.backend.emit import emit
 from layercollapse.compiler.frontend.lower import lower
 from layercollapse.compiler.ir.records import Affine
 from layercollapse.compiler.passes.context import PassContext
+from layercollapse.compiler.passes.contract_search import Search
 from layercollapse.compiler.passes.registry import run_passes
-
-paths = importlib.import_module("layercollapse.compiler.passes.contract_paths")
 
 POSITIONS = 6 * 5
 
@@ -241,7 +239,7 @@ class Branches(nn.Module):
 def steps(model: nn.Module, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> int:
     """States that the search goes through where no rule but its own is applied; what comes is checked."""
     count = 0
-    after = paths._Search._after
+    after = Search._after
 
     def counted(self: object, state: object, node: object) -> Iterator[object]:
         nonlocal count
@@ -250,7 +248,7 @@ def steps(model: nn.Module, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> int:
             yield new
 
     with monkeypatch.context() as patch:
-        patch.setattr(paths._Search, "_after", counted)
+        patch.setattr(Search, "_after", counted)
         net = lower(lc.capture(model, x), model)
         run_passes(net, PassContext())
     assert all(op.geometry.kernel == (3, 3) and op.size == (8, 8, 3, 3) for _, op in net.records(Affine))

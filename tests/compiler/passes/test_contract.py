@@ -1,4 +1,4 @@
-"""Which layers of a chain merge: the cheapest cut, and why the others stay."""
+"""Which layers of a chain merge: the cheapest cut, the fewest layers, and why the others stay."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ import torch
 from torch import nn
 
 import layercollapse as lc
+from layercollapse.compiler.backend.emit import emit
 from layercollapse.compiler.frontend.lower import lower
-from layercollapse.compiler.passes.context import PassContext
-from layercollapse.compiler.passes.contract_chain import merge_in_sequence
+from layercollapse.compiler.ir.records import Affine
+from layercollapse.compiler.passes.context import Group, PassContext
+from layercollapse.compiler.passes.contract import contract
+from layercollapse.compiler.passes.registry import run_passes
+from networks import Model
 
 
 def brute_force(sizes: list[int]) -> int:
@@ -59,37 +63,64 @@ def test_what_stays_says_why() -> None:
     assert "16.0 times the multiply-accumulates" in result.explain()
 
 
-def test_measured_time_decides_where_it_is_asked_for() -> None:
-    model, x = nn.Sequential(nn.Linear(64, 8), nn.Linear(8, 64)), torch.randn(2, 64)
-    for one_is_faster in (True, False):
-        net = lower(lc.capture(model, x), model)
-
-        def clock(op, shape, one_is_faster=one_is_faster) -> float:
-            assert shape == (2, op.inputs)
-            merged = op.inputs == op.outputs
-            return 1.0 if merged == one_is_faster else 3.0
-
-        context = PassContext(clock)
-        assert merge_in_sequence(net, context) == one_is_faster
-        assert bool(context.kept) != one_is_faster
-        if not one_is_faster:
-            assert "3.000 ms instead of 2.000 ms" in next(iter(context.kept.values()))
+def contracted(model: nn.Module, x: torch.Tensor, context: PassContext) -> list[tuple[int, ...]]:
+    """The sizes of the layers that are left."""
+    net = lower(lc.capture(model, x), model)
+    run_passes(net, context)
+    sizes = [op.size for _, op in net.records(Affine)]
+    torch.testing.assert_close(emit(net)(x), model(x), atol=1e-4, rtol=1e-4)
+    return sizes
 
 
-def test_what_is_far_more_work_is_not_measured() -> None:
-    """256 → 4 → 256: one layer is 32 times the work of two; with 64 between, twice."""
-    for width, measured in ((4, False), (64, True)):
+def test_the_fewest_layers_where_work_does_not_matter() -> None:
+    """256 → 4 → 256: one layer is 32 times the work of two, which nobody need time; with 64 between, twice."""
+    thrift = PassContext(lambda name: {Group.THRIFT})
+    for width, one in ((4, False), (64, True)):
         model, x = nn.Sequential(nn.Linear(256, width), nn.Linear(width, 256)), torch.randn(2, 256)
-        net, seen = lower(lc.capture(model, x), model), set[tuple[int, int]]()
+        assert contracted(model, x, PassContext()) == [(width, 256), (256, width)]
+        assert contracted(model, x, thrift) == ([(256, 256)] if one else [(width, 256), (256, width)])
+    chain = nn.Sequential(*(nn.Linear(a, b) for a, b in itertools.pairwise([8, 2, 8, 2, 8])))
+    assert contracted(chain, torch.randn(2, 8), PassContext()) == [(2, 8), (8, 2)]
+    # Where it does not matter at one of the narrow tensors, the other stays.
+    for narrow, sizes in ((("_0",), [(2, 8), (8, 2)]), (("_0", "_2"), [(8, 8)])):
+        some = PassContext(lambda name, narrow=narrow: {Group.THRIFT} if name in narrow else ())
+        assert contracted(chain, torch.randn(2, 8), some) == sizes
 
-        def clock(op, shape, seen=seen) -> float:
-            seen.add((op.inputs, op.outputs))
-            return 1.0
 
-        context = PassContext(clock)
-        assert merge_in_sequence(net, context) == measured  # one of 1 ms instead of two
-        assert ((256, 256) in seen) == measured
-        assert measured or context.kept == {("0", "1"): "merged they need 32.0 times the multiply-accumulates"}
+class Branch(nn.Module):
+    """x + B A x, which one layer is four times the work of, and a narrow layer behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(16, 2), nn.Linear(2, 16), nn.Linear(16, 16)
+
+    def forward(self, x):
+        return self.c((x + self.b(self.a(x))).tanh()) + x
+
+
+def test_the_fewest_layers_where_paths_meet() -> None:
+    torch.manual_seed(0)
+    assert contracted(Branch(), torch.randn(2, 16), PassContext()) == [(2, 16), (16, 2), (16, 16)]
+    assert contracted(Branch(), torch.randn(2, 16), PassContext(lambda name: {Group.THRIFT})) == [(16, 16), (16, 16)]
+
+
+def test_who_acted_and_whose_padding_moved() -> None:
+    torch.manual_seed(0)
+    chain = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), torch.randn(2, 4)
+    wide = nn.Sequential(nn.Conv2d(2, 40, 3, padding=1), nn.Conv2d(40, 2, 3, padding=1)), torch.randn(2, 2, 9, 9)
+    beside = Model(lambda m, x: m.a(x) + m.b(x), a=nn.Linear(4, 4), b=nn.Linear(4, 4)), torch.randn(2, 4)
+    for (model, x), groups, moved in (
+        (chain, {Group.SEQUENCE}, []),
+        (beside, {Group.PARALLEL}, []),
+        (wide, {Group.SEQUENCE}, [("0", "1")]),
+    ):
+        context, net = PassContext(repad=True), lower(lc.capture(model, x), model)
+        assert contract(net, context)
+        assert not contract(net, context)
+        assert (context.applied, context.repadded) == (groups, moved)
+        context = PassContext(omitted=lambda name, groups=groups: groups, repad=True)
+        assert not contract(lower(lc.capture(model, x), model), context)
+        assert (context.applied, context.repadded) == (set(), [])
 
 
 def test_errors() -> None:
