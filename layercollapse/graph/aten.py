@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from layercollapse.graph import rectifiers
+from layercollapse.graph.meta import ABSORBED, MODULES, VALUE
 from layercollapse.graph.operations import NO_ROW, OPERATIONS, RESIZES, Does, Operation, having, that
 
 aten = torch.ops.aten
@@ -18,17 +19,10 @@ aten = torch.ops.aten
 # Operations that do the same for maps of every height and width; and of sizes: what a pooling keeps.
 ANY_SIZE = that(*RESIZES) | having("any_size") | {operator.add, operator.sub, operator.mul, operator.floordiv}
 
-# Set in the metadata of a rectifier's call that is a part of another rectifier (see `written`).
-ABSORBED = "absorbed"
-# In the metadata of a rectifier's call that the model writes out of several operations.
-COMPOSED = "composed"
-# In the metadata of a rectifier that the model writes out, where it is to stay so: the calls that it makes.
-WRITTEN = "written"
-
 
 def rectifier_of(node: fx.Node) -> rectifiers.Rectifier | None:
     """The rectifier that a node calls, or None."""
-    found = None if ABSORBED in node.meta else rectifiers.BY_OPERATOR.get(packet(node))
+    found = None if node in ABSORBED else rectifiers.BY_OPERATOR.get(packet(node))
     return found if found is not None and rectifier_call(node, found) is not None else None
 
 
@@ -40,7 +34,7 @@ def bends(node: fx.Node) -> bool:
 
 def rectifier_call(node: fx.Node, rectifier: rectifiers.Rectifier) -> tuple[str, float, float | None] | None:
     """Kind and bends of a call, see `rectifiers.describe`."""
-    value: Any = node.args[0].meta["val"]  # type: ignore[union-attr]
+    value: Any = VALUE[node.args[0]]
     return rectifiers.describe(rectifier, value.dtype, tuple(node.args[1:]), dict(node.kwargs))
 
 
@@ -163,6 +157,6 @@ def functional(node: fx.Node) -> Any:
 
 def module_path(node: fx.Node) -> str:
     """Path of the innermost module whose forward made the call; '' for the model itself."""
-    stack = node.meta.get("nn_module_stack") or {}
+    stack = MODULES.get(node) or {}
     path = list(stack.values())[-1][0] if stack else ""
     return path if isinstance(path, str) else ""

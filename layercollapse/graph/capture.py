@@ -49,6 +49,7 @@ from layercollapse.graph.export import (
 )
 from layercollapse.graph.feeding import feeding, reaching
 from layercollapse.graph.memory import Memory, output_memory
+from layercollapse.graph.meta import VALUE
 from layercollapse.graph.operations import MOVES, RESIZES
 from layercollapse.graph.watch import RectifierCall, numbered, unwrapped
 
@@ -132,7 +133,7 @@ class Capture:
         now: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
         now |= dict(model.named_buffers(remove_duplicate=False))
         for node in self.graph.nodes:
-            name, then = self.tensors.get(node.name), node.meta.get("val")
+            name, then = self.tensors.get(node.name), VALUE.get(node)
             if name is None or name in self.constants or not isinstance(then, Tensor):
                 continue
             if name not in now or _tensor(now[name]) != _tensor(then):
@@ -313,19 +314,19 @@ def channel_dims(graph: fx.Graph) -> dict[fx.Node, int]:
 
 def _carried(node: fx.Node, dims: Mapping[fx.Node, int]) -> int | None:
     """Channel dimension of what an operation makes that moves, joins or drops dimensions; of the first of its parts."""
-    source, value = node.args[0], node.meta.get("val")
+    source, value = node.args[0], VALUE.get(node)
     after = example_shape(value[0] if isinstance(value, list | tuple) and value else value)
-    before = example_shape(source.meta.get("val")) if isinstance(source, fx.Node) else None
+    before = example_shape(VALUE.get(source)) if isinstance(source, fx.Node) else None
     if before is None or after is None or source not in dims:
         return None
-    args, kwargs = fx.map_arg((node.args[1:], dict(node.kwargs)), lambda n: example_size(n.meta.get("val")))
+    args, kwargs = fx.map_arg((node.args[1:], dict(node.kwargs)), lambda n: example_size(VALUE.get(n)))
     return Move(node.target, args, kwargs, before, after).channel_dim(dims[source])  # type: ignore[arg-type,index]
 
 
 def _kept(node: fx.Node, dims: Mapping[fx.Node, int]) -> int | None:
     # getitem takes the first of a native norm's results, which has the norm's shape.
     for source in node.all_input_nodes:
-        before, after = example_shape(source.meta.get("val")), example_shape(node.meta.get("val"))
+        before, after = example_shape(VALUE.get(source)), example_shape(VALUE.get(node))
         same = does(node) in RESIZES or before is None or before == after
         if source in dims and same:
             return dims[source]
@@ -345,11 +346,11 @@ def _sites(
         if rectifier is None:
             continue
         source = node.args[0]
-        value = source.meta["val"]
+        value = VALUE[source]
         path = names.get(module_path(node), module_path(node)) or "forward"
         count[path] += 1
         dim = dims.get(source, -1 if value.ndim == 3 else 1)
-        if rectifier.kind == "prelu" and node.args[1].meta["val"].numel() > 1:
+        if rectifier.kind == "prelu" and VALUE[node.args[1]].numel() > 1:
             dim = 1  # where its slopes lie
         call = rectifier_call(node, rectifier)
         assert call is not None

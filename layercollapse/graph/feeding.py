@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, fx
 
 from layercollapse.graph.aten import bends, does, has_weight, layer_of, module_path, packet
+from layercollapse.graph.meta import VALUE
 from layercollapse.graph.operations import Does
 
 aten = torch.ops.aten
@@ -77,7 +78,7 @@ def reaching(
 
 def _data(node: fx.Node, tensors: Mapping[str, str]) -> list[fx.Node]:
     """The inputs of a node that the data decide, and whose values it computes with: no indices, conditions or sizes."""
-    return [x for x in node.all_input_nodes if x.name not in tensors and _is_data(x.meta.get("val"))]
+    return [x for x in node.all_input_nodes if x.name not in tensors and _is_data(VALUE.get(x))]
 
 
 def _is_data(value: Any) -> bool:

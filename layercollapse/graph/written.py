@@ -13,8 +13,9 @@ from torch import Tensor, fx
 from torch.utils.weak import TensorWeakRef
 
 from layercollapse.graph import rectifiers
-from layercollapse.graph.aten import ABSORBED, COMPOSED, WRITTEN, example_shape, packet, rectifier_of
+from layercollapse.graph.aten import example_shape, packet, rectifier_of
 from layercollapse.graph.channel_dims import name_of
+from layercollapse.graph.meta import ABSORBED, COMPOSED, VALUE, WRITTEN, inherit
 from layercollapse.graph.terms import NAMES, Constant, Found, Term, Terms, keeps
 
 aten = torch.ops.aten
@@ -45,11 +46,11 @@ def rewrite(graph: fx.Graph, constants: Mapping[str, Tensor]) -> None:
         if node.name in constants:
             value = constants[node.name]
             terms.keep(node, Constant(float(value), shape=tuple(value.shape)))
-        if node.op != "call_function" or not isinstance(value := node.meta.get("val"), Tensor):
+        if node.op != "call_function" or not isinstance(VALUE.get(node), Tensor):
             continue
         name = name_of(packet(node)).strip("_")
         term = terms.called(name, node.args, dict(node.kwargs)) if name in NAMES else None
-        if isinstance(term, Term) and keeps(term, value.dtype) and (one := terms.rectifier(term)) is not None:
+        if isinstance(term, Term) and keeps(term, VALUE[node].dtype) and (one := terms.rectifier(term)) is not None:
             if rectifier_of(node) is not None:
                 if one.variable is term.operands[0]:
                     term.match, term.variable, term.site = one.match, one.variable, node
@@ -64,25 +65,26 @@ def rewrite(graph: fx.Graph, constants: Mapping[str, Tensor]) -> None:
         if node not in absorbed:
             replaced[node] = _call(node, one, replaced, terms)
     for node in absorbed - set(replaced):
-        node.meta[ABSORBED] = True
+        ABSORBED[node] = True
 
 
 def _call(node: fx.Node, found: Found, replaced: Mapping[fx.Node, fx.Node], terms: _NodeTerms) -> fx.Node:
     graph = node.graph
     source: fx.Node = replaced.get(found.variable.value, found.variable.value)
-    dtype = node.meta["val"].dtype
+    dtype = VALUE[node].dtype
     with graph.inserting_before(node):
-        if source.meta["val"].dtype != dtype:  # under autocast a power is one of float32
+        if VALUE[source].dtype != dtype:  # under autocast a power is one of float32
             source = graph.call_function(aten._to_copy.default, (source,), {"dtype": dtype})
-            source.meta = dict(node.meta)
+            inherit(source, node)
         match = found.match
         call = graph.call_function(match.operator, (source, *match.arguments), dict(match.keywords))
-    call.meta = {**node.meta, COMPOSED: True}
+    inherit(call, node)
+    COMPOSED[call] = True
     rounded = any(term.dtype in (torch.float16, torch.bfloat16) for term in (*found.inner, found.variable))
     if rounded and not rectifiers.BY_KIND[match.kind].piecewise_linear:
         steps = _calls(found, terms, replaced)
         if steps is not None:
-            call.meta[WRITTEN] = steps
+            WRITTEN[call] = steps
     node.replace_all_uses_with(call)
     return call
 
@@ -119,7 +121,7 @@ class _NodeTerms(Terms[fx.Node]):
             known.value = value
 
     def describe(self, value: Any) -> tuple[torch.dtype, tuple[int, ...]] | None:
-        made = value.meta.get("val") if isinstance(value, fx.Node) else None
+        made = VALUE.get(value) if isinstance(value, fx.Node) else None
         return (made.dtype, example_shape(made) or ()) if isinstance(made, Tensor) else None
 
 

@@ -11,9 +11,10 @@ from torch import Tensor, fx, nn
 
 from layercollapse.entropy.layer import OFF, SATURATED, LayerEntropy
 from layercollapse.errors import LayerCollapseError
-from layercollapse.graph.aten import COMPOSED, module_path
+from layercollapse.graph.aten import module_path
 from layercollapse.graph.capture import Capture, Site, capture
 from layercollapse.graph.linear_sites import HANDLES, Line, LinearCalls, LinearSite
+from layercollapse.graph.meta import COMPOSED
 from layercollapse.graph.watch import site_path, unwrapped
 
 _SLOPES = {"identity": 1.0, "zero": 0.0}
@@ -170,7 +171,7 @@ def linearizable(captured: Capture) -> list[Site]:
 
 def _composed(captured: Capture) -> set[str]:
     """The paths in which rectifiers are written out among other calls: these cannot be told by their numbers."""
-    paths = {site.name.partition("#")[0] for site in captured.sites if COMPOSED in captured.call_of(site).meta}
+    paths = {site.name.partition("#")[0] for site in captured.sites if captured.call_of(site) in COMPOSED}
     return paths - _written_modules(captured)
 
 
@@ -181,7 +182,7 @@ def _written_modules(captured: Capture) -> frozenset[str]:
         if node.op == "call_function":
             nodes.setdefault(module_path(node), []).append(node)
     once = _called_once(captured)
-    return frozenset(path for path, own in nodes.items() if path in once and len(own) == 1 and COMPOSED in own[0].meta)
+    return frozenset(path for path, own in nodes.items() if path in once and len(own) == 1 and own[0] in COMPOSED)
 
 
 def _called_once(captured: Capture) -> frozenset[str]:

@@ -19,3 +19,11 @@ def test_the_page_names_every_package():
     folders = [path.parent for path in (ROOT / "layercollapse").glob("*/__init__.py")]
     folders += [path.parent for path in (ROOT / "layercollapse/compiler").glob("*/__init__.py")]
     assert [folder.name for folder in folders if not re.search(rf"\b{folder.name}\b", page)] == []
+
+
+def test_metadata_of_nodes_has_typed_keys():
+    package = ROOT / "layercollapse"
+    files = {str(path.relative_to(package)): path.read_text(encoding="utf-8") for path in package.rglob("*.py")}
+    assert {name for name, text in files.items() if re.search(r"\.meta(\[|\.|\b[^\w. ]| =| in)", text)} == {
+        "graph/meta.py"
+    }

@@ -14,6 +14,7 @@ from layercollapse.compiler.analysis.dataflow import Channels, Facts, along
 from layercollapse.compiler.ir.arguments import float64, named
 from layercollapse.compiler.ir.graph import dtype, shape, source
 from layercollapse.graph.aten import does, packet
+from layercollapse.graph.meta import SHAPE
 from layercollapse.graph.operations import Does
 
 aten = torch.ops.aten
@@ -21,7 +22,7 @@ aten = torch.ops.aten
 
 def normed(node: fx.Node, facts: Facts[Channels]) -> Channels | None:
     """The constants, float64 (C,), of what a norm makes, NaN where it varies; None of other nodes."""
-    if does(node) is not Does.NORM or node.meta.get("shape") is None:
+    if does(node) is not Does.NORM or SHAPE.get(node) is None:
         return None
     size, over, eps = shape(node), named(node, "normalized_shape"), named(node, "eps")
     if eps is None and dtype(node) in (torch.float32, torch.float64):

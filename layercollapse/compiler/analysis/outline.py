@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from layercollapse.compiler.analysis.cost import macs
 from layercollapse.compiler.ir.graph import Net, shape
 from layercollapse.compiler.ir.records import Activation, Affine, ChannelAffine
+from layercollapse.graph.meta import ORIGIN
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def outline(net: Net, linear: Mapping[str, str] | None = None) -> tuple[Part, ..
     parts = []
     for node in net.graph.nodes:
         op = net.op(node)
-        origin = str(node.meta.get("origin"))
+        origin = str(ORIGIN.get(node))
         if isinstance(op, Affine):
             parts.append(Part(str(node.target), _in_words(op), max(1, math.prod(op.size)), macs(op, shape(node))))
         elif isinstance(op, Activation):

@@ -26,6 +26,7 @@ from layercollapse.compiler.ir.records import (
     transposed,
 )
 from layercollapse.compiler.ir.weights import raw_weight
+from layercollapse.graph.meta import MAPS, SHAPE
 
 aten = torch.ops.aten
 
@@ -85,10 +86,10 @@ def _split_border(net: Net, node: fx.Node, op: Affine) -> None:
     values = ConstantMap(op.border_weight, torch.zeros_like(op.bias), op.geometry, (), op.dtype, op.origin)
     net.set(node, replace(op, weight=raw_weight(op), border_weight=None, source=None))
     border = net.insert(f"{node.target}_border", values, source(node), after=node)
-    border.meta["shape"] = shape(node)
+    SHAPE[border] = shape(node)
     with net.graph.inserting_after(border):
         total = net.graph.call_function(aten.add.Tensor, (node, border))
-    total.meta["shape"] = shape(node)
+    SHAPE[total] = shape(node)
     net.reroute(node, total)
 
 
@@ -162,7 +163,7 @@ def _assemble(net: Net, modules: dict[str, Any], shared: dict[str, Tensor]) -> f
 def _require_sizes(net: Net) -> None:
     """A flatten in front of weights for maps of one size takes no others: expanding to it is a view, or an error."""
     for node in list(net.graph.nodes):
-        size = node.meta.get("maps")
+        size = MAPS.get(node)
         if size is None:
             continue
         read = node.args[0]

@@ -14,6 +14,7 @@ from layercollapse.compiler.backend.containers import children
 from layercollapse.compiler.backend.modules import ChannelAffine, ConstantMap, FixedSizes
 from layercollapse.graph.aten import row, shares_memory
 from layercollapse.graph.memory import Memory
+from layercollapse.graph.meta import SHAPE, inherit
 
 aten = torch.ops.aten
 
@@ -59,7 +60,7 @@ def own_memory(graph: fx.Graph, modules: Mapping[str, Any], memory: Sequence[Mem
         if copy is None:
             with graph.inserting_before(output):
                 copy = graph.call_function(aten.clone.default, (leaf,))
-            copy.meta = dict(leaf.meta)
+            inherit(copy, leaf)
         copies[leaf].append(at)
         leaves[at] = copy
     output.args = (leaves,)
@@ -109,7 +110,7 @@ def _called(node: fx.Node, modules: Mapping[str, Any]) -> Any:
 def _is_tensor(node: fx.Node) -> bool:
     """Whether a node gives a tensor: outputs may be numbers, too."""
     if node.op == "placeholder":
-        return node.meta.get("shape") is not None
+        return SHAPE.get(node) is not None
     if node.op != "call_function":
         return True
     schema = getattr(node.target, "_schema", None)

@@ -22,6 +22,7 @@ from layercollapse.compiler.ir.arguments import named
 from layercollapse.graph.agreement import tensors_of, written_out
 from layercollapse.graph.aten import packet, row, spread
 from layercollapse.graph.export import call_arguments, copied
+from layercollapse.graph.meta import SHAPE, inherit
 
 aten = torch.ops.aten
 
@@ -282,7 +283,7 @@ def _pooling_everything(model: fx.GraphModule) -> fx.GraphModule | None:
     found = False
     for node in list(graph.nodes):
         reduction, count = _POOLS.get(packet(node), (None, 0))
-        shape = None if reduction is None else node.args[0].meta.get("shape")
+        shape = None if reduction is None else SHAPE.get(node.args[0])
         if shape is None or len(shape) != count + 2:
             continue
         geometry, pads, dilation = (
@@ -297,7 +298,7 @@ def _pooling_everything(model: fx.GraphModule) -> fx.GraphModule | None:
             continue
         with graph.inserting_before(node):
             new = graph.call_function(reduction, (node.args[0], dims, True))
-        new.meta = dict(node.meta)
+        inherit(new, node)
         node.replace_all_uses_with(new)
         graph.erase_node(node)
         found = True
@@ -322,7 +323,7 @@ def _with_sizes(
         model.add_module(name, FixedSizes(str(node.target), shape))
         with graph.inserting_after(node):
             checked = graph.call_module(name, (node,))
-        checked.meta = dict(node.meta)
+        inherit(checked, node)
         node.replace_all_uses_with(checked, delete_user_cb=lambda user, checked=checked: user is not checked)
         sizes[str(node.target)] = shape
     model.recompile()

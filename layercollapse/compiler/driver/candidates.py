@@ -21,6 +21,7 @@ from layercollapse.entropy.report import EntropyReport
 from layercollapse.errors import LayerCollapseError
 from layercollapse.graph import rectifiers
 from layercollapse.graph.capture import Capture, Site
+from layercollapse.graph.meta import VALUE
 
 GUARANTEES = ("exact", "certified", "empirical", "approximate", "refitted")  # the strongest first
 
@@ -193,7 +194,7 @@ def _closeness(layer: LayerEntropy) -> str:
 def _form(captured: Capture, site: Site) -> str:
     """Why there is no record for a rectifier; see `frontend.converters`."""
     operands = captured.call_of(site).all_input_nodes
-    if operands[0].meta["val"].ndim < 2:
+    if VALUE[operands[0]].ndim < 2:
         return "its tensor is (N,): it has no dimension of neurons"
     if site.kind == "prelu":
         return "its slopes are computed, not stored"

@@ -29,6 +29,7 @@ from layercollapse.compiler.tuning.candidates import Candidate, Choices, choices
 from layercollapse.compiler.tuning.timer import CostModel
 from layercollapse.graph.agreement import batches, written_out
 from layercollapse.graph.export import copied
+from layercollapse.graph.meta import ORIGIN
 
 # Numbers in the sums that are held at a time, 2 GiB: with more the data are gone through again.
 _HELD = 1 << 28
@@ -150,7 +151,7 @@ class _Made(NamedTuple):
 
     def record(self, sites: Mapping[str, str], timed: bool) -> Refitted:
         """What is said of it."""
-        origins = [str(node.meta.get("origin")) for node in self.choices.region.nodes]
+        origins = [str(ORIGIN.get(node)) for node in self.choices.region.nodes]
         return Refitted(
             layers=tuple(str(node.target) for node, _ in self.choices.layers),
             sites=tuple(sites[name] for name in origins if name in sites),

@@ -18,6 +18,7 @@ from layercollapse.compiler.ir.arguments import argument, border_value, float64,
 from layercollapse.compiler.ir.records import Activation, Affine, ChannelAffine, ConvGeometry, Op, Origin, transposed
 from layercollapse.compiler.ir.weights import Lazy
 from layercollapse.graph.aten import does, module_path, packet, spread
+from layercollapse.graph.meta import VALUE
 from layercollapse.graph.operations import Does, that
 from layercollapse.graph.rectifiers import tanh_gelu
 
@@ -143,7 +144,7 @@ def _norm_by_running_statistics(node: fx.Node, model: Model) -> Reading | None:
         return None
     # In a model of half precision a batch norm may keep float32 parameters, and still gives what it gets.
     dim, origin = -1 if rank(source) == 2 else 1, model.origin(gamma, beta, mean, variance)
-    return ChannelAffine(scale, shift, dim, source.meta["val"].dtype, origin=origin), source
+    return ChannelAffine(scale, shift, dim, VALUE[source].dtype, origin=origin), source
 
 
 def _line(node: fx.Node, model: Model, dim: int, channels: int) -> Reading | None:
@@ -157,7 +158,7 @@ def _line(node: fx.Node, model: Model, dim: int, channels: int) -> Reading | Non
         (default * number if value is None else float64(value)).expand(channels).clone()
         for value, default in zip(values, (1.0, 0.0), strict=True)
     )
-    return ChannelAffine(scale, shift, dim, node.meta["val"].dtype, origin=Origin.BUFFER), source
+    return ChannelAffine(scale, shift, dim, VALUE[node].dtype, origin=Origin.BUFFER), source
 
 
 def _rectifier(node: fx.Node, model: Model) -> Reading | None:
@@ -168,7 +169,7 @@ def _rectifier(node: fx.Node, model: Model) -> Reading | None:
         return None  # records have their channels in dimension 1 or the last
     dim = -1 if rank(source) == 2 else site.channel_dim
     # A rectifier that becomes linear is emitted with parameters: they must not change the dtype of what flows.
-    slope, dtype = None, node.meta["val"].dtype
+    slope, dtype = None, VALUE[node].dtype
     if site.kind == "linear":
         return _line(node, model, dim, site.channels)
     arguments: dict[str, Any] = {}

@@ -17,6 +17,7 @@ from layercollapse.compiler.ir.arguments import argument, fixed, float64, rank
 from layercollapse.compiler.ir.graph import Net, operands, sole_user, source
 from layercollapse.compiler.ir.records import ChannelAffine, Origin
 from layercollapse.graph.aten import packet
+from layercollapse.graph.meta import SHAPE, VALUE
 
 aten = torch.ops.aten
 
@@ -66,7 +67,7 @@ def _values(value: Any, read: fx.Node, model: Model) -> tuple[Tensor, int, str |
         Values (C,); their dimension, 1 or -1; where one value for all channels came from, see `ChannelAffine`; and the
         dtype.
     """
-    size, dim = read.meta["val"].shape, channel_dim(read, model)
+    size, dim = VALUE[read].shape, channel_dim(read, model)
     if value is None:
         value = 1  # a negation has no second operand
     tensor = model.tensor(value)
@@ -80,7 +81,7 @@ def _values(value: Any, read: fx.Node, model: Model) -> tuple[Tensor, int, str |
         if channels is None or (tensor is not None and not tensor.is_floating_point()):
             return None
         values = torch.tensor([value], dtype=torch.float64) if tensor is None else float64(tensor).flatten()
-        dtype = read.meta["val"].dtype if tensor is None else tensor.dtype
+        dtype = VALUE[read].dtype if tensor is None else tensor.dtype
         return values.expand(channels).clone(), dim, "number" if tensor is None else "parameter", dtype
     if tensor is None or not tensor.is_floating_point():
         return None
@@ -93,7 +94,7 @@ def _values(value: Any, read: fx.Node, model: Model) -> tuple[Tensor, int, str |
 
 def _is_plain(read: fx.Node, node: fx.Node) -> bool:
     """Whether an operation changes neither the dtype of what it reads nor its number of dimensions."""
-    before, after = read.meta.get("val"), node.meta.get("val")
+    before, after = VALUE.get(read), VALUE.get(node)
     if not isinstance(before, Tensor) or not isinstance(after, Tensor):
         return False
     return before.is_floating_point() and before.dtype == after.dtype and 1 < before.ndim == after.ndim
@@ -117,13 +118,13 @@ def weighted_sum(node: fx.Node, model: Model) -> tuple[fx.Node, fx.Node, Channel
         return None
     assert isinstance(x, fx.Node)
     assert isinstance(y, fx.Node)
-    size = y.meta["val"].shape
+    size = VALUE[y].shape
     dim = channel_dim(y, model)
     channels = fixed(size[dim])
     if model.tensor(x) is not None or model.tensor(y) is not None or channels is None:
         return None
     values = torch.full((channels,), float(-factor if packet(node) is aten.sub else factor), dtype=torch.float64)
-    return x, y, ChannelAffine(values, torch.zeros_like(values), dim, y.meta["val"].dtype, "number", Origin.BUFFER)
+    return x, y, ChannelAffine(values, torch.zeros_like(values), dim, VALUE[y].dtype, "number", Origin.BUFFER)
 
 
 def restore_numbers(net: Net) -> None:
@@ -144,9 +145,9 @@ def restore_numbers(net: Net) -> None:
             new = read
             if scale != 1:
                 new = net.graph.call_function(aten.mul.Tensor, (read, scale))
-                new.meta["shape"] = node.meta["shape"]
+                SHAPE[new] = SHAPE[node]
         if shift != 0 or new is read:
             with net.graph.inserting_after(node if new is read else new):
                 new = net.graph.call_function(aten.add.Tensor, (new, shift))
-                new.meta["shape"] = node.meta["shape"]
+                SHAPE[new] = SHAPE[node]
         net.replace(node, new)

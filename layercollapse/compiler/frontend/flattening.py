@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from layercollapse.graph.aten import does, packet, rectifier_of, row
+from layercollapse.graph.meta import VALUE
 from layercollapse.graph.operations import Does
 
 aten = torch.ops.aten
@@ -68,9 +69,9 @@ def _read_by_layers(node: fx.Node) -> bool:
 
 
 def _shape(node: fx.Node) -> Any:
-    return node.meta["val"].shape
+    return VALUE[node].shape
 
 
 def _rank(node: fx.Node) -> int:
-    value = node.meta.get("val")
+    value = VALUE.get(node)
     return value.ndim if isinstance(value, Tensor) else 0

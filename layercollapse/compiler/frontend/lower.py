@@ -20,8 +20,9 @@ from layercollapse.compiler.ir.arguments import argument, fixed, rank
 from layercollapse.compiler.ir.graph import Net
 from layercollapse.compiler.ir.names import identifier
 from layercollapse.compiler.ir.records import Activation, Affine, ChannelAffine, Op, Origin
-from layercollapse.graph.aten import WRITTEN, does, example_shape, module_path, packet
+from layercollapse.graph.aten import does, example_shape, module_path, packet
 from layercollapse.graph.capture import Capture, channel_dims
+from layercollapse.graph.meta import DTYPE, OPEN, ORIGIN, SHAPE, VALUE, WRITTEN
 from layercollapse.graph.operations import Does
 
 aten = torch.ops.aten
@@ -47,9 +48,7 @@ def lower(capture: Capture, model: nn.Module, untouched: Collection[str] = ()) -
 def written_anew(net: Net) -> dict[str, str]:
     """The captured nodes that became layers or scales -> the names of these, in the order of the network."""
     return {
-        node.meta["origin"]: str(node.target)
-        for node in net.graph.nodes
-        if isinstance(net.op(node), Affine | ChannelAffine)
+        ORIGIN[node]: str(node.target) for node in net.graph.nodes if isinstance(net.op(node), Affine | ChannelAffine)
     }
 
 
@@ -88,10 +87,10 @@ class _Lowering:
         return self.net
 
     def _call(self, node: fx.Node) -> None:
-        if WRITTEN in node.meta:
-            for old, target, *arguments in node.meta[WRITTEN]:
-                self._put(old, self.net.graph.call_function(target, *fx.map_arg(arguments, self._mapped)))
-            self.new[node] = self.new[node.meta[WRITTEN][-1][0]]
+        if node in WRITTEN:
+            for old, target, *parts in WRITTEN[node]:
+                self._put(old, self.net.graph.call_function(target, *fx.map_arg(parts, self._mapped)))
+            self.new[node] = self.new[WRITTEN[node][-1][0]]
             return
         first = argument(node, 0)
         if _nothing(node) or (node.target is operator.getitem and self._is_norm(first)):
@@ -117,8 +116,8 @@ class _Lowering:
         if free and (total := weighted_sum(node, self.context)) is not None:
             x, y, scale = total
             part = self._record(f"{node.name}_part", scale, y)
-            part.meta["origin"] = node.name
-            part.meta["shape"] = example_shape(y.meta.get("val"))
+            ORIGIN[part] = node.name
+            SHAPE[part] = example_shape(VALUE.get(y))
             self._put(node, self.net.graph.call_function(aten.add.Tensor, (self._mapped(x), part)))
             return
         reading = read(node, self.context) if free else None
@@ -131,9 +130,9 @@ class _Lowering:
             return
         op, source = reading
         self._put(node, self._record(identifier(_path(node, op, self.modules)), op, source))
-        self.new[node].meta["origin"] = node.name
+        ORIGIN[self.new[node]] = node.name
         if packet(node) is aten._native_batch_norm_legit_no_training:
-            self.new[node].meta["shape"] = self.new[source].meta["shape"]
+            SHAPE[self.new[node]] = SHAPE[self.new[source]]
 
     def _record(self, path: str, op: Op, source: fx.Node) -> fx.Node:
         target = _free(self.net, path)
@@ -146,11 +145,11 @@ class _Lowering:
 
     def _put(self, node: fx.Node, new: fx.Node) -> None:
         self.new[node] = new
-        value = node.meta.get("val")
-        new.meta["shape"] = example_shape(value)
+        value = VALUE.get(node)
+        SHAPE[new] = example_shape(value)
         if isinstance(value, Tensor):
-            new.meta["dtype"] = value.dtype
-            new.meta["open"] = {dim for dim, size in enumerate(value.shape) if fixed(size) is None}
+            DTYPE[new] = value.dtype
+            OPEN[new] = {dim for dim, size in enumerate(value.shape) if fixed(size) is None}
 
     def _mapped(self, node: fx.Node) -> fx.Node:
         """The new node for an old one; a tensor of the model becomes an attribute where it is first used."""
@@ -186,7 +185,7 @@ def _written(node: fx.Node) -> fx.Node | None:
     """
     if packet(node) is not aten.copy or node.kwargs:
         return None
-    part, values = (x.meta["val"] for x in node.args[:2])  # type: ignore[union-attr]
+    part, values = (VALUE[x] for x in node.args[:2])
     same = part.dtype == values.dtype and example_shape(part) == example_shape(values)
     return node.args[1] if same and part.device == values.device else None  # type: ignore[return-value]
 
@@ -196,7 +195,7 @@ def _pieces(node: fx.Node) -> tuple[int, list[tuple[int, int]]] | None:
 
     torch has no gradient of it: the call alone is an error outside `no_grad`.
     """
-    if packet(node) is not aten.slice_scatter or node.kwargs or not node.meta["val"].is_complex():
+    if packet(node) is not aten.slice_scatter or node.kwargs or not VALUE[node].is_complex():
         return None
     dim, start, end, step = (argument(node, at, default) for at, default in ((2, 0), (3, None), (4, None), (5, 1)))
     start, end = start or 0, _END if end is None else end

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from layercollapse.graph.aten import packet
+from layercollapse.graph.meta import VALUE
 
 aten = torch.ops.aten
 
@@ -29,7 +30,7 @@ def named(node: fx.Node, name: str, default: Any = None) -> Any:
 
 def rank(node: Any) -> int:
     """Number of dimensions of a node's tensor."""
-    return node.meta["val"].ndim if isinstance(node, fx.Node) else 0
+    return VALUE[node].ndim if isinstance(node, fx.Node) else 0
 
 
 def fixed(size: int | torch.SymInt) -> int | None:

@@ -16,6 +16,7 @@ from layercollapse.compiler.ir.arguments import named
 from layercollapse.compiler.ir.graph import Net, alike, shape, source
 from layercollapse.graph.aten import does, packet
 from layercollapse.graph.channel_dims import Move
+from layercollapse.graph.meta import SHAPE
 from layercollapse.graph.operations import RESHAPES, Does
 
 aten = torch.ops.aten
@@ -33,9 +34,9 @@ def carry(node: fx.Node, dim: int) -> tuple[int, int] | None:
         flatten of (N, C, H, W), else 1). A channel that is constant stays so, with the same value.
     """
     first = node.args[0] if node.args else None
-    if not isinstance(first, fx.Node) or first.meta.get("shape") is None or node.meta.get("shape") is None:
+    if not isinstance(first, fx.Node) or SHAPE.get(first) is None or SHAPE.get(node) is None:
         return None
-    if any(other.meta.get("shape") is not None for other in node.all_input_nodes if other is not first):
+    if any(SHAPE.get(other) is not None for other in node.all_input_nodes if other is not first):
         return None  # it moves by what another tensor says
     place = _PLACES.get(does(node))
     return None if place is None or len(shape(first)) < 2 else place(node, dim)
@@ -46,10 +47,10 @@ def parts(node: Any) -> tuple[int, list[fx.Node]] | None:
 
     It is the parts' records that say whether the dimension is that of their channels.
     """
-    if does(node) is not Does.JOIN or node.meta.get("shape") is None or not isinstance(node.args[0], list | tuple):
+    if does(node) is not Does.JOIN or SHAPE.get(node) is None or not isinstance(node.args[0], list | tuple):
         return None
     joined, rank = list(node.args[0]), len(shape(node))
-    if rank < 2 or any(not isinstance(x, fx.Node) or len(x.meta.get("shape") or ()) != rank for x in joined):
+    if rank < 2 or any(not isinstance(x, fx.Node) or len(SHAPE.get(x) or ()) != rank for x in joined):
         return None
     along = (node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)) % rank
     if along not in (1, rank - 1):
@@ -107,7 +108,7 @@ def function_of(node: fx.Node) -> fx.Node | None:
     if does(node) not in (Does.FUNCTION, Does.GATE) or len(reads) != 1 or reads[0] is not node.args[0]:
         return None
     read = reads[0]
-    same = read.meta.get("shape") == node.meta.get("shape") is not None
+    same = SHAPE.get(read) == SHAPE.get(node) is not None
     return read if same and len(shape(node)) > 1 else None
 
 
@@ -119,8 +120,8 @@ def factors(node: Any) -> tuple[fx.Node, fx.Node] | None:
     if packet(node) is not aten.mul or node.kwargs or any(not isinstance(x, fx.Node) for x in node.args):
         return None
     a, b = node.args
-    size = node.meta.get("shape")
-    if a is b or size is None or len(size) < 2 or any(x.meta.get("shape") is None for x in (a, b)):
+    size = SHAPE.get(node)
+    if a is b or size is None or len(size) < 2 or any(SHAPE.get(x) is None for x in (a, b)):
         return None
     if shape(a) != size:
         a, b = b, a

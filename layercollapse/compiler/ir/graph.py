@@ -14,6 +14,7 @@ from layercollapse.compiler.ir.records import Affine, AnyOp, Op
 from layercollapse.compiler.ir.weights import computed
 from layercollapse.graph.aten import packet, row
 from layercollapse.graph.memory import Memory
+from layercollapse.graph.meta import DTYPE, SHAPE
 
 aten = torch.ops.aten
 
@@ -90,7 +91,7 @@ class Net:
         self.ops[target] = computed(op)
         with self.graph.inserting_after(after):
             node = self.graph.call_module(target, (source,))
-        node.meta["shape"] = source.meta["shape"]
+        SHAPE[node] = SHAPE[source]
         return node
 
     def reroute(self, node: fx.Node, by: fx.Node) -> None:
@@ -122,12 +123,12 @@ class Net:
 
 def shape(node: fx.Node) -> tuple[int, ...]:
     """Shape of a node's tensor for the example inputs; channels may have been dropped since."""
-    return node.meta["shape"]
+    return SHAPE[node]
 
 
 def dtype(node: fx.Node) -> torch.dtype:
     """What a node's tensor had in the captured graph; float32 for nodes that passes made."""
-    return node.meta.get("dtype", torch.float32)
+    return DTYPE.get(node) or torch.float32
 
 
 def source(node: fx.Node) -> fx.Node:
@@ -147,11 +148,11 @@ def operands(node: Any) -> tuple[fx.Node, fx.Node] | None:
     if packet(node) is not aten.add or node.kwargs.get("alpha", 1) != 1:
         return None
     a, b = node.args[:2]
-    if not (isinstance(a, fx.Node) and isinstance(b, fx.Node)) or a.meta.get("shape") is None:
+    if not (isinstance(a, fx.Node) and isinstance(b, fx.Node)) or SHAPE.get(a) is None:
         return None
-    if not b.meta.get("shape") == a.meta["shape"] == node.meta.get("shape"):
+    if not SHAPE.get(b) == SHAPE[a] == SHAPE.get(node):
         return None
-    one_dtype = len({x.meta["dtype"] for x in (a, b, node) if "dtype" in x.meta}) < 2
+    one_dtype = len({DTYPE[x] for x in (a, b, node) if x in DTYPE}) < 2
     return (a, b) if one_dtype and alike(a, b) else None
 
 
@@ -175,7 +176,7 @@ def _pooled(node: fx.Node) -> bool:
         seen.add(some)
         reads = [x for x in some.all_input_nodes if x.op != "get_attr"]
         # What reads several tensors has the size of the largest of them, and a size that it is given may be any.
-        if not reads or any(x.meta.get("shape") is None for x in reads):
+        if not reads or any(SHAPE.get(x) is None for x in reads):
             return False
         waiting += reads
     return True

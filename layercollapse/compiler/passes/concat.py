@@ -14,6 +14,7 @@ from layercollapse.compiler.ir.graph import Net, shape, sole_user, source
 from layercollapse.compiler.ir.records import Affine, ChannelAffine
 from layercollapse.compiler.ir.scaling import after
 from layercollapse.compiler.passes.context import Group, PassContext
+from layercollapse.graph.meta import SHAPE
 
 aten = torch.ops.aten
 
@@ -87,7 +88,7 @@ def merge_neighbours(net: Net, context: PassContext) -> bool:
             if both is None or macs(both, tuple(size)) > macs(a, shape(left)) + macs(b, shape(right)):
                 continue
             net.set(left, both)
-            left.meta["shape"] = tuple(size)
+            SHAPE[left] = tuple(size)
             node.args = ([x for x in joined[1] if x is not right], *node.args[1:])
             net.sweep()
             changed = True
@@ -114,12 +115,12 @@ def split_over_concatenations(net: Net, context: PassContext) -> bool:
         last = cat
         for index, (read, piece) in enumerate(new):
             made = net.insert(f"{node.target}_{index}", piece, read, after=last)
-            made.meta["shape"] = shape(node)
+            SHAPE[made] = shape(node)
             last = made
             if total is not None:
                 with net.graph.inserting_after(made):
                     last = net.graph.call_function(aten.add.Tensor, (total, made))
-                last.meta["shape"] = shape(node)
+                SHAPE[last] = shape(node)
             total = last
         assert total is not None
         net.replace(node, total)

@@ -14,6 +14,7 @@ from layercollapse.compiler.ir.graph import Net, dtype, operands
 from layercollapse.compiler.ir.records import ChannelAffine
 from layercollapse.compiler.passes.context import PassContext
 from layercollapse.graph.aten import packet
+from layercollapse.graph.meta import DTYPE, SHAPE
 
 aten = torch.ops.aten
 
@@ -34,7 +35,7 @@ def _as_scales(net: Net, pair_of: Callable[[fx.Node], tuple[fx.Node, fx.Node] | 
     for node in list(net.graph.nodes):
         pair = pair_of(node)
         for kept, other in () if pair is None else (pair, pair[::-1]):
-            if kept.meta["shape"] == node.meta["shape"]:
+            if SHAPE[kept] == SHAPE[node]:
                 changed = _as_scale(net, node, kept, other, known) or changed
             if not node.users:
                 break
@@ -48,9 +49,9 @@ def _as_scale(net: Net, node: fx.Node, kept: fx.Node, other: fx.Node, known: Fac
         return False
     if kept in known and not bool(known[kept].values.isnan().any()):
         return False
-    if len({x.meta["dtype"] for x in (kept, node) if "dtype" in x.meta}) > 1:
+    if len({DTYPE[x] for x in (kept, node) if x in DTYPE}) > 1:
         return False  # a mask, which the constant makes numbers of: a scale may go into the layer that reads it
-    if len(value) != kept.meta["shape"][dim]:
+    if len(value) != SHAPE[kept][dim]:
         return False  # one for all channels: the gate of a position
     if packet(other) is aten.flatten and carry(other, 1) != (-1, 1) and not affine_readers(net, node, dim):
         return False  # a value for every position: more parameters, for maps of one size

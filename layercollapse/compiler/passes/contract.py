@@ -16,6 +16,7 @@ from layercollapse.compiler.ir.graph import Net, operands, shape
 from layercollapse.compiler.ir.records import Affine, ChannelAffine
 from layercollapse.compiler.passes.context import PassContext
 from layercollapse.compiler.passes.contract_search import Search, Terms
+from layercollapse.graph.meta import SHAPE
 
 aten = torch.ops.aten
 
@@ -99,12 +100,12 @@ def _write(net: Net, context: PassContext, root: fx.Node, tensors: Mapping[fx.No
                 term.last.args = (read,)
                 parts.append(term.last)
             used.add(parts[-1])
-            parts[-1].meta["shape"] = size
+            SHAPE[parts[-1]] = size
         total = parts[0]
         for part in parts[1:]:
             with net.graph.inserting_after(last):
                 total = last = net.graph.call_function(aten.add.Tensor, (total, part))
-            total.meta["shape"] = size
+            SHAPE[total] = size
         if node is root and total is not node:
             for user in users:
                 user.replace_input_with(node, total)

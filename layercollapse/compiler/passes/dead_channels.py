@@ -15,6 +15,7 @@ from layercollapse.compiler.ir.records import Activation, Affine, ChannelAffine,
 from layercollapse.compiler.ir.weights import taken
 from layercollapse.compiler.passes.context import Group, PassContext
 from layercollapse.graph.aten import does, packet
+from layercollapse.graph.meta import SHAPE
 from layercollapse.graph.operations import Does
 
 aten = torch.ops.aten
@@ -43,7 +44,7 @@ def drop_unread_channels(net: Net, context: PassContext) -> bool:
             _shrink(net, node, dim, keep, kept)
             size = list(shape(node))
             size[dim] = int(keep.sum())
-            node.meta["shape"] = tuple(size)
+            SHAPE[node] = tuple(size)
     return True
 
 

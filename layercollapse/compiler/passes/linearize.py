@@ -15,6 +15,7 @@ from layercollapse.compiler.ir.graph import Net, shape, source
 from layercollapse.compiler.ir.records import Activation, ChannelAffine, Origin
 from layercollapse.compiler.passes.context import Group, PassContext
 from layercollapse.entropy.layer import MIXED, OFF, SATURATED
+from layercollapse.graph.meta import SHAPE
 
 aten = torch.ops.aten
 
@@ -120,7 +121,7 @@ def replace_neurons(net: Net, known: Mapping[str, Known]) -> None:
             steady = net.graph.get_attr(name)
         with net.graph.inserting_after(steady):
             both = net.graph.call_function(aten.where.self, (steady, line, node))
-        both.meta["shape"] = shape(node)
+        SHAPE[both] = shape(node)
         net.reroute(node, both)
 
 

@@ -22,6 +22,7 @@ from layercollapse.compiler.ir.graph import Net, shape, sole_user, source
 from layercollapse.compiler.ir.records import Affine, ConvGeometry
 from layercollapse.compiler.passes.context import Group, PassContext
 from layercollapse.graph.aten import does, packet, row, spread
+from layercollapse.graph.meta import MAPS, SHAPE
 from layercollapse.graph.operations import Does
 
 aten = torch.ops.aten
@@ -47,7 +48,7 @@ def sink_layers(net: Net, context: PassContext) -> bool:
         size = shape(user)
         user.replace_input_with(node, source(node))
         below = net.insert(str(node.target), moved, user, after=user)
-        below.meta["shape"], user.meta["shape"] = size, tuple(pooled)
+        SHAPE[below], SHAPE[user] = size, tuple(pooled)
         net.reroute(user, below)
         net.erase(node)
         changed = True
@@ -83,7 +84,7 @@ def merge_with_pooling(net: Net, context: PassContext) -> bool:
         if macs(merged, shape(user)) > macs(op, shape(node)) or not context.permits(Group.POOLING, node, user):
             continue
         net.set(node, merged)
-        node.meta["shape"] = shape(user)
+        SHAPE[node] = shape(user)
         net.replace(user, node)
         changed = True
     return changed
@@ -102,7 +103,7 @@ def _pooling(node: fx.Node, op: Affine) -> Affine | None:
 
 def average_window(node: fx.Node) -> ConvGeometry | None:
     """The window of an average pooling (N, C, *spatial) that weighs all alike; None of anything else."""
-    if does(node) is not Does.AVERAGE or row(node).one_size or len(node.meta.get("shape") or ()) < 3:
+    if does(node) is not Does.AVERAGE or row(node).one_size or len(SHAPE.get(node) or ()) < 3:
         return None
     dims = len(shape(node)) - 2
     defaults: list[Any] = [None, None, None, 0, False, True, None]
@@ -143,9 +144,9 @@ def merge_through_flatten(net: Net, context: PassContext) -> bool:
         merged = _through_flatten(op, second, shape(node)[2:], size[2:])
         flat = (size[0], merged.inputs)
         user.replace_input_with(node, source(node))
-        user.meta["shape"] = flat
+        SHAPE[user] = flat
         if not op.geometry.pointwise:
-            user.meta["maps"] = size[2:]  # flattened, maps of another size may have as many positions
+            MAPS[user] = size[2:]  # flattened, maps of another size may have as many positions
         net.set(below, merged)
         net.erase(node)
         changed = True

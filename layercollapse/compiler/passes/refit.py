@@ -17,6 +17,7 @@ from layercollapse.compiler.ir.graph import Net, operands, shape
 from layercollapse.compiler.ir.records import Affine, ChannelAffine, ConvGeometry
 from layercollapse.compiler.passes.pooling import average_window
 from layercollapse.graph.aten import computed
+from layercollapse.graph.meta import DTYPE, OPEN, SHAPE, inherit
 
 aten = torch.ops.aten
 
@@ -118,7 +119,7 @@ def _needed(node: fx.Node, inside: Collection[fx.Node]) -> set[fx.Node]:
 
 
 def _linear(net: Net, node: fx.Node, constant: Collection[fx.Node]) -> bool:
-    if node in constant or node.meta.get("shape") is None:
+    if node in constant or SHAPE.get(node) is None:
         return False
     pair = operands(node)
     if pair is not None:
@@ -237,18 +238,18 @@ def rewritten(net: Net, replacements: Iterable[Replacement]) -> Net:
         parts = list[fx.Node]()
         for read, op in one.layers:
             total = net.insert(name, op, nodes[read.name], after=total)
-            total.meta["shape"] = _with_channels(size, dim, op.outputs)
+            SHAPE[total] = _with_channels(size, dim, op.outputs)
             parts.append(total)
         total = parts[0]
         for part in parts[1:]:
             with net.graph.inserting_after(parts[-1] if total is parts[0] else total):
                 both = net.graph.call_function(aten.add.Tensor, (total, part))
-            both.meta["shape"] = shape(part)
+            SHAPE[both] = shape(part)
             total = both
         if one.last is not None:
             total = net.insert(name, one.last, total, after=total)
-            total.meta["shape"] = size
-        total.meta.update({key: root.meta[key] for key in ("dtype", "open") if key in root.meta})
+            SHAPE[total] = size
+        inherit(total, root, DTYPE, OPEN)
         root.replace_all_uses_with(total)
         nodes[root.name] = total
         net.sweep()

@@ -17,6 +17,7 @@ from torch import Tensor, fx
 from layercollapse.compiler.ir.graph import Net
 from layercollapse.compiler.ir.records import Activation, Affine, ChannelAffine, ConstantMap
 from layercollapse.compiler.tuning.variants import Variant
+from layercollapse.graph.meta import SHAPE, inherit
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def structure(net: Net) -> Any:
 
 def _does(net: Net, node: fx.Node) -> Any:
     op = net.op(node)
-    sizes = tuple(x.meta.get("shape") for x in (node, *node.all_input_nodes))
+    sizes = tuple(SHAPE.get(x) for x in (node, *node.all_input_nodes))
     if isinstance(op, Affine):
         return op.size, op.geometry, op.groups, op.border_weight is None, op.dtype, sizes
     if isinstance(op, ChannelAffine):
@@ -125,7 +126,7 @@ def cut(net: Net, names: set[str], inside: set[fx.Node], reads: list[str]) -> Ne
     for node in net.graph.nodes:
         if node.name in inputs:
             new[node] = inputs[node.name]
-            new[node].meta = dict(node.meta)
+            inherit(new[node], node)
         elif node in inside:
             new[node] = graph.node_copy(node, new.__getitem__)
     outputs = [copy for node, copy in new.items() if node.name in names and not inside.issuperset(node.users)]
@@ -140,7 +141,7 @@ def cut(net: Net, names: set[str], inside: set[fx.Node], reads: list[str]) -> Ne
 
 def _tensor(node: fx.Node) -> bool:
     """Whether a node gives one tensor; an input is never computed anew."""
-    return node.op == "placeholder" or node.meta.get("shape") is not None
+    return node.op == "placeholder" or SHAPE.get(node) is not None
 
 
 class Recorder(fx.Interpreter):

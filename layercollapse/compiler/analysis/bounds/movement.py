@@ -16,6 +16,7 @@ from layercollapse.compiler.ir.arguments import argument, border_value, named
 from layercollapse.compiler.ir.channel_map import carry
 from layercollapse.compiler.ir.graph import dtype, shape
 from layercollapse.graph.aten import does, packet
+from layercollapse.graph.meta import SHAPE
 from layercollapse.graph.operations import RESHAPES, Does
 
 aten = torch.ops.aten
@@ -151,11 +152,11 @@ def _positions(node: fx.Node) -> int:
 def _joined(node: fx.Node, known: Facts[Interval]) -> Interval | None:
     """The interval of a concatenation: each part's channels where these are joined, else what all have in common."""
     arguments: Any = node.args
-    if node.kwargs or node.meta.get("shape") is None or not isinstance(arguments[0], list | tuple):
+    if node.kwargs or SHAPE.get(node) is None or not isinstance(arguments[0], list | tuple):
         return None
     rank = len(shape(node))
     dim = argument(node, 1, 0) % rank
-    if any(x.meta.get("shape") is None or len(shape(x)) != rank for x in arguments[0]):
+    if any(SHAPE.get(x) is None or len(shape(x)) != rank for x in arguments[0]):
         return None
     joined = [(shape(x)[dim], known.get(x)) for x in arguments[0]]
     if any(part is not None and part.low.shape[dim] == size for size, part in joined):

@@ -30,6 +30,7 @@ from layercollapse.compiler.ir.records import Activation, Affine, ChannelAffine,
 from layercollapse.entropy.layer import MIXED, OFF, ON, SATURATED
 from layercollapse.errors import LayerCollapseError
 from layercollapse.graph.aten import does, row
+from layercollapse.graph.meta import OPEN, SHAPE
 from layercollapse.graph.operations import Does
 from layercollapse.graph.rectifiers import QUICK
 
@@ -92,18 +93,18 @@ def bounds(net: Net, box: Box | None = None) -> dict[fx.Node, Interval]:
             raise LayerCollapseError(f"box: expected the inputs {', '.join(names)}, got {name!r}")
 
     def transfer(node: fx.Node, known: Facts[Interval]) -> Interval | None:
-        if node.op == "call_function" and (node.meta.get("shape") is None or not dtype(node).is_floating_point):
+        if node.op == "call_function" and (SHAPE.get(node) is None or not dtype(node).is_floating_point):
             return None
         interval = _input(node, box or {}) if node.op == "placeholder" else _transfer(node, known)
         if interval is None or not bool((interval.low.isfinite() | interval.high.isfinite()).any()):
             return None
-        return interval.without(dim for dim in interval.dims if dim in node.meta.get("open", ()))
+        return interval.without(dim for dim in interval.dims if dim in (OPEN.get(node) or ()))
 
     return forward(net, transfer)
 
 
 def _input(node: fx.Node, box: Box) -> Interval | None:
-    size = node.meta.get("shape")
+    size = SHAPE.get(node)
     if str(node.target) not in box or size is None or len(size) < 2:
         return None
     came = box[str(node.target)]
