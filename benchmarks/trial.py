@@ -173,7 +173,7 @@ def outputs(model: nn.Module, data: Any) -> list[Tensor]:
 
 
 def checksums(model: nn.Module) -> dict[str, int]:
-    """Of the bytes of every parameter and buffer: copies of them would count as memory that the collapse takes."""
+    """A hash of the bytes of every parameter and buffer: copies would count as memory that the collapse takes."""
     return {name: zlib.crc32(value.contiguous().numpy()) for name, value in model.state_dict().items()}
 
 

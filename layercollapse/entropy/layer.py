@@ -48,8 +48,8 @@ class LayerEntropy:
         _choose("average", self.average, AVERAGES)
         c = self.counts
         if not isinstance(c, Tensor) or c.dtype != torch.int64 or c.ndim != 2 or c.shape[1] not in (4, 5):
-            came = f"{c.dtype} {tuple(c.shape)}" if isinstance(c, Tensor) else type(c).__name__
-            raise LayerCollapseError(f"counts of {self.name!r}: expected int64 (C, 4) or (C, 5), got {came}")
+            got = f"{c.dtype} {tuple(c.shape)}" if isinstance(c, Tensor) else type(c).__name__
+            raise LayerCollapseError(f"counts of {self.name!r}: expected int64 (C, 4) or (C, 5), got {got}")
         if bool((c < 0).any()) or (c.shape[1] == 5 and bool((c[:, 4] > c[:, 2]).any())):
             raise LayerCollapseError(
                 f"counts of {self.name!r}: expected non-negative counts, with no more values at the upper bend than "

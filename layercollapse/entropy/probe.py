@@ -72,8 +72,8 @@ class EntropyProbe(ForwardObserver):
             LayerCollapseError: the mask is not boolean, not 2-D, or keeps nothing.
         """
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.ndim != 2:
-            came = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
-            raise LayerCollapseError(f"mask: expected a bool tensor (N, T), got {came}")
+            got = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+            raise LayerCollapseError(f"mask: expected a bool tensor (N, T), got {got}")
         if not bool(mask.any()):
             raise LayerCollapseError(f"mask: expected at least one position to keep, got none of {mask.numel()}")
         self._pending = mask.detach().clone()

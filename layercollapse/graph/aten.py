@@ -22,14 +22,14 @@ ANY_SIZE = that(*RESIZES) | having("any_size") | {operator.add, operator.sub, op
 
 def rectifier_of(node: fx.Node) -> rectifiers.Rectifier | None:
     """The rectifier that a node calls, or None."""
-    found = None if node in ABSORBED else rectifiers.BY_OPERATOR.get(packet(node))
-    return found if found is not None and rectifier_call(node, found) is not None else None
+    rectifier = None if node in ABSORBED else rectifiers.BY_OPERATOR.get(packet(node))
+    return rectifier if rectifier is not None and rectifier_call(node, rectifier) is not None else None
 
 
 def bends(node: fx.Node) -> bool:
     """Whether a node calls a rectifier that has not been made linear."""
-    found = rectifier_of(node)
-    return found is not None and found.kind != "linear"
+    rectifier = rectifier_of(node)
+    return rectifier is not None and rectifier.kind != "linear"
 
 
 def rectifier_call(node: fx.Node, rectifier: rectifiers.Rectifier) -> tuple[str, float, float | None] | None:
@@ -73,22 +73,22 @@ def _pairs(node: fx.Node) -> list[tuple[Any, Any]]:
 
 def computed(graph: fx.Graph, tensors: Collection[str]) -> set[fx.Node]:
     """The nodes whose values follow from the tensors of these names alone: parameters, and what is made of some."""
-    found: set[fx.Node] = set()
+    known: set[fx.Node] = set()
     for node in graph.nodes:
         if node.op != "call_function":
             if node.name in tensors:
-                found.add(node)
+                known.add(node)
             continue
         random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
         inputs = node.all_input_nodes
-        if inputs and not random and not mutates(node) and found.issuperset(inputs):
-            found.add(node)
-    return found
+        if inputs and not random and not mutates(node) and known.issuperset(inputs):
+            known.add(node)
+    return known
 
 
-def has_weight(node: fx.Node, made: Collection[fx.Node]) -> bool:
+def has_weight(node: fx.Node, constant: Collection[fx.Node]) -> bool:
     """Whether a node is an affine layer whose weight is a parameter, or made of some (weight norm): see `computed`."""
-    return any(isinstance(weight, fx.Node) and weight in made for _, weight in _pairs(node))
+    return any(isinstance(weight, fx.Node) and weight in constant for _, weight in _pairs(node))
 
 
 def packet(node: Any) -> Any:

@@ -51,31 +51,31 @@ def run(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Called:
     except LayerCollapseError:
         given = copied((args, kwargs))  # it may have worked in place on the others
         return Called(None, given, model(*given[0], **given[1]))
-    made: Calls = {}
+    calls: Calls = {}
     for name, call in observer.calls.items():
-        made.setdefault(name.partition("#")[0], []).append(call)
-    return Called(made, given, outputs)
+        calls.setdefault(name.partition("#")[0], []).append(call)
+    return Called(calls, given, outputs)
 
 
-def places(made: Sequence[RectifierCall], read: Sequence[RectifierCall]) -> tuple[list[int], bool]:
+def places(calls: Sequence[RectifierCall], read: Sequence[RectifierCall]) -> tuple[list[int], bool]:
     """Where in a module's calls those stand that the graph has, and whether they can stand nowhere else.
 
     Args:
-        made: all calls of the module.
+        calls: all calls of the module.
         read: those in the graph, in order; where they are no part of `made`, they count as all of it.
     """
-    first = _leftmost(made, read)
-    last = _leftmost(made[::-1], read[::-1])
+    first = _leftmost(calls, read)
+    last = _leftmost(calls[::-1], read[::-1])
     if first is None or last is None:
-        return list(range(len(read))), len(made) == len(read)
-    return first, first == [len(made) - 1 - place for place in reversed(last)]
+        return list(range(len(read))), len(calls) == len(read)
+    return first, first == [len(calls) - 1 - place for place in reversed(last)]
 
 
-def _leftmost(made: Sequence[RectifierCall], read: Sequence[RectifierCall]) -> list[int] | None:
-    found: list[int] = []
+def _leftmost(calls: Sequence[RectifierCall], read: Sequence[RectifierCall]) -> list[int] | None:
+    positions: list[int] = []
     for call in read:
-        place = next((i for i in range(found[-1] + 1 if found else 0, len(made)) if made[i] == call), None)
+        place = next((i for i in range(positions[-1] + 1 if positions else 0, len(calls)) if calls[i] == call), None)
         if place is None:
             return None
-        found.append(place)
-    return found
+        positions.append(place)
+    return positions

@@ -137,8 +137,8 @@ class Capture:
             if name is None or name in self.constants or not isinstance(then, Tensor):
                 continue
             if name not in now or _tensor(now[name]) != _tensor(then):
-                came = _tensor(now[name]) if name in now else "missing"
-                return f"one in which {name!r} is {_tensor(then)}, and now it is {came}"
+                got = _tensor(now[name]) if name in now else "missing"
+                return f"one in which {name!r} is {_tensor(then)}, and now it is {got}"
         return None
 
     def call_of(self, site: Site) -> fx.Node:
@@ -177,7 +177,7 @@ def capture(model: nn.Module, example_inputs: Any) -> Capture:
     check_values(model, args, kwargs)
     with evaluating(model), unwarned(), torch.no_grad():
         try:
-            made, given, outputs = calls.run(model, args, kwargs)
+            recorded, given, outputs = calls.run(model, args, kwargs)
         except Exception as error:
             raise LayerCollapseError(
                 f"example_inputs: the model must run on them; {describe(args, kwargs)} came, and it stopped with "
@@ -227,7 +227,7 @@ def capture(model: nn.Module, example_inputs: Any) -> Capture:
     weights = tuple(dict.fromkeys(name for node in graph.nodes if (name := weight_of(node, tensors)) is not None))
     output = next(node for node in graph.nodes if node.op == "output")
     parameters = set(signature.parameters)
-    sites, unread = _named(list(_sites(graph, tensors, parameters, model)), made or {})
+    sites, unread = _named(list(_sites(graph, tensors, parameters, model)), recorded or {})
     return Capture(
         graph=graph,
         tensors=tensors,
@@ -269,19 +269,19 @@ def _tensor(x: Tensor) -> str:
     return f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')} on {x.device}"
 
 
-def _named(sites: list[Site], made: calls.Calls) -> tuple[tuple[Site, ...], frozenset[str]]:
+def _named(sites: list[Site], recorded: calls.Calls) -> tuple[tuple[Site, ...], frozenset[str]]:
     """The sites with the numbers that their calls have among all that the model makes; and see `Capture.unread`."""
-    by_path: dict[str, list[Site]] = {path: [] for path in made}
+    by_path: dict[str, list[Site]] = {path: [] for path in recorded}
     for site in sites:
         by_path.setdefault(site.name.partition("#")[0], []).append(site)
     names, unread = {}, set[str]()
     for path, own in by_path.items():
-        if len(own) == len(made.get(path, own)):
+        if len(own) == len(recorded.get(path, own)):
             continue
         read = [RectifierCall(site.kind, site.channels, site.lower, site.upper) for site in own]
-        found, only = calls.places(made[path], read)
-        names.update({site.node: numbered(path, place) for site, place in zip(own, found, strict=True)})
-        unread |= {numbered(path, place) for place in range(len(made[path])) if not only or place not in found}
+        positions, only = calls.places(recorded[path], read)
+        names.update({site.node: numbered(path, place) for site, place in zip(own, positions, strict=True)})
+        unread |= {numbered(path, place) for place in range(len(recorded[path])) if not only or place not in positions}
     return tuple(replace(site, name=names.get(site.node, site.name)) for site in sites), frozenset(unread)
 
 
@@ -336,7 +336,7 @@ def _kept(node: fx.Node, dims: Mapping[fx.Node, int]) -> int | None:
 def _sites(
     graph: fx.Graph, tensors: Mapping[str, str], parameters: Collection[str], model: nn.Module
 ) -> Iterator[Site]:
-    dims, made = channel_dims(graph), computed(graph, tensors)
+    dims, constant = channel_dims(graph), computed(graph, tensors)
     # A module with several names goes by its first one, however it was called.
     first: dict[int, str] = {}
     names = {path: first.setdefault(id(m), path) for path, m in model.named_modules(remove_duplicate=False)}
@@ -355,7 +355,7 @@ def _sites(
         call = rectifier_call(node, rectifier)
         assert call is not None
         kind, lower, upper = call
-        weights, unfed = ((), "") if kind == "linear" else feeding(node, tensors, parameters, made)
+        weights, unfed = ((), "") if kind == "linear" else feeding(node, tensors, parameters, constant)
         yield Site(
             name=numbered(path, count[path] - 1),
             kind=kind,

@@ -56,9 +56,9 @@ class ReadBuffers(TorchFunctionMode):
                 self.read = True
                 return value
             result = func(*args, **kwargs)
-            for made, known in zip(pytree.tree_leaves(result), pytree.tree_leaves(value), strict=False):
-                if isinstance(made, Tensor) and isinstance(known, Tensor):
-                    self._known[made] = known
+            for new, known in zip(pytree.tree_leaves(result), pytree.tree_leaves(value), strict=False):
+                if isinstance(new, Tensor) and isinstance(known, Tensor):
+                    self._known[new] = known
             return result
         return func(*args, **kwargs)
 

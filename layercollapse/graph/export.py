@@ -197,18 +197,18 @@ def _keeps_sizes(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> bool:
     """Whether a model calls an adaptive pooling that keeps a size, which it is given as None."""
 
     class Watch(TorchFunctionMode):
-        found = False
+        keeps = False
 
         def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
             kwargs = kwargs or {}
             if "adaptive" in getattr(func, "__name__", ""):
                 size = args[1] if len(args) > 1 else kwargs.get("output_size", ())
-                self.found = self.found or size is None or (isinstance(size, list | tuple) and None in size)
+                self.keeps = self.keeps or size is None or (isinstance(size, list | tuple) and None in size)
             return func(*args, **kwargs)
 
     with Watch() as watch, torch.no_grad():
         model(*copied(args), **copied(kwargs))
-    return watch.found
+    return watch.keeps
 
 
 def _by_name(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:

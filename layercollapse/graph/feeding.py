@@ -29,7 +29,7 @@ _PRODUCTS = (Does.PRODUCT, Does.MIX, Does.LAYER)  # a layer without a weight is 
 
 
 def feeding(
-    node: fx.Node, tensors: Mapping[str, str], parameters: Collection[str], made: Collection[fx.Node]
+    node: fx.Node, tensors: Mapping[str, str], parameters: Collection[str], constant: Collection[fx.Node]
 ) -> tuple[tuple[str, ...], str]:
     """The names of the weights that feed a rectifier's call; and if there are none, what lies before it instead.
 
@@ -37,18 +37,18 @@ def feeding(
         node: the call.
         tensors: name of a placeholder -> name of the model's tensor.
         parameters: the names of tensors that are parameters: a layer with a fixed filter is passed.
-        made: the nodes that follow from these tensors, see `computed`.
+        constant: the nodes that follow from these tensors, see `computed`.
     """
     stops: dict[str, None] = {}
 
     def above(source: fx.Node) -> Iterable[fx.Node]:
-        if (stop := _stop(source, made)) is not None:
+        if (stop := _stop(source, constant)) is not None:
             stops[stop] = None
             return ()
-        return _deciding(source, tensors, made)
+        return _deciding(source, tensors, constant)
 
-    found = reaching(node, tensors, parameters, above)
-    return found, "" if found else ", ".join(stops) or "nothing that depends on the input"
+    layers = reaching(node, tensors, parameters, above)
+    return layers, "" if layers else ", ".join(stops) or "nothing that depends on the input"
 
 
 def reaching(
@@ -58,7 +58,7 @@ def reaching(
     above: Callable[[fx.Node], Iterable[fx.Node]],
 ) -> tuple[str, ...]:
     """Names of the weights met first on the way up from a node; `above` says which inputs of other nodes to follow."""
-    found: dict[str, None] = {}
+    layers: dict[str, None] = {}
     seen: set[fx.Node] = set()
     stack = _data(node, tensors)[::-1]
     while stack:
@@ -68,12 +68,12 @@ def reaching(
         seen.add(source)
         layer = layer_of(source, tensors)
         if layer is not None and layer[1] in parameters:
-            found[layer[1]] = None
+            layers[layer[1]] = None
         elif layer is not None:
             stack.append(layer[0])
         else:
             stack.extend(list(above(source))[::-1])
-    return tuple(found)
+    return tuple(layers)
 
 
 def _data(node: fx.Node, tensors: Mapping[str, str]) -> list[fx.Node]:
@@ -87,13 +87,13 @@ def _is_data(value: Any) -> bool:
     return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
 
 
-def _stop(node: fx.Node, made: Collection[fx.Node]) -> str | None:
+def _stop(node: fx.Node, constant: Collection[fx.Node]) -> str | None:
     """What a node is that ends a walk, or None."""
     if node.op != "call_function":
         return f"the model's input {node.name}"
     if bends(node):
         return "another rectifier"
-    if has_weight(node, made):
+    if has_weight(node, constant):
         return f"a layer that computes its weight in the forward pass ({module_path(node) or node.name})"
     name = getattr(packet(node), "__name__", str(node.target))
     if does(node) is Does.OTHER and node.target is not operator.getitem:
@@ -101,7 +101,7 @@ def _stop(node: fx.Node, made: Collection[fx.Node]) -> str | None:
     return f"a table of rows ({name})" if does(node) is Does.TABLE else None
 
 
-def _deciding(node: fx.Node, tensors: Mapping[str, str], made: Collection[fx.Node]) -> list[fx.Node]:
+def _deciding(node: fx.Node, tensors: Mapping[str, str], constant: Collection[fx.Node]) -> list[fx.Node]:
     """The inputs of a node without a weight of its own that feed what it feeds; see the module."""
     inputs = _data(node, tensors)
     if packet(node) is aten.scaled_dot_product_attention:
@@ -109,16 +109,16 @@ def _deciding(node: fx.Node, tensors: Mapping[str, str], made: Collection[fx.Nod
     if does(node) is Does.SIZE:
         return []
     if does(node) in _PRODUCTS and len(inputs) > 1:
-        return [x for x in inputs if not _is_gate(x, tensors, made)] or inputs
+        return [x for x in inputs if not _is_gate(x, tensors, constant)] or inputs
     return inputs
 
 
-def _is_gate(node: fx.Node, tensors: Mapping[str, str], made: Collection[fx.Node]) -> bool:
+def _is_gate(node: fx.Node, tensors: Mapping[str, str], constant: Collection[fx.Node]) -> bool:
     """Whether a tensor is a gate: also moved, repeated, or in arithmetic with numbers and tensors of the model."""
     while True:
         inputs = _data(node, tensors)
         if does(node) in (Does.GATE, Does.SHARE):
             return True
-        if len(inputs) != 1 or layer_of(node, tensors) is not None or _stop(node, made) is not None:
+        if len(inputs) != 1 or layer_of(node, tensors) is not None or _stop(node, constant) is not None:
             return False
         node = inputs[0]

@@ -152,7 +152,7 @@ class LinearCalls:
 
 
 class _State(threading.local):
-    """Of the forward pass that runs: the modules in it, and how many calls each has made."""
+    """The modules of the forward pass that runs, and how many calls each has made."""
 
     def __init__(self) -> None:
         self.running: list[_Calls | None] = []

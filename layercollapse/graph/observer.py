@@ -97,13 +97,13 @@ class ForwardObserver(ABC):
                 return
             self._abandon()
             explicit, self._pending = self._pending, None
-            found = self._masks(args, kwargs) if explicit is None else None
+            masks = self._masks(args, kwargs) if explicit is None else None
             if not hasattr(self._local, "buffers"):
                 self._local.buffers = CountBuffers()
-            if self._script is not None and explicit is found is None and replayable(args, kwargs):
+            if self._script is not None and explicit is masks is None and replayable(args, kwargs):
                 self._local.forward = ModuleWatch(self._script, self._local.buffers)
             else:
-                self._local.forward = ForwardWatch(explicit, found, self._patterns, self._local.buffers)
+                self._local.forward = ForwardWatch(explicit, masks, self._patterns, self._local.buffers)
             self._local.forward.__enter__()
         current = getattr(self._local, "forward", None)
         if current is not None:

@@ -269,13 +269,13 @@ def _points(body: Sequence[Call]) -> list[float]:
 def _differences(body: Sequence[Call], at: int) -> list[Number]:
     """The functions whose signs change where the call at a place bends."""
     operation, operands = body[at]
-    found = [function(body, at)] if operation not in (COMPARISONS | {"not"}) else []
+    values = [function(body, at)] if operation not in (COMPARISONS | {"not"}) else []
     if operation == "relu6":
         operation, operands = "hardtanh", (operands[0], 0.0, 6.0)
     if operation in _BENDING:
         first, *others = (_operand(body, operand) for operand in operands if operand is not None)
-        found += [lambda x, other=other: first(x) - other(x) for other in others]  # type: ignore[misc]
-    return found
+        values += [lambda x, other=other: first(x) - other(x) for other in others]  # type: ignore[misc]
+    return values
 
 
 def _operand(body: Sequence[Call], operand: float | str) -> Number:
@@ -293,15 +293,15 @@ def _crossings(g: Number, points: Sequence[float]) -> list[float]:
         value = g(x)
         return (value > 0) - (value < 0)
 
-    found: list[float] = []
+    crossings: list[float] = []
     for ends, (before, after) in zip(pairwise(points), pairwise(map(sign, points)), strict=True):
         if before == after:
             continue
-        if len(found) == 32:
+        if len(crossings) == 32:
             raise ValueError("a function that oscillates")
         low, high = ends
         for _ in range(60):
             middle = (low + high) / 2
             low, high = (middle, high) if sign(middle) == before else (low, middle)
-        found.append(high)
-    return found
+        crossings.append(high)
+    return crossings

@@ -113,12 +113,12 @@ def _some(names: Sequence[str]) -> str:
 def _advice(model: nn.Module, capture: Capture) -> Iterator[str]:
     """What can be done about weights that are computed in the forward pass."""
     modules = dict(model.named_modules())
-    made: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     known = computed(capture.graph, capture.tensors)
     for node in capture.graph.nodes:
         if has_weight(node, known) and weight_of(node, capture.tensors) is None:
-            made[_maker(modules.get(module_path(node), model))] += 1
-    for advice, count in made.items():
+            counts[_maker(modules.get(module_path(node), model))] += 1
+    for advice, count in counts.items():
         layers = "1 layer computes its weight" if count == 1 else f"{count} layers compute theirs"
         yield f"{layers} in the forward pass: {advice}"
 

@@ -123,8 +123,8 @@ class Terms(ABC, Generic[V]):
             args: its arguments; values and numbers.
             kwargs: its keyword arguments.
         """
-        if (made := _constant(name, args, kwargs)) is not None:
-            return Constant(made)
+        if (constant := _constant(name, args, kwargs)) is not None:
+            return Constant(constant)
         reading = self._read(name, args, kwargs)
         if reading is None:
             return None
@@ -215,12 +215,12 @@ class Terms(ABC, Generic[V]):
             elif self.describe(operand) is None:
                 return None, None
             else:
-                found = self.find(operand)
-                if found is None:
+                term = self.find(operand)
+                if term is None:
                     if new is not None and operand is not new:
                         return None, None
                     new = operand
-                known.append(operand if found is None else found)
+                known.append(operand if term is None else term)
         return known, new
 
     def _chooses(self, condition: Any, value: Any) -> bool:
@@ -322,10 +322,10 @@ NAMES = frozenset(READINGS) | frozenset(_MAKING)
 
 def _constant(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> float | None:
     """The number that a call fills a tensor with."""
-    made = _MAKING.get(name)
-    if not isinstance(made, tuple):
-        return None if "out" in kwargs else made
-    at, key = made
+    maker = _MAKING.get(name)
+    if not isinstance(maker, tuple):
+        return None if "out" in kwargs else maker
+    at, key = maker
     value = args[at] if len(args) > at else kwargs.get(key)
     if isinstance(value, list | tuple) and len(value) == 1:
         value = value[0]

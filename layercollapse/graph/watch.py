@@ -152,11 +152,11 @@ class ForwardWatch(TorchFunctionMode):
                 dim = _moved(Move(known.called, args[1:], rest, first.shape, result.shape), before)
         elif dim is None:
             for source in _tensors((*args, *kwargs.values()) if kwargs else args):
-                found = self._dims.get(source)
-                if found is not None and (
+                followed = self._dims.get(source)
+                if followed is not None and (
                     source.shape == result.shape or (does in RESIZES and source.ndim == result.ndim)
                 ):
-                    dim = found
+                    dim = followed
                     break
         if dim is not None:
             self._dims[result] = dim
@@ -165,61 +165,61 @@ class ForwardWatch(TorchFunctionMode):
         x, rest = (args[0], args[1:]) if args else (kwargs.get("input"), ())
         if not isinstance(x, Tensor):
             return None  # the call itself will raise
-        found = rectifiers.describe(rectifier, x.dtype, rest, kwargs)
-        if found is None:
+        call = rectifiers.describe(rectifier, x.dtype, rest, kwargs)
+        if call is None:
             return None  # a clamp that is none
         if rectifier.kind == "linear":
             dim = rest[2] if len(rest) > 2 else kwargs.get("channel_dim")
-            return self._saw(found, lambda: self._signs(x.detach().new_ones(()).expand_as(x), 0.0, None, dim))
+            return self._saw(call, lambda: self._signs(x.detach().new_ones(()).expand_as(x), 0.0, None, dim))
         # Several slopes lie along dimension 1.
         dim = 1 if rectifier.kind == "prelu" and len(rest) and rest[0].numel() > 1 else self._dims.get(x)
-        site = self._saw(found, lambda: self._signs(x, *found[1:], dim))
+        site = self._saw(call, lambda: self._signs(x, *call[1:], dim))
         site.dim = dim
         return site
 
     def _follow(self, term: Term, site: _Sighting | None) -> None:
         """See whether a call completes a rectifier that is written out; `site` is the one that it calls."""
-        found = self._terms.rectifier(term)
-        if found is None:
+        written = self._terms.rectifier(term)
+        if written is None:
             return
-        variable = found.variable
-        if site is None and found.match.scale != 1:
+        variable = written.variable
+        if site is None and written.match.scale != 1:
             # All but a factor: the tensor may be gone when that comes.
             if variable.signs is None and (x := self._terms.tensor(variable)) is not None:
                 with contextlib.suppress(LayerCollapseError):  # it may be none
                     variable.signs = self._signs(x, 0.0, None)
             return
         if site is None:
-            upper = found.match.upper
-            signs = self._written(found, upper)
+            upper = written.match.upper
+            signs = self._written(written, upper)
             if signs is None:
                 return
-            site = self._saw((found.match.kind, 0.0, upper), signs)
-            gone = [part.site for part in found.inner[1:] if part.site is not None]
+            site = self._saw((written.match.kind, 0.0, upper), signs)
+            gone = [part.site for part in written.inner[1:] if part.site is not None]
             self.sightings = [other for other in self.sightings if not any(other is part for part in gone)]
         elif variable is not term.operands[0]:
             return
-        term.match, term.variable, term.site = found.match, variable, site
+        term.match, term.variable, term.site = written.match, variable, site
         variable.signs = site.signs
 
-    def _written(self, found: Found, upper: float | None) -> Callable[[], Signs] | None:
+    def _written(self, written: Found, upper: float | None) -> Callable[[], Signs] | None:
         """What gives the signs of the variable of a rectifier that is written out.
 
         Where the tensor is gone, or written over, one that has its signs may be there, half of it, say, and one that
         is above the upper bend where it is.
         """
-        variable, parts = found.variable, [part for part in found.inner[1:] if self._terms.tensor(part) is not None]
+        variable, parts = written.variable, [part for part in written.inner[1:] if self._terms.tensor(part) is not None]
         x = self._terms.tensor(variable)
         if x is not None:
             return lambda: self._signs(x, 0.0, upper)
-        like = next((p for p in parts if same_sign(found.body(p))), None) if variable.signs is None else None
+        like = next((p for p in parts if same_sign(written.body(p))), None) if variable.signs is None else None
         if variable.signs is None and like is None:
             return None
         signs: Signs = variable.signs if like is None else self._signs(self._terms.tensor(like), 0.0, None)  # type: ignore[arg-type]
         signs = signs._replace(counts=signs.counts[:, :4])
         if upper is None:
             return lambda: signs
-        top = next((p for p in parts if reaches(found.body(p), upper)), None)
+        top = next((p for p in parts if reaches(written.body(p), upper)), None)
         if top is None:
             return None
 
@@ -229,14 +229,14 @@ class ForwardWatch(TorchFunctionMode):
 
         return with_top
 
-    def _saw(self, found: tuple[str, float, float | None], look: Callable[[], Signs]) -> _Sighting:
+    def _saw(self, call: tuple[str, float, float | None], look: Callable[[], Signs]) -> _Sighting:
         path = self._path[-1] or "forward"
         try:
             signs = look()
         except LayerCollapseError as error:
             name = numbered(path, sum(site.path == path for site in self.sightings))
             raise LayerCollapseError(f"site {name!r}: {error}") from error
-        self.sightings.append(_Sighting(path, RectifierCall(found[0], len(signs.counts), *found[1:]), signs))
+        self.sightings.append(_Sighting(path, RectifierCall(call[0], len(signs.counts), *call[1:]), signs))
         return self.sightings[-1]
 
     def _signs(self, x: Tensor, lower: float, upper: float | None, dim: int | None = None) -> Signs:

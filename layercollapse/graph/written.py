@@ -40,7 +40,7 @@ def rewrite(graph: fx.Graph, constants: Mapping[str, Tensor]) -> None:
         constants: placeholder -> the number that it stands for, a tensor of one element, made anew in every forward.
     """
     terms = _NodeTerms()
-    found: list[tuple[fx.Node, Found]] = []
+    matches: list[tuple[fx.Node, Found]] = []
     absorbed: set[fx.Node] = set()
     for node in graph.nodes:
         if node.name in constants:
@@ -57,41 +57,41 @@ def rewrite(graph: fx.Graph, constants: Mapping[str, Tensor]) -> None:
             elif one.match.scale == 1:
                 term.match, term.variable, term.site = one.match, one.variable, node
                 absorbed |= {part.site for part in one.inner[1:] if part.site is not None}
-                found.append((node, one))
+                matches.append((node, one))
         if term is not None:
             terms.made(node, term)
     replaced: dict[fx.Node, fx.Node] = {}
-    for node, one in found:
+    for node, one in matches:
         if node not in absorbed:
             replaced[node] = _call(node, one, replaced, terms)
     for node in absorbed - set(replaced):
         ABSORBED[node] = True
 
 
-def _call(node: fx.Node, found: Found, replaced: Mapping[fx.Node, fx.Node], terms: _NodeTerms) -> fx.Node:
+def _call(node: fx.Node, one: Found, replaced: Mapping[fx.Node, fx.Node], terms: _NodeTerms) -> fx.Node:
     graph = node.graph
-    source: fx.Node = replaced.get(found.variable.value, found.variable.value)
+    source: fx.Node = replaced.get(one.variable.value, one.variable.value)
     dtype = VALUE[node].dtype
     with graph.inserting_before(node):
         if VALUE[source].dtype != dtype:  # under autocast a power is one of float32
             source = graph.call_function(aten._to_copy.default, (source,), {"dtype": dtype})
             inherit(source, node)
-        match = found.match
+        match = one.match
         call = graph.call_function(match.operator, (source, *match.arguments), dict(match.keywords))
     inherit(call, node)
     COMPOSED[call] = True
-    rounded = any(term.dtype in (torch.float16, torch.bfloat16) for term in (*found.inner, found.variable))
+    rounded = any(term.dtype in (torch.float16, torch.bfloat16) for term in (*one.inner, one.variable))
     if rounded and not rectifiers.BY_KIND[match.kind].piecewise_linear:
-        steps = _calls(found, terms, replaced)
+        steps = _calls(one, terms, replaced)
         if steps is not None:
             WRITTEN[call] = steps
     node.replace_all_uses_with(call)
     return call
 
 
-def _calls(found: Found, terms: _NodeTerms, replaced: Mapping[fx.Node, fx.Node]) -> list[Step] | None:
+def _calls(match: Found, terms: _NodeTerms, replaced: Mapping[fx.Node, fx.Node]) -> list[Step] | None:
     """The calls that a rectifier was, with those that make the numbers in it; None if these need another tensor."""
-    start, own = found.variable.value, {part.value for part in found.inner}
+    start, own = match.variable.value, {part.value for part in match.inner}
     waiting = list(own)
     while waiting:
         for source in waiting.pop().all_input_nodes:
@@ -121,8 +121,8 @@ class _NodeTerms(Terms[fx.Node]):
             known.value = value
 
     def describe(self, value: Any) -> tuple[torch.dtype, tuple[int, ...]] | None:
-        made = VALUE.get(value) if isinstance(value, fx.Node) else None
-        return (made.dtype, example_shape(made) or ()) if isinstance(made, Tensor) else None
+        fake = VALUE.get(value) if isinstance(value, fx.Node) else None
+        return (fake.dtype, example_shape(fake) or ()) if isinstance(fake, Tensor) else None
 
 
 class TensorMemo(Generic[T]):

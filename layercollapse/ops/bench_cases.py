@@ -173,11 +173,11 @@ def masked_topk_case(
         return ops.masked_topk_(weights, masks, k if scope == "layer" else k[0], scope=scope)
 
     def modules() -> list[torch.nn.Module]:
-        made = []
+        inputs = []
         for weight in weights:
-            made.append(torch.nn.Module())
-            made[-1].register_parameter("weight", torch.nn.Parameter(weight))
-        return made
+            inputs.append(torch.nn.Module())
+            inputs[-1].register_parameter("weight", torch.nn.Parameter(weight))
+        return inputs
 
     def cleared(pruned: list[torch.nn.Module]) -> Tensor:
         """Return the largest magnitude that prune's masks clear, per group."""

@@ -79,8 +79,8 @@ class SignPatterns:
         rows = self.rows + flat.numel()
         if len(self.hashes) == self.capacity:
             flat = flat[flat <= self.hashes[-1]]  # most rows, when there are many more patterns
-        found, counts = torch.unique(flat, return_counts=True)
-        return self._with(torch.cat([self.hashes, found]), torch.cat([self.counts, counts]), rows, self.capacity)
+        distinct, counts = torch.unique(flat, return_counts=True)
+        return self._with(torch.cat([self.hashes, distinct]), torch.cat([self.counts, counts]), rows, self.capacity)
 
     def merge(self, other: SignPatterns) -> SignPatterns:
         """Return the state after the rows of both, in any order; its capacity is the smaller one.
@@ -89,8 +89,8 @@ class SignPatterns:
             LayerCollapseError: the other's rows have another number of channels.
         """
         if not isinstance(other, SignPatterns) or other.channels != self.channels:
-            came = f"one of {other.channels}" if isinstance(other, SignPatterns) else type(other).__name__
-            raise LayerCollapseError(f"other: expected patterns of {self.channels} channels, got {came}")
+            got = f"one of {other.channels}" if isinstance(other, SignPatterns) else type(other).__name__
+            raise LayerCollapseError(f"other: expected patterns of {self.channels} channels, got {got}")
         twin = other.to(self.hashes.device)
         return self._with(
             torch.cat([self.hashes, twin.hashes]),
@@ -214,6 +214,6 @@ class SignPatterns:
         return math.fsum(count * math.log2(count) for count in counts.tolist())
 
     def _with(self, hashes: Tensor, counts: Tensor, rows: int, capacity: int) -> SignPatterns:
-        found, places = torch.unique(hashes, return_inverse=True)
-        totals = torch.zeros_like(found).scatter_add_(0, places, counts)
-        return SignPatterns(found[:capacity].clone(), totals[:capacity].clone(), rows, self.channels, capacity)
+        distinct, places = torch.unique(hashes, return_inverse=True)
+        totals = torch.zeros_like(distinct).scatter_add_(0, places, counts)
+        return SignPatterns(distinct[:capacity].clone(), totals[:capacity].clone(), rows, self.channels, capacity)

@@ -224,8 +224,8 @@ def _known() -> Mapping[str, Backend]:
 
 def _register_entry(entry: metadata.EntryPoint) -> None:
     try:
-        made = entry.load()
-        backend = made if isinstance(made, Backend) else made()
+        loaded = entry.load()
+        backend = loaded if isinstance(loaded, Backend) else loaded()
         if isinstance(backend, Backend) and backend.name in _registry:
             raise LayerCollapseError(f"backend: expected a new name, got {backend.name!r}")
         register(backend)

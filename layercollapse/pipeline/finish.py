@@ -76,9 +76,9 @@ def collapse_and_compare(
         result.save(folder)
         write_text(folder / ENTROPY_FILE, report.to_json())
     with _noted(record, "comparing on test_data"):
-        found = compare(model, result.model, test_data)
-        record.max_abs_error = found.max_abs_error
-        record.identical, record.compared = found.same, found.samples
+        agreement = compare(model, result.model, test_data)
+        record.max_abs_error = agreement.max_abs_error
+        record.identical, record.compared = agreement.same, agreement.samples
     record.repadded, record.refitted = list(result.repadded), list(map(str, result.refitted))
     record.forms, record.form = (
         {name.value: ms for name, ms in result.latency.items()},
@@ -86,8 +86,8 @@ def collapse_and_compare(
     )
     record.parts_before, record.parts_after = list(result.parts_before), list(result.parts_after)
     record.regions = [
-        Region(list(made.layers), made.variant.value, {variant.value: ms for variant, ms in made.times.items()})
-        for made in result.regions
+        Region(list(region.layers), region.variant.value, {variant.value: ms for variant, ms in region.times.items()})
+        for region in result.regions
     ]
     record.verdicts = [Verdict(site.name, site.kind, site.status, site.guarantee, site.reason) for site in result.sites]
     with _noted(record, "measuring the collapsed model"):

@@ -42,7 +42,7 @@ def with_norms(model: fx.GraphModule, data: Iterable[Any]) -> fx.GraphModule:
         data: batches, of which the first few give the norms their statistics.
     """
     model = _copy(model)
-    made = list[_BatchNorm]()
+    norms = list[_BatchNorm]()
     for node in list(model.graph.nodes):
         layer = model.get_submodule(str(node.target)) if node.op == "call_module" else None
         kind = None if layer is None else _KINDS.get(type(layer))
@@ -56,9 +56,9 @@ def with_norms(model: fx.GraphModule, data: Iterable[Any]) -> fx.GraphModule:
         with model.graph.inserting_after(node):
             new = model.graph.call_module(name, (node,))
         node.replace_all_uses_with(new, delete_user_cb=lambda user, new=new: user is not new)
-        made.append(norm)
+        norms.append(norm)
     model.recompile()
-    _measure(model, made, data)
+    _measure(model, norms, data)
     return model
 
 
@@ -114,12 +114,12 @@ def _measure(model: nn.Module, norms: list[_BatchNorm], data: Iterable[Any]) -> 
     finally:
         for handle in handles:
             handle.remove()
-    for norm, found in sums.items():
-        if not found:
+    for norm, total in sums.items():
+        if not total:
             continue
         assert isinstance(norm, _BatchNorm)
-        mean = found[0] / found[2].to(found[0].device)
-        variance = (found[1] / found[2].to(found[0].device) - mean.square()).clamp(min=0)
+        mean = total[0] / total[2].to(total[0].device)
+        variance = (total[1] / total[2].to(total[0].device) - mean.square()).clamp(min=0)
         for own, value in (
             (norm.running_mean, mean),
             (norm.running_var, variance),

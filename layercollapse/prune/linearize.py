@@ -60,15 +60,15 @@ class Linearized:
             for name, module in ((site_path(path), module) for path, module in self.model.named_modules())
             if name in lines and name in self._called_once and (_is_rectifier(module) or name in self._written)
         }
-        made = {id(module): LinearSite(lines[name], module) for name, module in own.items()}
+        linear = {id(module): LinearSite(lines[name], module) for name, module in own.items()}
         self._modules = [
             (parent, attribute, child)
             for parent in list(self.model.modules())
             for attribute, child in parent._modules.items()
-            if child is not None and id(child) in made
+            if child is not None and id(child) in linear
         ]
         for parent, attribute, module in self._modules:
-            parent._modules[attribute] = made[id(module)]
+            parent._modules[attribute] = linear[id(module)]
         rest = {name: line for name, line in lines.items() if name not in own}
         self._calls = LinearCalls(self.model, rest) if rest else None
         # So that others find it: an attribute, which a copy of the model has a copy of.

@@ -44,10 +44,10 @@ class Liveness:
 
     def varying(self, model: nn.Module) -> Varying:
         """The outputs that depend on the sample, and by how much; those that do not can only be left aside."""
-        found = _varying(self._spreads(model))
-        if not found and _own_statistics(model):
-            found = _varying(self._spreads(model, fresh=True))
-        return found
+        spread = _varying(self._spreads(model))
+        if not spread and _own_statistics(model):
+            spread = _varying(self._spreads(model, fresh=True))
+        return spread
 
     def constant(self, model: nn.Module, before: Varying) -> bool:
         """Whether an output that varied before is a constant now."""

@@ -145,8 +145,8 @@ class WeightMasks:
         numel = weight.numel()
         size = ((numel + 7) // 8,)
         if not isinstance(packed, Tensor) or packed.dtype != torch.uint8 or packed.shape != size:
-            came = f"{packed.dtype} {tuple(packed.shape)}" if isinstance(packed, Tensor) else type(packed).__name__
-            raise LayerCollapseError(f"mask of {name!r}: expected uint8 {size} for {numel} weights, got {came}")
+            got = f"{packed.dtype} {tuple(packed.shape)}" if isinstance(packed, Tensor) else type(packed).__name__
+            raise LayerCollapseError(f"mask of {name!r}: expected uint8 {size} for {numel} weights, got {got}")
         if numel % 8 and int(packed[-1]) >> numel % 8:
             raise LayerCollapseError(f"mask of {name!r}: expected no bits beyond its {numel} weights, got some")
         return packed.detach().clone().contiguous().to(weight.device)

@@ -494,13 +494,13 @@ def _checked_density(min_density: float) -> float:
 def _check_report(report: EntropyReport, expected: Mapping[str, tuple[str, int]], unread: Collection[str]) -> None:
     if not isinstance(report, EntropyReport):
         raise LayerCollapseError(f"report: expected an EntropyReport, got {type(report).__name__}")
-    came = {layer.name: (layer.kind, layer.neurons) for layer in report}
-    came = {name: entry for name, entry in came.items() if name in expected or name not in unread}
-    for site in [*expected, *came]:
-        if expected.get(site) != came.get(site):
+    reported = {layer.name: (layer.kind, layer.neurons) for layer in report}
+    reported = {name: entry for name, entry in reported.items() if name in expected or name not in unread}
+    for site in [*expected, *reported]:
+        if expected.get(site) != reported.get(site):
             want, got = (
                 f"{entry[0]} with {entry[1]} neurons" if entry else "no such site"
-                for entry in (expected.get(site), came.get(site))
+                for entry in (expected.get(site), reported.get(site))
             )
             raise LayerCollapseError(
                 f"report: expected one of this model; {site!r} is {want} in it, {got} in the report"

@@ -100,14 +100,14 @@ def agreement_text(record: Record) -> str:
 
 def table(record: Record) -> Table:
     """The before/after table for `rich.print`."""
-    made = require("rich.table", "run").Table(title="Before and after", title_justify="left")
-    made.add_column("")
+    table = require("rich.table", "run").Table(title="Before and after", title_justify="left")
+    table.add_column("")
     for header in ("dense", "collapsed"):
-        made.add_column(header, justify="right")
-    made.add_column("change", justify="right", style="bold")
+        table.add_column(header, justify="right")
+    table.add_column("change", justify="right", style="bold")
     for row in rows(record):
-        made.add_row(row.label, row.before, row.after, row.change)
-    return made
+        table.add_row(row.label, row.before, row.after, row.change)
+    return table
 
 
 def headline(record: Record) -> str:

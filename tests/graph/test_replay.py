@@ -30,7 +30,7 @@ class Block(nn.Module):
 
 @pytest.fixture
 def passes(monkeypatch) -> list[bool]:
-    """Of each forward pass, whether it was counted at the modules alone."""
+    """Whether each forward pass was counted at the modules alone."""
     made: list[bool] = []
     for kind in (ModuleWatch, ForwardWatch):
 

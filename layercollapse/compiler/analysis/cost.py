@@ -74,10 +74,10 @@ def summarize(model: nn.Module, example_inputs: Any, depth: int) -> Summary:
 
 def captured_depth(capture: Capture) -> int:
     """Depth of a model as captured."""
-    made = computed(capture.graph, capture.tensors)
+    constant = computed(capture.graph, capture.tensors)
     return _longest(
         capture.graph,
-        weighs=lambda node: has_weight(node, made),
+        weighs=lambda node: has_weight(node, constant),
         starts=lambda node: node.name in capture.inputs,
         carries=lambda node: does(node) is not Does.SIZE,
     )
@@ -85,10 +85,10 @@ def captured_depth(capture: Capture) -> int:
 
 def net_depth(net: Net) -> int:
     """Depth of a net."""
-    made = computed(net.graph, {node.name for node in net.graph.nodes if node.op == "get_attr"})
+    constant = computed(net.graph, {node.name for node in net.graph.nodes if node.op == "get_attr"})
     return _longest(
         net.graph,
-        weighs=lambda node: net.affine(node) is not None or has_weight(node, made),
+        weighs=lambda node: net.affine(node) is not None or has_weight(node, constant),
         starts=lambda node: node.op == "placeholder",
         carries=lambda node: not isinstance(net.op(node), ConstantMap) and does(node) is not Does.SIZE,
     )

@@ -112,27 +112,27 @@ class ChannelTransfer(ABC):
 
     def _followed(self, node: fx.Node, facts: Facts[Channels]) -> Channels | None:
         op, first = facts.net.op(node), node.args[0] if node.args else None
-        found: list[tuple[int | None, Tensor | None]] = []
+        origins: list[tuple[int | None, Tensor | None]] = []
         if op is not None:
-            found = [(op.channel_dim, self.record(node, op, facts.get(source(node))))]
+            origins = [(op.channel_dim, self.record(node, op, facts.get(source(node))))]
         elif (pair := operands(node)) is not None:
             one, two = map(facts.get, pair)
             if one is not None and two is not None and one.dim == two.dim:
-                found = [(one.dim, self.add(one.values, two.values))]
+                origins = [(one.dim, self.add(one.values, two.values))]
         elif (pair := factors(node)) is not None:
             both = [facts.get(x) for x in pair]
             for dim in dict.fromkeys(fact.dim for fact in both if fact is not None):
                 a, b = (along(fact, dim) for fact in both)
-                found.append((dim, self.multiply(a, b)))
+                origins.append((dim, self.multiply(a, b)))
         elif (read := function_of(node)) is not None:
             if (fact := facts.get(read)) is not None:
-                found = [(fact.dim, self.apply(node, fact.values))]
+                origins = [(fact.dim, self.apply(node, fact.values))]
         elif (joined := parts(node)) is not None:
-            found = [(joined[0], self._joined(*joined, facts))]
+            origins = [(joined[0], self._joined(*joined, facts))]
         elif node.op == "call_function" and isinstance(first, fx.Node) and (fact := facts.get(first)) is not None:
             place = None if fact.dim is None else self.place(node, fact.dim)
-            found = [] if place is None else [(place[0], fact.values.repeat_interleave(place[1]))]
-        return next((Channels(dim, values) for dim, values in found if values is not None), None)
+            origins = [] if place is None else [(place[0], fact.values.repeat_interleave(place[1]))]
+        return next((Channels(dim, values) for dim, values in origins if values is not None), None)
 
     def _joined(self, dim: int, joined: list[fx.Node], facts: Facts[Channels]) -> Tensor | None:
         known = [along(facts.get(x), dim) for x in joined]

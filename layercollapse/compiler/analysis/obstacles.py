@@ -78,7 +78,7 @@ def obstacles(net: Net) -> dict[tuple[str, str], str]:
     Across one sum at most: behind two, every layer of a residual network reads every other. `Sequence`s are not among
     them, nor pairs with a rectifier between: of these the site says why it stays.
     """
-    found: dict[tuple[str, str], str] = {}
+    reasons: dict[tuple[str, str], str] = {}
     for node, _ in net.records(Affine):
         seen: set[fx.Node] = set()
         paths: list[tuple[fx.Node, tuple[str, ...], int]] = [(user, (), 0) for user in node.users]
@@ -93,16 +93,16 @@ def obstacles(net: Net) -> dict[tuple[str, str], str]:
                 if set(between) == {"add"}:
                     shared = len(node.users) > 1 or len(source(user).users) > 1
                     why = "it, or the first layer, is read by others too" if shared else "one layer would be more work"
-                    found[pair] = f"between them: a sum; {why}{'' if shared else ', or differ at the border'}"
+                    reasons[pair] = f"between them: a sum; {why}{'' if shared else ', or differ at the border'}"
                 elif between:
-                    found[pair] = f"between them: {', '.join(dict.fromkeys(between))}"
+                    reasons[pair] = f"between them: {', '.join(dict.fromkeys(between))}"
                 elif others := sorted({_reader(net, other) for other in node.users if other is not user}):
-                    found[pair] = f"the first is also read by {', '.join(others)}"
+                    reasons[pair] = f"the first is also read by {', '.join(others)}"
             elif not isinstance(op, Activation | ConstantMap):
                 sums += (does(user) is Does.SUM) and len(user.all_input_nodes) > 1
                 if sums < 2:
                     paths += [(reader, (*between, _name(net, user)), sums) for reader in user.users]
-    return found
+    return reasons
 
 
 def _reader(net: Net, node: fx.Node) -> str:

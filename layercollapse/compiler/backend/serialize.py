@@ -117,12 +117,12 @@ def _exported(
         for some in cases[:2]:
             exported = _export(model, some[0], some[1], sizes=True)
             try:
-                found = exported, _file(exported), takes(exported.module(), cases)
+                attempt = exported, _file(exported), takes(exported.module(), cases)
             except Exception:  # torch has no common class of them: it cannot write the floor of a size
                 break
-            if found[2]:
-                return found
-            first = first or found
+            if attempt[2]:
+                return attempt
+            first = first or attempt
         if first is not None:
             return first
     exported = _export(model, args, kwargs, sizes=False if cases else None)

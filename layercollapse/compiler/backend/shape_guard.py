@@ -140,20 +140,20 @@ def _cases(model: nn.Module, emitted: fx.GraphModule, args: tuple, kwargs: dict)
     if _outputs(emitted, *_filled(flat, spec, places, one)) is None:
         one = [flat[place] for place in places]
     fragile = any(leaf.device.type != "cpu" for leaf in one) and _indexes(emitted)
-    found: list[Case] = []
+    cases: list[Case] = []
     for plans in _plans(one, batched):
-        enough = len(found) + _RUNS
+        enough = len(cases) + _RUNS
         for dims in plans:
             for other in _sizes(one, dims, fragile):
                 values = [_resized(leaf, own, other) for leaf, own in zip(one, dims, strict=True)]
                 changed = _filled(flat, spec, places, values)
                 expected = _outputs(model, *changed)
                 if expected is not None:
-                    found.append((*changed, expected))
+                    cases.append((*changed, expected))
                     break
-            if len(found) == enough:
+            if len(cases) == enough:
                 break
-    return found
+    return cases
 
 
 def _filled(flat: list[Any], spec: Any, places: Sequence[int], values: Sequence[Tensor]) -> tuple[tuple, dict]:
@@ -280,7 +280,7 @@ def _pooling_everything(model: fx.GraphModule) -> fx.GraphModule | None:
     """The model with a mean or a maximum over all in place of each pooling whose one window is all; None without."""
     graph = fx.Graph()
     graph.output(graph.graph_copy(model.graph, {}))
-    found = False
+    changed = False
     for node in list(graph.nodes):
         reduction, count = _POOLS.get(packet(node), (None, 0))
         shape = None if reduction is None else SHAPE.get(node.args[0])
@@ -301,8 +301,8 @@ def _pooling_everything(model: fx.GraphModule) -> fx.GraphModule | None:
         inherit(new, node)
         node.replace_all_uses_with(new)
         graph.erase_node(node)
-        found = True
-    return fx.GraphModule(model, graph, class_name="Collapsed").eval() if found else None
+        changed = True
+    return fx.GraphModule(model, graph, class_name="Collapsed").eval() if changed else None
 
 
 def _with_sizes(

@@ -184,17 +184,17 @@ def _collapsed(
         batches = list(batches)  # an iterator would be empty at the second comparison
     net = lower(captured, model)
     read = bending_sites(net)
-    found = candidates(captured, net, report, box, partial)
+    proposed = candidates(captured, net, report, box, partial)
 
     parameter = next(model.parameters(), None)
     device = torch.device("cpu") if parameter is None else parameter.device
     costs = Latency(device) if cost == "latency" else None
-    search = Search(model, captured, net, found, batches, example_inputs, tolerance, device, costs, mode, min_r2)
+    search = Search(model, captured, net, proposed, batches, example_inputs, tolerance, device, costs, mode, min_r2)
     outcome = search.run()
     if outcome.missed or outcome.rolled_back:
         gc.collect()  # graphs refer to themselves: what was tried last would wait to be freed
     best = outcome.form
-    verdicts = Verdicts(captured, found, outcome, read, layers)
+    verdicts = Verdicts(captured, proposed, outcome, read, layers)
     sites = tuple(verdicts.of(site) for site in captured.sites)
     exact = not best.repadded and not outcome.refitted and {site.guarantee for site in sites} <= {"", "exact"}
     collapsed, fixed = settle(model, best.model, example_inputs, exact, lambda: emit(net.copy(), device))

@@ -97,11 +97,11 @@ class Trials:
                     blocks.append((half, by))
                     continue
                 self.left -= 1
-                found = tried([*taken, *half])
-                if keeps(found):
+                outcome = tried([*taken, *half])
+                if keeps(outcome):
                     taken += half
                 else:
-                    blocks.append((half, found))
+                    blocks.append((half, outcome))
         return taken, missed
 
 

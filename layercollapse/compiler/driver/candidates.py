@@ -58,16 +58,16 @@ def candidates(
     partial: bool = False,
 ) -> dict[str, Candidate]:
     """The sites that may collapse, by the strongest guarantee that holds; arguments as for `collapse`."""
-    found: dict[str, Candidate] = {}
+    by_site: dict[str, Candidate] = {}
     for name, values in constant_sites(net).items():
-        found[name] = Candidate("exact", "its input is constant: no weight that feeds it is left", values)
+        by_site[name] = Candidate("exact", "its input is constant: no weight that feeds it is left", values)
     known = [("exact", "whatever the input", neuron_states(net))]
     if box is not None:
         known.append(("certified", "for an input in the box", neuron_states(net, _by_input(box, captured))))
     for guarantee, when, sites in known:
         for name, states in sites.items():
             if not bool((states == MIXED).any()):
-                found.setdefault(
+                by_site.setdefault(
                     name, Candidate(guarantee, f"no neuron can change its sign{_comma(when)}", NeuronStates(states))
                 )
     replaceable = bending_sites(net)
@@ -77,13 +77,13 @@ def candidates(
             kinds = ", ".join(f"{layer.count(s)} {s}" for s in ("on", "off", "saturated") if layer.count(s))
             reason = f"no sign changed on {layer.samples:,} values per neuron ({kinds})"
             linear = rectifiers.BY_KIND[layer.kind].piecewise_linear
-            found.setdefault(
+            by_site.setdefault(
                 layer.name, Candidate("empirical" if linear else "approximate", reason, NeuronStates(layer.states))
             )
     if partial:
         counted = {n: x.states for n, x in layers.items() if x.samples and rectifiers.BY_KIND[x.kind].piecewise_linear}
         known.append(("empirical", "in the data counted", counted))
-    return {**found, **_partial(captured, net, known, found)}
+    return {**by_site, **_partial(captured, net, known, by_site)}
 
 
 def _partial(
@@ -93,7 +93,7 @@ def _partial(
 
     Not beside a layer that is called more than once: each of its calls would need weights of its own.
     """
-    already, found = constants(net), {}
+    already, by_site = constants(net), {}
     calls = Counter(op.source[0] for _, op in net.records(Affine) if op.source is not None)
     for node, op in net.records(Activation):
         readers = [reader.source[0] for user in node.users if (reader := net.affine(user)) and reader.source]
@@ -116,8 +116,8 @@ def _partial(
                 reasons.append(f"{kinds} {when}")
                 weakest = guarantee
         if reasons:
-            found[op.site] = Candidate(weakest, "; ".join(reasons), NeuronStates(states))
-    return found
+            by_site[op.site] = Candidate(weakest, "; ".join(reasons), NeuronStates(states))
+    return by_site
 
 
 def _comma(when: str) -> str:

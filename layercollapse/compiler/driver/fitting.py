@@ -68,12 +68,12 @@ class Fitting:
 
     def columns(self, windows: Windows) -> Tensor:
         """Which of the features are those of smaller windows."""
-        found, first = list[Tensor](), 0
+        slices, first = list[Tensor](), 0
         for node, window in self.choices.windows.items():
             channels = shape(node)[self.choices.dim]
-            found.append(first + inner_columns(channels, window.kernel, windows[node].kernel))
+            slices.append(first + inner_columns(channels, window.kernel, windows[node].kernel))
             first += channels * math.prod(window.kernel)
-        return torch.cat(found)
+        return torch.cat(slices)
 
     def chosen(self, least: float) -> tuple[Candidate, float, Replacement] | str:
         """The best candidate that explains enough, with its R² and its layers; or why there is none."""
@@ -119,19 +119,19 @@ class Fitting:
             fit, up, weight = every.low_rank(fit, candidate.rank, columns)
         dtype, origin = self.choices.layers[0][1].dtype, max(op.origin for _, op in self.choices.layers)
         none = torch.zeros(len(weight), dtype=torch.float64)
-        made, first = list[tuple[fx.Node, Affine]](), 0
+        layers, first = list[tuple[fx.Node, Affine]](), 0
         for index, (node, window) in enumerate(candidate.windows.items()):
             channels = shape(node)[self.choices.dim]
             count = channels * math.prod(window.kernel)
             part = weight[:, first : first + count].reshape(-1, channels, *window.kernel)
             bias = fit.bias if up is None and index == 0 else none
-            made.append((node, _affine(part, bias, window, dtype, origin)))
+            layers.append((node, _affine(part, bias, window, dtype, origin)))
             first += count
         if up is None:
-            return Replacement(self.choices.region, made)
-        one = point(made[0][1].geometry)
+            return Replacement(self.choices.region, layers)
+        one = point(layers[0][1].geometry)
         last = _affine(up.reshape(*up.shape, *one.kernel), fit.bias, one, dtype, origin)
-        return Replacement(self.choices.region, made, last)
+        return Replacement(self.choices.region, layers, last)
 
 
 def _affine(weight: Tensor, bias: Tensor, window: ConvGeometry, dtype: torch.dtype, origin: Origin) -> Affine:

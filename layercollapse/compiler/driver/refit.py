@@ -111,30 +111,30 @@ def refit(
 
     def tried(regions: Sequence[LinearRegion]) -> dict[LinearRegion, _Made | str]:
         """What replaces each region, or why nothing does; nothing is said of those that are as cheap already."""
-        found = {region: choices(net, region, cost, device) for region in regions}
-        made: dict[LinearRegion, _Made | str] = {r: some for r, some in found.items() if isinstance(some, str)}
-        for group in _together([Fitting(some) for some in found.values() if isinstance(some, Choices)]):
+        options = {region: choices(net, region, cost, device) for region in regions}
+        outcomes: dict[LinearRegion, _Made | str] = {r: some for r, some in options.items() if isinstance(some, str)}
+        for group in _together([Fitting(some) for some in options.values() if isinstance(some, Choices)]):
             _go_through(group, model, base, data, device)
             for job in group:
                 chosen = job.chosen(least)
-                made[job.choices.region] = chosen if isinstance(chosen, str) else _Made(job.choices, *chosen)
+                outcomes[job.choices.region] = chosen if isinstance(chosen, str) else _Made(job.choices, *chosen)
                 job.end()
-        return made
+        return outcomes
 
     first = tried(whole)
     parts = {region: segments(net, region) for region in whole if isinstance(first.get(region), str)}
     second = tried([part for some in parts.values() for part in some.values()])
     taken, kept = list[_Made](), list[Kept]()
     for region in whole:
-        made = first.get(region)
-        if isinstance(made, _Made):
-            taken.append(made)
-        elif made is not None:
+        fit = first.get(region)
+        if isinstance(fit, _Made):
+            taken.append(fit)
+        elif fit is not None:
             at = {place: one for place, part in parts[region].items() if isinstance(one := second.get(part), _Made)}
             taken += _best(at)
             if not at:
                 layers = region.layers(net)
-                kept.append(Kept((str(layers[0][0].target), str(layers[-1][0].target)), f"not refitted: {made}"))
+                kept.append(Kept((str(layers[0][0].target), str(layers[-1][0].target)), f"not refitted: {fit}"))
     if not taken:
         return Refit(base, (), tuple(kept))
     records = tuple(one.record(sites, timed=cost is not None) for one in taken)
@@ -164,15 +164,15 @@ class _Made(NamedTuple):
         )
 
 
-def _best(made: Mapping[tuple[int, int], _Made]) -> list[_Made]:
-    """Of what replaces segments of a region, first and last, those that do not overlap and save the most together.
+def _best(fitted: Mapping[tuple[int, int], _Made]) -> list[_Made]:
+    """The replacements of segments, first and last, that do not overlap and save the most together.
 
     By dynamic programming over the end of the last segment; what no segment replaces stays as it collapses exactly.
     """
     best: list[tuple[float, list[_Made]]] = [(0.0, [])]
-    for end in range(1, 1 + max((last for _, last in made), default=0)):
+    for end in range(1, 1 + max((last for _, last in fitted), default=0)):
         best.append(best[-1])
-        for first, one in ((first, one) for (first, last), one in made.items() if last == end):
+        for first, one in ((first, one) for (first, last), one in fitted.items() if last == end):
             saved = best[first][0] + one.choices.cost - one.candidate.cost
             if saved > best[end][0]:
                 best[end] = saved, [*best[first][1], one]

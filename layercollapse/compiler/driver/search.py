@@ -138,7 +138,7 @@ class Search:
 
     def _refitted(self, exact: Outcome, names: Collection[str], plan: Plan) -> Outcome:
         """The network with fitted layers, made of the exact collapse, if it is cheaper; no tolerance judges these."""
-        found = refit(
+        fitted = refit(
             self.model,
             self._lowered(plan.untouched),
             self._known(names),
@@ -148,15 +148,15 @@ class Search:
             device=self.device,
             sites={site.node: site.name for site in self.captured.sites},
         )
-        exact = replace(exact, rolled_back=(*exact.rolled_back, *found.kept))
-        if not found.regions:
+        exact = replace(exact, rolled_back=(*exact.rolled_back, *fitted.kept))
+        if not fitted.regions:
             return exact
-        attempt = self._attempt(names, plan, found.net)
+        attempt = self._attempt(names, plan, fitted.net)
         outcome = self._fastest(attempt, exact.missed, exact.rolled_back, judged=False)
         if outcome.form.name != Variant.UNCHANGED and cheaper(outcome.form, exact.form, self.example_inputs, self.cost):
-            return replace(outcome, refitted=found.regions)
+            return replace(outcome, refitted=fitted.regions)
         reason = "not refitted: the network as a whole was no faster with fitted layers"
-        back = (Kept((one.layers[0], one.layers[-1]), reason) for one in found.regions)
+        back = (Kept((one.layers[0], one.layers[-1]), reason) for one in fitted.regions)
         return replace(exact, rolled_back=(*exact.rolled_back, *back))
 
     def _refuse_random(self) -> None:
@@ -173,8 +173,8 @@ class Search:
         base = self._lowered(plan.untouched) if base is None else base
         start = Start(base, self._known(names), self.cost, repad, plan.left_out)
         every = start.written()
-        made = form(Variant.ALL, every.net.copy(), every.context, self.device, self._shared)
-        return _Attempt(start, every, made, compare(self.model, made.model, self.data))
+        written = form(Variant.ALL, every.net.copy(), every.context, self.device, self._shared)
+        return _Attempt(start, every, written, compare(self.model, written.model, self.data))
 
     def _fastest(
         self, attempt: _Attempt, missed: dict[str, str], back: tuple[Kept, ...], judged: bool = True
@@ -186,16 +186,16 @@ class Search:
         choices, chosen = choose(start, every, best.model, self.example_inputs, device=self.device, shared=self._shared)
         if judged and chosen is None and not every.applied:
             return Outcome(best, agreement, missed, back, choices=choices)
-        made = [best]
+        forms = [best]
         if chosen is not None:
-            made = [form(Variant.CHOSEN, chosen.net, chosen.context, self.device, self._shared), best]
+            forms = [form(Variant.CHOSEN, chosen.net, chosen.context, self.device, self._shared), best]
         with rectified(self.model):  # what makes calls of a live model linear takes time of its own
-            race = between(self.model, made, self.example_inputs, cost)
+            race = between(self.model, forms, self.example_inputs, cost)
         times = race.times
         if race.order[0] == Variant.CHOSEN:
-            other = compare(self.model, made[0].model, self.data)
-            if not judged or self._keeps(other) or made[0].repadded:
-                best, agreement = made[0], other
+            other = compare(self.model, forms[0].model, self.data)
+            if not judged or self._keeps(other) or forms[0].repadded:
+                best, agreement = forms[0], other
         if race.slower_than_input(best.name):
             same = form(Variant.UNCHANGED, self.base.copy(), PassContext(), self.device, self._shared)
             with rectified(self.model):

@@ -32,10 +32,10 @@ def elementwise(node: fx.Node, model: Model) -> tuple[ChannelAffine, fx.Node] | 
     read, value = (b, a) if swapped else (a, b)
     if not isinstance(read, fx.Node) or not _is_plain(read, node):
         return None
-    found = _values(value, read, model)
-    if found is None:
+    values = _values(value, read, model)
+    if values is None:
         return None
-    v, dim, uniform, dtype = found
+    v, dim, uniform, dtype = values
     scale = _operation(packet(node), v, swapped, float(alpha))
     if scale is None or not all(bool(part.isfinite().all()) for part in scale):
         return None

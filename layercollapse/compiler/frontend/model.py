@@ -42,21 +42,21 @@ class Model:
         if not isinstance(argument, fx.Node):
             return None
         if argument.name not in self.values and argument in self._computed(argument.graph):
-            made = _made_of(argument)
-            if all(user in made for node in made - {argument} for user in node.users):
-                self.values[argument.name] = self._value(argument, made)
+            parts = _made_of(argument)
+            if all(user in parts for node in parts - {argument} for user in node.users):
+                self.values[argument.name] = self._value(argument, parts)
         return self.values.get(argument.name)
 
     def origin(self, *arguments: Any) -> Origin:
         """What numbers and tensors of the model are made of; see `Origin`."""
         waiting = [argument for argument in arguments if isinstance(argument, fx.Node)]
-        seen, found = set(waiting), Origin.BUFFER
+        seen, origin = set(waiting), Origin.BUFFER
         while waiting:
             node = waiting.pop()
-            found = max(found, self.origins.get(node.name, Origin.BUFFER))
+            origin = max(origin, self.origins.get(node.name, Origin.BUFFER))
             waiting += [x for x in node.all_input_nodes if x not in seen]
             seen.update(waiting)
-        return found
+        return origin
 
     def name(self, node: fx.Node, default: str) -> str:
         """The name of a tensor in the model, or for one that `tensor` made a name that no other has.
@@ -70,11 +70,11 @@ class Model:
             self._known[graph] = computed(graph, self.values)
         return self._known[graph]
 
-    def _value(self, node: fx.Node, made: set[fx.Node]) -> Any:
+    def _value(self, node: fx.Node, parts: set[fx.Node]) -> Any:
         """The value of a node, given all that it is made of."""
         values: dict[fx.Node, Any] = {}
         with torch.no_grad():
-            for part in sorted(made):
+            for part in sorted(parts):
                 if part.name in self.values:
                     values[part] = self.values[part.name]
                 else:
@@ -85,9 +85,9 @@ class Model:
 
 def _made_of(node: fx.Node) -> set[fx.Node]:
     """A node and all that it is computed from."""
-    made, waiting = {node}, [node]
+    parts, waiting = {node}, [node]
     while waiting:
-        new = set(waiting.pop().all_input_nodes) - made
-        made |= new
+        new = set(waiting.pop().all_input_nodes) - parts
+        parts |= new
         waiting += new
-    return made
+    return parts

@@ -137,17 +137,17 @@ def affine_readers(net: Net, node: fx.Node, dim: int) -> dict[fx.Node, list[int]
 
     None if anything else reads it.
     """
-    found: dict[fx.Node, list[int]] = {}
+    readers: dict[fx.Node, list[int]] = {}
     waiting = [(node, 0)]
     while waiting:
         whole, place = waiting.pop()
         for user in whole.users:
             op, joined = net.affine(user), parts(user)
             if op is not None and op.channel_dim == dim:
-                found.setdefault(user, []).append(place)
+                readers.setdefault(user, []).append(place)
             elif joined is not None and joined[0] == dim:
                 starts = itertools.accumulate((shape(x)[dim] for x in joined[1]), initial=place)
                 waiting += [(user, start) for start, x in zip(starts, joined[1], strict=False) if x is whole]
             else:
                 return None
-    return found
+    return readers

@@ -114,16 +114,17 @@ class Deferred:
                 waiting.append((weight, True))
                 waiting += [(other, False) for other in weight.of if isinstance(other, Deferred)]
         last = {id(other): weight for weight in order for other in weight.of}
-        made: dict[int, Tensor] = {}
+        values: dict[int, Tensor] = {}
         for weight in order:
             parts = [
-                made[id(x)] if isinstance(x, Deferred) else x.tensor() if isinstance(x, Lazy) else x for x in weight.of
+                values[id(x)] if isinstance(x, Deferred) else x.tensor() if isinstance(x, Lazy) else x
+                for x in weight.of
             ]
-            made[id(weight)] = weight.make(*parts)
+            values[id(weight)] = weight.make(*parts)
             for other in weight.of:
                 if last[id(other)] is weight:
-                    made.pop(id(other), None)
-        return made[id(self)]
+                    values.pop(id(other), None)
+        return values[id(self)]
 
     def size(self) -> tuple[int, ...]:
         """Its shape."""

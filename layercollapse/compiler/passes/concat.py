@@ -114,12 +114,12 @@ def split_over_concatenations(net: Net, context: PassContext) -> bool:
         total: fx.Node | None = None
         last = cat
         for index, (read, piece) in enumerate(new):
-            made = net.insert(f"{node.target}_{index}", piece, read, after=last)
-            SHAPE[made] = shape(node)
-            last = made
+            layer = net.insert(f"{node.target}_{index}", piece, read, after=last)
+            SHAPE[layer] = shape(node)
+            last = layer
             if total is not None:
-                with net.graph.inserting_after(made):
-                    last = net.graph.call_function(aten.add.Tensor, (total, made))
+                with net.graph.inserting_after(layer):
+                    last = net.graph.call_function(aten.add.Tensor, (total, layer))
                 SHAPE[last] = shape(node)
             total = last
         assert total is not None
@@ -140,9 +140,9 @@ def _pieces(
         piece = replace(op, weight=op.weight[:, start:end], source=None)
         if start:
             piece = replace(piece, bias=torch.zeros_like(op.bias), border_weight=None)
-        start, read, made = end, x, net.affine(x)
-        if made is not None and sole_user(x) is source(node) and joined.count(x) == 1 and mergeable(made, piece):
-            piece, read = compose(made, piece), source(x)
+        start, read, layer = end, x, net.affine(x)
+        if layer is not None and sole_user(x) is source(node) and joined.count(x) == 1 and mergeable(layer, piece):
+            piece, read = compose(layer, piece), source(x)
             gone.append(x)
         for index, (other, sibling) in enumerate(new):
             both = add(sibling, piece) if other is read else None
@@ -157,5 +157,5 @@ def _pieces(
 def _pays(net: Net, node: fx.Node, op: Affine, new: list[tuple[fx.Node, Affine]], gone: list[fx.Node]) -> bool:
     if len(new) > 1 + len(gone):
         return False
-    old = [(node, op)] + [(x, made) for x in gone if (made := net.affine(x)) is not None]
+    old = [(node, op)] + [(x, layer) for x in gone if (layer := net.affine(x)) is not None]
     return sum(macs(piece, shape(node)) for _, piece in new) <= sum(macs(part, shape(x)) for x, part in old)

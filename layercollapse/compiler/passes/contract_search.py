@@ -118,7 +118,7 @@ class Search:
 
     @property
     def cost(self) -> int:
-        """Of the region as it is."""
+        """What the region costs as it is."""
         ops = [(node, self._net.op(node)) for node in self._order]
         return sum(1 if operands(node) else self._price(op, node) for node, op in ops)
 

@@ -111,12 +111,12 @@ class _Channels(ChannelTransfer):
             return self._new(len(op.bias))
         if not isinstance(op, Affine) or (op.depthwise and ids is not None):
             return ids
-        made = self._new(op.outputs)
+        numbers = self._new(op.outputs)
         if op.groups > 1:
-            self.needed.append(made)
+            self.needed.append(numbers)
         if read is not None:
             self.needed.append(read.values if ids is None or op.groups > 1 else ids[op.reads()])
-        return made
+        return numbers
 
     def add(self, a: Tensor, b: Tensor) -> Tensor | None:
         return self.multiply(a, b)

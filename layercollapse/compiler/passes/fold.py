@@ -113,8 +113,12 @@ def lift_through_sums(net: Net, context: PassContext) -> bool:
             continue
         takers = []
         for x in sorted(pair, key=lambda x: isinstance(net.op(x), ConstantMap)):
-            made = net.op(x)
-            if sole_user(x) is total and isinstance(made, Affine | ConstantMap) and made.channel_dim == op.channel_dim:
+            producer = net.op(x)
+            if (
+                sole_user(x) is total
+                and isinstance(producer, Affine | ConstantMap)
+                and producer.channel_dim == op.channel_dim
+            ):
                 takers.append(x)
         if op.shifts_only and takers:
             takers = takers[:1]

@@ -64,12 +64,12 @@ def bending_sites(net: Net) -> set[str]:
 def constant_sites(net: Net) -> dict[str, ConstantInput]:
     """The sites whose input holds one value per channel whatever the data."""
     known = constants(net)
-    found = {}
+    inputs = {}
     for node, op in net.records(Activation):
         value = along(known.get(source(node)), op.channel_dim)
         if value is not None and not bool(value.isnan().any()):
-            found[op.site] = ConstantInput(value)
-    return found
+            inputs[op.site] = ConstantInput(value)
+    return inputs
 
 
 def linearize(net: Net, known: Mapping[str, Known], context: PassContext | None = None) -> bool:

@@ -153,14 +153,14 @@ def merge_through_flatten(net: Net, context: PassContext) -> bool:
     return changed
 
 
-def _through_flatten(op: Affine, second: Affine, made: tuple[int, ...], read: tuple[int, ...]) -> Affine:
+def _through_flatten(op: Affine, second: Affine, written: tuple[int, ...], read: tuple[int, ...]) -> Affine:
     """The linear layer ``second(flatten(op(x)))`` for maps of the sizes that the convolution makes and reads."""
     dims, geometry = len(read), op.geometry
-    rows = second.weight.reshape(second.outputs, op.outputs, *made)
+    rows = second.weight.reshape(second.outputs, op.outputs, *written)
     turn: Any = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[dims - 1]
-    parts = zip(read, made, geometry.extent, geometry.stride, geometry.padding, strict=True)
+    parts = zip(read, written, geometry.extent, geometry.stride, geometry.padding, strict=True)
     beyond = [size - ((out - 1) * s - 2 * p + extent) for size, out, extent, s, p in parts]  # what no window reaches
-    ones = op.bias.reshape(-1, *[1] * dims).expand(-1, *made)
+    ones = op.bias.reshape(-1, *[1] * dims).expand(-1, *written)
     if op.border_weight is not None:
         convolve: Any = (F.conv1d, F.conv2d, F.conv3d)[dims - 1]
         settings = (geometry.stride, geometry.padding, geometry.dilation)

@@ -67,7 +67,7 @@ class Replacement:
 def linear_regions(net: Net) -> list[LinearRegion]:
     """The regions with two affine layers or more, in the order of the graph."""
     constant = computed(net.graph, {node.name for node in net.graph.nodes if node.op == "get_attr"})
-    found, seen = list[LinearRegion](), set[fx.Node]()
+    regions, seen = list[LinearRegion](), set[fx.Node]()
     for root in reversed(list(net.graph.nodes)):
         if root in seen or not _linear(net, root, constant):
             continue
@@ -76,8 +76,8 @@ def linear_regions(net: Net) -> list[LinearRegion]:
         nodes = tuple(node for node in net.graph.nodes if node in inside)
         layers = [op for node in nodes if (op := net.affine(node)) is not None]
         if len(layers) > 1 and len({op.dtype for op in layers}) == 1:
-            found.append(LinearRegion(root, nodes, _windows(net, nodes)))
-    return found[::-1]
+            regions.append(LinearRegion(root, nodes, _windows(net, nodes)))
+    return regions[::-1]
 
 
 def segments(net: Net, region: LinearRegion) -> dict[tuple[int, int], LinearRegion]:
@@ -96,26 +96,26 @@ def segments(net: Net, region: LinearRegion) -> dict[tuple[int, int], LinearRegi
         through = all(read in rest or read is node for user in rest for read in user.all_input_nodes)
         if through and needed & layers:
             ends[frozenset(needed & layers)] = node, needed  # of several behind one layer, the last
-    found = {}
+    parts = {}
     cuts = list(ends.values())
     for last, (end, needed) in enumerate(cuts, 1):
         for first in range(max(0, last - _LONGEST), last):
             between = needed - (cuts[first - 1][1] if first else set())
             nodes = tuple(node for node in region.nodes if node in between)
             if len(layers & between) > 1 and len(nodes) < len(region.nodes):
-                found[first, last] = LinearRegion(end, nodes, _windows(net, nodes))
-    return found
+                parts[first, last] = LinearRegion(end, nodes, _windows(net, nodes))
+    return parts
 
 
 def _needed(node: fx.Node, inside: Collection[fx.Node]) -> set[fx.Node]:
     """A node, and what it is made of."""
-    found, waiting = set[fx.Node](), [node]
+    needed, waiting = set[fx.Node](), [node]
     while waiting:
         some = waiting.pop()
-        if some in inside and some not in found:
-            found.add(some)
+        if some in inside and some not in needed:
+            needed.add(some)
             waiting += some.all_input_nodes
-    return found
+    return needed
 
 
 def _linear(net: Net, node: fx.Node, constant: Collection[fx.Node]) -> bool:
@@ -156,19 +156,19 @@ def _inside(net: Net, root: fx.Node, constant: Collection[fx.Node]) -> set[fx.No
 def _windows(net: Net, nodes: Sequence[fx.Node]) -> Windows | None:
     """The window of every tensor that the nodes read and are not; None where paths do not agree."""
     dims = next(len(op.geometry.kernel) for node in nodes if (op := net.affine(node)) is not None)
-    found = {nodes[-1]: ConvGeometry((1,) * dims, (1,) * dims, (0,) * dims, (1,) * dims)}
+    windows = {nodes[-1]: ConvGeometry((1,) * dims, (1,) * dims, (0,) * dims, (1,) * dims)}
     for node in reversed(nodes):
-        op, through = net.affine(node), found[node]
+        op, through = net.affine(node), windows[node]
         own = average_window(node) if op is None else op.geometry
         if own is not None:
             through = _in_sequence(own, through)
         for read in node.all_input_nodes:
-            both = _wider(found.get(read, through), through)
+            both = _wider(windows.get(read, through), through)
             if both is None:
                 return None
-            found[read] = both
+            windows[read] = both
     inside = set(nodes)
-    return {node: window for node, window in found.items() if node not in inside}
+    return {node: window for node, window in windows.items() if node not in inside}
 
 
 def _in_sequence(one: ConvGeometry, two: ConvGeometry) -> ConvGeometry:
@@ -200,13 +200,13 @@ def narrower(windows: Windows) -> list[Windows]:
 
     Without those that would have to leave out positions at the border, and none larger than it was.
     """
-    found = list[Windows]()
+    choices = list[Windows]()
     for wider in _WIDER:
-        made = {node: _narrowed(window, wider) for node, window in windows.items()}
-        windows_made = {node: window for node, window in made.items() if window is not None}
-        if len(windows_made) == len(windows) and windows_made not in found:
-            found.append(windows_made)
-    return found
+        narrowed = {node: _narrowed(window, wider) for node, window in windows.items()}
+        smaller = {node: window for node, window in narrowed.items() if window is not None}
+        if len(smaller) == len(windows) and smaller not in choices:
+            choices.append(smaller)
+    return choices
 
 
 def _narrowed(window: ConvGeometry, wider: int) -> ConvGeometry | None:
@@ -257,6 +257,6 @@ def rewritten(net: Net, replacements: Iterable[Replacement]) -> Net:
 
 
 def _with_channels(size: tuple[int, ...], dim: int, channels: int) -> tuple[int, ...]:
-    made = list(size)
-    made[dim] = channels
-    return tuple(made)
+    sizes = list(size)
+    sizes[dim] = channels
+    return tuple(sizes)

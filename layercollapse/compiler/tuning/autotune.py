@@ -117,13 +117,13 @@ def choose(
         None if that is with every pass applied.
     """
     assert start.cost is not None
-    found = [region for variants in COMPARED for region in regions(_nets(start, every, variants))]
-    seen = _record(every.net, model, {name for region in found for name in region.reads}, example_inputs)
-    keys = [tuple((variant, structure(net)) for variant, net in region.variants.items()) for region in found]
+    parts = [region for variants in COMPARED for region in regions(_nets(start, every, variants))]
+    seen = _record(every.net, model, {name for region in parts for name in region.reads}, example_inputs)
+    keys = [tuple((variant, structure(net)) for variant, net in region.variants.items()) for region in parts]
     seconds = min(_SECONDS, _SECONDS_IN_ALL / max(1, len(set(keys))))
     known: dict[Any, tuple[Variant, Mapping[Variant, float]]] = {}
     choices, left_out = [], dict[str, frozenset[Group]]()
-    for region, key in zip(found, keys, strict=True):
+    for region, key in zip(parts, keys, strict=True):
         if key not in known:
             # Zeros are as fast as anything else, and leave the user's random numbers alone.
             inputs = tuple(

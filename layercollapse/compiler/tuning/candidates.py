@@ -132,17 +132,17 @@ def choices(net: Net, region: LinearRegion, cost: CostModel | None, device: torc
         times = cost.networks(models, inputs, seconds=_SECONDS, passes=_PASSES)
         costs = [times[index] for index in models]
     best = min(range(len(exact)), key=costs.__getitem__)
-    found = [
+    cheaper = [
         Candidate(*some, costs[index], work[index])
         for index, some in enumerate(candidates, len(exact))
         if costs[index] < (1 if cost is None else _GAIN) * costs[best]
     ]
-    if not found:
+    if not cheaper:
         return None
     # The smallest first where costs are the same.
-    found.sort(key=lambda one: (one.cost, one.macs))
-    largest = max((one.windows for one in found), key=lambda windows: unknowns(windows, dim))
-    return Choices(region, layers, found, costs[best], work[best], largest)
+    cheaper.sort(key=lambda one: (one.cost, one.macs))
+    largest = max((one.windows for one in cheaper), key=lambda windows: unknowns(windows, dim))
+    return Choices(region, layers, cheaper, costs[best], work[best], largest)
 
 
 def _by_name(windows: Windows) -> list[fx.Node]:

@@ -40,7 +40,7 @@ class Region:
 
 def regions(nets: Mapping[Variant, Net]) -> list[Region]:
     """The regions of nets that started as one, by variant, in the order of the first; they stay as they are."""
-    found = []
+    parts = []
     for names in _groups(list(nets.values())):
         inside = {variant: _inside(net, names) for variant, net in nets.items()}
         reads = {x.name for nodes in inside.values() for node in nodes for x in node.all_input_nodes if x not in nodes}
@@ -55,8 +55,8 @@ def regions(nets: Mapping[Variant, Net]) -> list[Region]:
         ]
         named = dict.fromkeys(name for some in sorted(layers, key=len, reverse=True) for name in some)
         if len(variants) > 1:
-            found.append(Region(frozenset(names), tuple(sorted(reads)), tuple(named), variants))
-    return found
+            parts.append(Region(frozenset(names), tuple(sorted(reads)), tuple(named), variants))
+    return parts
 
 
 def _groups(nets: list[Net]) -> list[set[str]]:

@@ -117,25 +117,25 @@ class Race:
         return self.times[name] > (1 + MARGIN) * self.times[Variant.INPUT]
 
 
-def between(model: nn.Module, made: list[Form], example_inputs: Any, cost: CostModel) -> Race:
+def between(model: nn.Module, forms: list[Form], example_inputs: Any, cost: CostModel) -> Race:
     """Time the forms against the model that they came from, in turns.
 
     The first form wins, unless another is faster by more than the margin, and again in a second, longer race. That is
     run too where the first form seems slower than the model that came.
     """
-    found = once(model, made, example_inputs, cost, seconds=1.0)
-    if found.order[0] == made[0].name and not found.slower_than_input(made[0].name):
-        return found
-    ahead = found.order[: found.order.index(made[0].name) + 1]
-    second = once(model, [form for form in made if form.name in ahead], example_inputs, cost, seconds=3.0)
-    return Race(found.times | second.times, second.order)
+    race = once(model, forms, example_inputs, cost, seconds=1.0)
+    if race.order[0] == forms[0].name and not race.slower_than_input(forms[0].name):
+        return race
+    ahead = race.order[: race.order.index(forms[0].name) + 1]
+    second = once(model, [form for form in forms if form.name in ahead], example_inputs, cost, seconds=3.0)
+    return Race(race.times | second.times, second.order)
 
 
-def once(model: nn.Module, made: list[Form], example_inputs: Any, cost: CostModel, seconds: float) -> Race:
+def once(model: nn.Module, forms: list[Form], example_inputs: Any, cost: CostModel, seconds: float) -> Race:
     """One race, of 50 passes in a second at most."""
-    models = {Variant.INPUT: model, **{form.name: form.model for form in made}}
+    models = {Variant.INPUT: model, **{form.name: form.model for form in forms}}
     times = cost.networks(models, example_inputs, seconds=seconds, passes=round(50 * seconds))
-    return Race(times, ordered(times, [form.name for form in made], made[0].name))
+    return Race(times, ordered(times, [form.name for form in forms], forms[0].name))
 
 
 def cheaper(one: Form, other: Form, example_inputs: Any, cost: CostModel | None) -> bool:

@@ -25,7 +25,7 @@ def found(model: nn.Module, x: torch.Tensor, dim: int) -> dict[str, list[float]]
 
 
 def three() -> nn.Sequential:
-    """Of three neurons two do not read the input, and the rectifier makes 0 and 2 of their biases."""
+    """Two of three neurons do not read the input, and the rectifier makes 0 and 2 of their biases."""
     model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
     model[0].weight.data[:2] = 0
     model[0].bias.data = torch.tensor([-5.0, 2.0, 1.0])

@@ -121,7 +121,7 @@ def test_where_everything_is_fragile_nothing_is_done(cost: str, tmp_path) -> Non
 
 
 def test_a_norm_that_does_not_fold_leaves_the_others_to_fold() -> None:
-    """Of 1e4 ± 1e-3 a scale and a shift make the difference of numbers of 1e7."""
+    """A scale and a shift make the difference of numbers of 1e7 of 1e4 ± 1e-3."""
     torch.manual_seed(0)
     model = nn.Sequential(
         *(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU()),

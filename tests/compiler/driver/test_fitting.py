@@ -16,7 +16,7 @@ from networks import lowered
 
 
 def fitting(size: int = 6) -> Fitting:
-    """Of two convolutions that are one, but for 1e-9: the candidates are 1x1, 3x3 and 5x5."""
+    """The fitting of two convolutions that are one, but for 1e-9: the candidates are 1x1, 3x3 and 5x5."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(2, 8, 3, padding=1), nn.Conv2d(8, 3, 3, padding=1), nn.ReLU()).double()
     net = lowered(model, torch.randn(2, 2, size, size).double())

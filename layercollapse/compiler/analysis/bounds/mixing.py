@@ -86,11 +86,11 @@ def norm(net: Net, node: fx.Node) -> Norm | None:
     return Norm(parts[0], parts[1], packet(node) is not aten.rms_norm, dtype(node))
 
 
-def normalized(made: Norm, rank: int) -> Interval:
+def normalized(normal: Norm, rank: int) -> Interval:
     """The interval of a norm's output."""
-    reach = math.sqrt(made.entries - made.centred) * (1 + made.margin) + made.centred * made.margin
-    radius = reach * made.scale.abs()
-    ends = rounded(torch.stack([-radius, made.shift]), torch.stack([radius, made.shift]), made.dtype, 4)
+    reach = math.sqrt(normal.entries - normal.centred) * (1 + normal.margin) + normal.centred * normal.margin
+    radius = reach * normal.scale.abs()
+    ends = rounded(torch.stack([-radius, normal.shift]), torch.stack([radius, normal.shift]), normal.dtype, 4)
     return Interval(*(end.reshape((1,) * (rank - end.ndim) + end.shape) for end in ends))
 
 
@@ -98,8 +98,8 @@ def rows_of(net: Net, node: fx.Node) -> Norm | None:
     """The norm over the last dimension that a tensor's rows are made by, wherever they were moved to since; or None."""
     while does(node) is Does.SAME or (does(node) in _ROWS_STAY and _rows_stay(node)):
         node = node.args[0]  # type: ignore[assignment]
-    made = norm(net, node)
-    return made if made is not None and made.scale.ndim == 1 else None
+    normal = norm(net, node)
+    return normal if normal is not None and normal.scale.ndim == 1 else None
 
 
 def _rows_stay(node: fx.Node) -> bool:
@@ -111,24 +111,24 @@ def _rows_stay(node: fx.Node) -> bool:
     return place == len(after) - 1 and before[-1] == after[-1]
 
 
-def read(op: Affine, made: Norm) -> Interval:
+def read(op: Affine, normal: Norm) -> Interval:
     """The interval of a linear layer that reads the rows of a norm: (O,)."""
-    rows = max(1, ROW_ENTRIES // made.entries)
-    ends = [_rows(op, made, *part) for part in zip(op.weight.split(rows), op.bias.split(rows), strict=True)]
+    rows = max(1, ROW_ENTRIES // normal.entries)
+    ends = [_rows(op, normal, *part) for part in zip(op.weight.split(rows), op.bias.split(rows), strict=True)]
     return Interval(*(torch.cat(end) for end in zip(*ends, strict=True)))
 
 
-def _rows(op: Affine, made: Norm, weight: Tensor, bias: Tensor) -> Interval:
-    scaled = weight * made.scale  # (O, d)
-    level = scaled.mean(1) if made.centred else torch.zeros_like(bias)
-    radius, tau = math.sqrt(made.entries), made.margin
+def _rows(op: Affine, normal: Norm, weight: Tensor, bias: Tensor) -> Interval:
+    scaled = weight * normal.scale  # (O, d)
+    level = scaled.mean(1) if normal.centred else torch.zeros_like(bias)
+    radius, tau = math.sqrt(normal.entries), normal.margin
     spread = (scaled - level[:, None]).norm(dim=1)
-    reach = (1 + tau) * radius * spread + tau * made.entries * level.abs()
+    reach = (1 + tau) * radius * spread + tau * normal.entries * level.abs()
     # What the sum of the terms' sizes is at most.
-    sizes = (1 + 2 * tau) * radius * scaled.norm(dim=1) + weight.abs() @ made.shift.abs()
-    before, here = roundoff(4, made.dtype), roundoff(made.entries + 2, op.dtype)
+    sizes = (1 + 2 * tau) * radius * scaled.norm(dim=1) + weight.abs() @ normal.shift.abs()
+    before, here = roundoff(4, normal.dtype), roundoff(normal.entries + 2, op.dtype)
     slack = (before + here * (1 + before)) * sizes + here * bias.abs()
-    middle = weight @ made.shift + bias
+    middle = weight @ normal.shift + bias
     return Interval(middle - reach - slack, middle + reach + slack)
 
 

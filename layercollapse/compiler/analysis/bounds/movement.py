@@ -79,12 +79,12 @@ def _reshaped(node: fx.Node, interval: Interval) -> Interval | None:
     before, after = shape(arguments[0]), shape(node)
     if does(node) is Does.RESHAPE and not isinstance(arguments[1], list | tuple):
         return None  # a view of the same bits as another dtype
-    found, place = _viewed(interval, before, after), carry(node, 1)
-    if found is None and place is not None and interval.dims == [1]:
+    viewed, place = _viewed(interval, before, after), carry(node, 1)
+    if viewed is None and place is not None and interval.dims == [1]:
         low, high = (end.repeat_interleave(place[1]) for end in interval.along(1, before[1]))
         return channelwise(low, high, place[0], len(after))
     last = interval.without(interval.dims[:-1])
-    return found or _viewed(last, before, after) or interval.whole(len(after))
+    return viewed or _viewed(last, before, after) or interval.whole(len(after))
 
 
 def _viewed(interval: Interval, before: tuple[int, ...], after: tuple[int, ...]) -> Interval | None:
@@ -161,10 +161,10 @@ def _joined(node: fx.Node, known: Facts[Interval]) -> Interval | None:
     joined = [(shape(x)[dim], known.get(x)) for x in arguments[0]]
     if any(part is not None and part.low.shape[dim] == size for size, part in joined):
         return _side_by_side(joined, dim, rank)
-    found = [part for _, part in joined if part is not None]
-    if len(found) < len(joined):
+    intervals = [part for _, part in joined if part is not None]
+    if len(intervals) < len(joined):
         return None
-    low, high = (torch.stack(torch.broadcast_tensors(*ends)) for ends in zip(*found, strict=True))
+    low, high = (torch.stack(torch.broadcast_tensors(*ends)) for ends in zip(*intervals, strict=True))
     return Interval(low.amin(0), high.amax(0))
 
 

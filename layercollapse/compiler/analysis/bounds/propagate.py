@@ -68,7 +68,7 @@ def proven_states(net: Net, box: Box | None = None) -> dict[str, Tensor]:
 def neuron_states(net: Net, box: Box | None = None) -> dict[str, Tensor]:
     """As `proven_states`, of every piecewise linear site of which anything is known: neurons not proven are mixed."""
     intervals = bounds(net, box)
-    found = {}
+    by_site = {}
     for node, op in net.records(Activation):
         read = intervals.get(source(node))
         if read is None or op.kind in (*_LOWEST, "elu", "celu", "selu"):
@@ -81,8 +81,8 @@ def neuron_states(net: Net, box: Box | None = None) -> dict[str, Tensor]:
             states[interval.low >= op.upper] = SATURATED
         states[interval.high <= op.lower] = OFF
         states[on] = ON
-        found[op.site] = states
-    return found
+        by_site[op.site] = states
+    return by_site
 
 
 def bounds(net: Net, box: Box | None = None) -> dict[fx.Node, Interval]:
@@ -107,15 +107,15 @@ def _input(node: fx.Node, box: Box) -> Interval | None:
     size = SHAPE.get(node)
     if str(node.target) not in box or size is None or len(size) < 2:
         return None
-    came = box[str(node.target)]
+    given = box[str(node.target)]
     try:
-        low, high = (torch.as_tensor(end, dtype=torch.float64, device="cpu").flatten() for end in came)
+        low, high = (torch.as_tensor(end, dtype=torch.float64, device="cpu").flatten() for end in given)
     except (TypeError, ValueError, RuntimeError):
         low, high = torch.ones(1), torch.zeros(1)
     if any(len(end) not in (1, size[1]) for end in (low, high)) or not bool((low <= high).all()):
         raise LayerCollapseError(
             f"box: expected low and high for {node.target!r} as numbers or tensors ({size[1]},), low not above high, "
-            f"got {came!r}"
+            f"got {given!r}"
         )
     return channelwise(low, high, 1, len(size))
 
@@ -238,11 +238,11 @@ def _rectify(op: Activation, interval: Interval) -> Interval:
 
 def _multiplied(node: fx.Node, known: Facts[Interval]) -> Interval | None:
     """The interval of a product of two tensors: a gate from 0 to 1 keeps the sign of what it multiplies."""
-    found = [known.get(x) for x in node.all_input_nodes]
-    if not all(isinstance(x, fx.Node) for x in node.args) or len(found) != 2 or found == [None, None]:
+    factors = [known.get(x) for x in node.all_input_nodes]
+    if not all(isinstance(x, fx.Node) for x in node.args) or len(factors) != 2 or factors == [None, None]:
         return None  # or a square
     every = torch.full((1,) * len(shape(node)), math.inf, dtype=torch.float64)
-    a, b = (interval or Interval(-every, every) for interval in found)
+    a, b = (interval or Interval(-every, every) for interval in factors)
     ends = torch.stack(torch.broadcast_tensors(*(_product(x, y) for x in a for y in b)))
     return rounded(ends.amin(0)[None], ends.amax(0)[None], dtype(node))
 
