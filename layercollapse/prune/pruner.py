@@ -240,13 +240,15 @@ class Pruner:
             self._masks.apply()
 
     def attach(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
-        """Call `apply` after every step of an optimizer.
+        """Call `apply` after every step of an optimizer, also of one that accelerate has wrapped.
 
         Returns:
             A handle: ``handle.remove()`` ends it, and so does leaving ``with pruner.attach(optimizer):``.
         """
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise LayerCollapseError(f"optimizer: expected a torch.optim.Optimizer, got {type(optimizer).__name__}")
+        while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
+            optimizer = inner  # that of accelerate has hooks of no kind, and steps the one that it wraps
         return optimizer.register_step_post_hook(lambda *_: self.apply())
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -15,6 +15,9 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 @pytest.mark.long
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_example_runs(example, tmp_path):
+    if "transformers" in example.read_text(encoding="utf-8"):
+        pytest.importorskip("transformers")
+        pytest.importorskip("accelerate")
     done = subprocess.run(
         [sys.executable, example],
         cwd=tmp_path,
@@ -26,7 +29,8 @@ def test_example_runs(example, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "collapsed" in done.stdout
-    assert (tmp_path / "runs" / "run" / "report.html").is_file()
+    if example.stem == "ten_lines":
+        assert (tmp_path / "runs" / "run" / "report.html").is_file()
 
 
 def test_readme_shows_the_example():
