@@ -33,7 +33,7 @@ from layercollapse.compiler.passes.context import PassContext
 from layercollapse.compiler.passes.linearize import Known, replace_neurons
 from layercollapse.compiler.tuning.autotune import Start, Written, choose
 from layercollapse.compiler.tuning.timer import CostModel
-from layercollapse.compiler.tuning.variants import Form, Variant, between, cheaper, form, once
+from layercollapse.compiler.tuning.variants import PASSES, Form, Variant, cheaper, form, once, race
 from layercollapse.errors import LayerCollapseError
 from layercollapse.graph.agreement import Agreement, compare
 from layercollapse.graph.capture import Capture
@@ -189,17 +189,19 @@ class Search:
         forms = [best]
         if chosen is not None:
             forms = [form(Variant.CHOSEN, chosen.net, chosen.context, self.device, self._shared), best]
+        models = {Variant.INPUT: self.model, **{one.name: one.model for one in forms}}
         with rectified(self.model):  # what makes calls of a live model linear takes time of its own
-            race = between(self.model, forms, self.example_inputs, cost)
-        times = race.times
-        if race.order[0] == Variant.CHOSEN:
+            timed = race(models, self.example_inputs, cost, forms[0].name, 1.0)
+        times = timed.times
+        if timed.order[0] == Variant.CHOSEN:
             other = compare(self.model, forms[0].model, self.data)
             if not judged or self._keeps(other) or forms[0].repadded:
                 best, agreement = forms[0], other
-        if race.slower_than_input(best.name):
+        if timed.slower_than_input(best.name):
             same = form(Variant.UNCHANGED, self.base.copy(), PassContext(), self.device, self._shared)
             with rectified(self.model):
-                last = once(self.model, [best, same], self.example_inputs, cost, seconds=3.0)
+                models = {Variant.INPUT: self.model, best.name: best.model, same.name: same.model}
+                last = once(models, self.example_inputs, cost, best.name, seconds=3.0, passes=3 * PASSES)
             times = times | last.times
             other = compare(self.model, same.model, self.data)
             faster = last.slower_than_input(best.name) and times[same.name] < times[best.name]

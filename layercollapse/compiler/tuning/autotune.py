@@ -22,14 +22,13 @@ from layercollapse.compiler.passes.contract_search import MOST
 from layercollapse.compiler.passes.linearize import Known, linearize
 from layercollapse.compiler.passes.registry import run_passes
 from layercollapse.compiler.tuning.regions import Recorder, regions, structure
-from layercollapse.compiler.tuning.timer import CostModel, ordered
-from layercollapse.compiler.tuning.variants import COMPARED, Variant
+from layercollapse.compiler.tuning.timer import CostModel
+from layercollapse.compiler.tuning.variants import COMPARED, Race, Variant, race
 from layercollapse.graph.export import call_arguments, copied
 
 _LEFT_OUT = {variant: groups for variants in COMPARED for variant, groups in variants.items()}
 # A race of one region may take so long, and all of them together.
 _SECONDS, _SECONDS_IN_ALL = 0.2, 6.0
-_PASSES = 50
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,7 @@ def choose(
     seen = _record(every.net, model, {name for region in parts for name in region.reads}, example_inputs)
     keys = [tuple((variant, structure(net)) for variant, net in region.variants.items()) for region in parts]
     seconds = min(_SECONDS, _SECONDS_IN_ALL / max(1, len(set(keys))))
-    known: dict[Any, tuple[Variant, Mapping[Variant, float]]] = {}
+    known: dict[Any, Race] = {}
     choices, left_out = [], dict[str, frozenset[Group]]()
     for region, key in zip(parts, keys, strict=True):
         if key not in known:
@@ -131,8 +130,8 @@ def choose(
                 for x in (seen[name] for name in region.reads)
             )
             models = {variant: emit(net, device, shared) for variant, net in region.variants.items()}
-            known[key] = _race(models, inputs, start.cost, seconds)
-        variant, times = known[key]
+            known[key] = race(models, inputs, start.cost, Variant.ALL, seconds)
+        variant, times = known[key].order[0], known[key].times
         choices.append(Choice(region.layers, variant, times))
         for name in region.names if variant != Variant.ALL else ():
             left_out[name] = left_out.get(name, frozenset()) | _LEFT_OUT[variant]
@@ -159,16 +158,3 @@ def _record(net: Net, model: fx.GraphModule, names: set[str], example_inputs: An
         with torch.no_grad():
             recorder.run(*inspect.signature(model.forward).bind(*args, **kwargs).args)
     return recorder.seen
-
-
-def _race(
-    models: Mapping[Variant, fx.GraphModule], inputs: tuple[Any, ...], cost: CostModel, seconds: float
-) -> tuple[Variant, Mapping[Variant, float]]:
-    """The variant that is the fastest, twice, or every pass; and the times."""
-    times = cost.networks(models, inputs, seconds=seconds, passes=_PASSES)
-    order = ordered(times, times, Variant.ALL)
-    if order[0] != Variant.ALL:
-        ahead = {variant: models[variant] for variant in order[: order.index(Variant.ALL) + 1]}
-        times |= cost.networks(ahead, inputs, seconds=3 * seconds, passes=3 * _PASSES)
-        order = ordered(times, ahead, Variant.ALL)
-    return order[0], times

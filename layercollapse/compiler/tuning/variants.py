@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
@@ -100,6 +100,11 @@ def _in_sequence(net: Net, context: PassContext) -> dict[tuple[str, str], str]:
     }
 
 
+Models: TypeAlias = Mapping[Variant, nn.Module]
+# Of every model in a race.
+PASSES = 50
+
+
 @dataclass(frozen=True)
 class Race:
     """What was measured.
@@ -114,28 +119,36 @@ class Race:
 
     def slower_than_input(self, name: Variant) -> bool:
         """Whether a form takes longer than the input, by more than the margin."""
-        return self.times[name] > (1 + MARGIN) * self.times[Variant.INPUT]
+        return Variant.INPUT in self.times and self.times[name] > (1 + MARGIN) * self.times[Variant.INPUT]
 
 
-def between(model: nn.Module, forms: list[Form], example_inputs: Any, cost: CostModel) -> Race:
-    """Time the forms against the model that they came from, in turns.
+def race(models: Models, example_inputs: Any, cost: CostModel, first: Variant, seconds: float) -> Race:
+    """Time forms in turns: the first wins, unless another is faster by more than the margin, and again the second time.
 
-    The first form wins, unless another is faster by more than the margin, and again in a second, longer race. That is
-    run too where the first form seems slower than the model that came.
+    The second race is three times as long. It is run too where the first form seems slower than the input.
+
+    Args:
+        models: the forms, and the model that they came from if it is to be timed, too.
+        example_inputs: for all of them, see `collapse`.
+        cost: measures them.
+        first: the form that keeps its place.
+        seconds: of the first race.
     """
-    race = once(model, forms, example_inputs, cost, seconds=1.0)
-    if race.order[0] == forms[0].name and not race.slower_than_input(forms[0].name):
-        return race
-    ahead = race.order[: race.order.index(forms[0].name) + 1]
-    second = once(model, [form for form in forms if form.name in ahead], example_inputs, cost, seconds=3.0)
-    return Race(race.times | second.times, second.order)
+    early = once(models, example_inputs, cost, first, seconds=seconds)
+    if early.order[0] == first and not early.slower_than_input(first):
+        return early
+    ahead = (Variant.INPUT, *early.order[: early.order.index(first) + 1])
+    models = {name: models[name] for name in ahead if name in models}
+    late = once(models, example_inputs, cost, first, seconds=3 * seconds, passes=3 * PASSES)
+    return Race(early.times | late.times, late.order)
 
 
-def once(model: nn.Module, forms: list[Form], example_inputs: Any, cost: CostModel, seconds: float) -> Race:
-    """One race, of 50 passes in a second at most."""
-    models = {Variant.INPUT: model, **{form.name: form.model for form in forms}}
-    times = cost.networks(models, example_inputs, seconds=seconds, passes=round(50 * seconds))
-    return Race(times, ordered(times, [form.name for form in forms], forms[0].name))
+def once(
+    models: Models, example_inputs: Any, cost: CostModel, first: Variant, *, seconds: float, passes: int = PASSES
+) -> Race:
+    """One race, of so many passes and seconds at most."""
+    times = cost.networks(models, example_inputs, seconds=seconds, passes=passes)
+    return Race(times, ordered(times, [name for name in models if name != Variant.INPUT], first))
 
 
 def cheaper(one: Form, other: Form, example_inputs: Any, cost: CostModel | None) -> bool:
