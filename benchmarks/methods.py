@@ -1,12 +1,19 @@
 """What each strategy is worth: accuracy against sites removed and against time, and against the same layers untrained.
 
-    python benchmarks/methods.py --data mnist5k --seeds 0 1 2   # a quarter of an hour a seed on two cores
-    python benchmarks/methods.py --table                        # no work: the table of what is there
+    python benchmarks/methods.py --preset small               # ResNet-18 on all of Fashion-MNIST, three seeds
+    python benchmarks/methods.py --data mnist5k --seeds 0     # anything else that the command line knows
+    python benchmarks/methods.py --preset small --table       # no work: the table of what is there
 
-All strategies get the same network, data, epochs, validation split and accuracy budget; the test split is used once,
-for what each gives in the end. Every run has a folder in --out, and one that is done is not made again. Two things are
-more than what papers show: `random` removes any site, and for every emitted network the column *from random weights* is
-the accuracy of the same layers, with batch norms while they train, after as many epochs in one training.
+A seed's dense network is trained once, and every method starts from it; all get the same data, trainings, epochs,
+validation split and accuracy budget. The test split is used once, for what each gives in the end. Every run has a
+folder in --out; what is done is not made again. Rows and columns that papers leave out:
+
+- `random` removes any site;
+- *from random weights*: test accuracy of the layers that were emitted, with batch norms while they train, after as
+  many epochs in one training as the method had in all, those of the dense network included;
+- `channels (Torch-Pruning)`: channels go instead, by group magnitude over the whole network, in as many steps and
+  epochs; of what is within the budget the smallest is taken (`pip install --no-deps torch-pruning`; left out where it
+  is missing).
 
 Times are of one thread, of all emitted networks and the dense one (batch norms folded) in turns in one process. Writes
 docs/results/methods.json, methods.md and methods.png; with --dry, only prints the table.
@@ -16,33 +23,38 @@ from __future__ import annotations
 
 import argparse
 import copy
+import importlib.util
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import layercollapse as lc
 from layercollapse._util.files import read_json, write_json, write_text
 from layercollapse.cli.experiment import Job
-from layercollapse.pipeline import checkpoint
 from layercollapse.pipeline.latency import BATCH_SIZES, environment, latency, repeat_to
 from layercollapse.pipeline.norms import with_norms, without_norms
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 FILE = "methods.json"
+CHANNELS = "channels (Torch-Pruning)"
 # Strategy and mode.
-METHODS = [
-    ("prune", "exact"),
-    ("random", "exact"),
-    ("easier", "exact"),
-    ("tlc", "exact"),
-    ("collapse", "exact"),
-    ("collapse+prune", "exact"),
-    ("collapse", "refit"),
-]
+METHODS = {
+    "prune": ("prune", "exact"),
+    "random": ("random", "exact"),
+    "easier": ("easier", "exact"),
+    "tlc": ("tlc", "exact"),
+    "collapse": ("collapse", "exact"),
+    "collapse, refit": ("collapse", "refit"),
+    "collapse+prune": ("collapse+prune", "exact"),
+}
+PRESETS: dict[str, dict[str, Any]] = {
+    "small": {"data": "fashion-mnist", "flip": True, "dense_epochs": 14, "epochs": 4, "steps": 4, "max_drop": 0.5},
+}
 HEADING = """# Strategies compared
 
 Made by `python benchmarks/methods.py`, whose docstring has the protocol.
@@ -50,8 +62,28 @@ Made by `python benchmarks/methods.py`, whose docstring has the protocol.
 """
 
 
-def label(strategy: str, mode: str) -> str:
-    return strategy if mode == "exact" else f"{strategy}, {mode}"
+def dense(job: Job, epochs: int, seed: int, folder: Path) -> dict[str, float]:
+    """Train the network that all methods of a seed start from, once; its accuracies in percent."""
+    if not (folder / FILE).exists():
+        torch.manual_seed(seed)
+        model = job.build()
+        longer(job, epochs).fit(model)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(model.state_dict(), folder / "weights.safetensors")
+        write_json(folder / FILE, {"validation": job.evaluate(model), "test": job.test(model)})
+    return read_json(folder / FILE, "out")
+
+
+def longer(job: Job, epochs: int) -> Job:
+    """The job with other epochs."""
+    return Job(**{**job.settings, "epochs": epochs})
+
+
+def trained(job: Job, folder: Path) -> nn.Module:
+    """The dense network of a seed."""
+    model = job.build()
+    model.load_state_dict(load_file(folder / "weights.safetensors"))
+    return model
 
 
 def scratch(model: nn.Module, job: Job, epochs: int, seed: int) -> float:
@@ -62,22 +94,22 @@ def scratch(model: nn.Module, job: Job, epochs: int, seed: int) -> float:
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
     trained = with_norms(model, job.training_batches)  # type: ignore[arg-type]
-    Job(**{**job.settings, "epochs": epochs}).fit(trained.train())
+    longer(job, epochs).fit(trained.train())
     return job.test(without_norms(trained))
 
 
-def row(job: Job, method: tuple[str, str], folder: Path, *, seed: int, steps: int, max_drop: float) -> dict[str, Any]:
-    """Run a strategy, and train what it emits from random weights."""
-    strategy, mode = method
-    torch.manual_seed(seed)
+def collapsed(job: Job, method: str, start: Path, folder: Path, *, seed: int, steps: int, max_drop: float) -> dict:
+    """Run a strategy on the dense network of a seed."""
+    strategy, mode = METHODS[method]
     result = lc.run(
-        job.build(),
+        trained(job, start),
         train=job.fit,
         evaluate=job.evaluate,
         test=job.test,
         data=job.training_batches,
         test_data=job.test_batches,
         example_inputs=job.example,
+        train_first=False,
         strategy=strategy,
         mode=mode,
         steps=steps,
@@ -88,29 +120,60 @@ def row(job: Job, method: tuple[str, str], folder: Path, *, seed: int, steps: in
         settings=job.settings,
     )
     metrics, record = result.metrics, result.record
-    trainings = len(record.steps) + bool(record.refitted)
-    model = lc.load(folder)
     return {
-        "method": label(strategy, mode),
-        "seed": seed,
-        "dense": metrics["before"]["top1"],
         "top1": metrics["after"]["top1"],
         "gone": len(result.collapse.collapsed),
         "sites": len(result.collapse.sites),
         "depth": metrics["after"]["depth"],
         "parameters": metrics["after"]["parameters"],
-        "epochs": trainings * job.epochs,
-        "scratch": scratch(model, job, trainings * job.epochs, seed),
+        "epochs": (len(record.steps) - 1 + record.retrained) * job.epochs,
         "steps": [[step.sites_collapsed, step.top1_validation] for step in record.steps],
     }
 
 
-def timed(job: Job, folders: Sequence[Path]) -> list[dict[str, float]]:
+def channels(job: Job, start: Path, folder: Path, *, seed: int, steps: int, max_drop: float) -> dict:
+    """Prune channels with Torch-Pruning, a step at a time with training after it, down to a quarter of each group."""
+    import torch_pruning
+
+    model = trained(job, start)
+    folded = lc.collapse(model.eval(), job.example, cost="macs")
+    ends = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == job.images.num_classes]
+    pruner = torch_pruning.pruner.MagnitudePruner(
+        model,
+        job.example[0],
+        importance=torch_pruning.importance.GroupMagnitudeImportance(),
+        global_pruning=True,
+        pruning_ratio=0.75,
+        max_pruning_ratio=0.9,
+        iterative_steps=steps,
+        ignored_layers=ends,
+    )
+    limit = job.evaluate(model) - max_drop
+    best, taken = copy.deepcopy(model), [[0, limit + max_drop]]
+    for number in range(1, steps + 1):
+        pruner.step()
+        torch.manual_seed(seed + number)
+        job.fit(model.train())
+        taken.append([0, job.evaluate(model.eval())])
+        if taken[-1][1] >= limit:
+            best = copy.deepcopy(model)
+    result = lc.collapse(best.eval(), job.example, cost="macs")
+    result.save(folder)
+    return {
+        "top1": job.test(result.model),
+        "gone": 0,
+        "sites": len(folded.sites),
+        "depth": result.after.depth,
+        "parameters": result.after.parameters,
+        "epochs": steps * job.epochs,
+        "steps": taken,
+    }
+
+
+def timed(job: Job, start: Path, folders: Sequence[Path]) -> list[dict[str, float]]:
     """How many times faster each emitted network is than the dense one, by batch size, in turns on one thread."""
     torch.set_num_threads(1)
-    dense = job.build()
-    checkpoint.load(folders[0], 0, dense)
-    folded = lc.collapse(dense.eval(), job.example, cost="macs").model
+    folded = lc.collapse(trained(job, start).eval(), job.example, cost="macs").model
     models = [folded.eval(), *(lc.load(folder).eval() for folder in folders)]
     found: list[dict[str, float]] = [{} for _ in folders]
     for size in BATCH_SIZES:
@@ -172,43 +235,40 @@ def picture(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", choices=PRESETS, help="defaults of the options below")
     parser.add_argument("--out", type=Path, default=Path("runs/methods"))
     parser.add_argument("--data", default="mnist5k")
     parser.add_argument("--model", default="resnet18")
     parser.add_argument("--width", type=int, default=16)
-    parser.add_argument("--epochs", type=int, default=4, help="of every training")
-    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--flip", action="store_true", help="half of the training images are mirrored")
+    parser.add_argument("--dense-epochs", type=int, default=8, help="of the dense network")
+    parser.add_argument("--epochs", type=int, default=4, help="of every training after it")
+    parser.add_argument(
+        "--steps", type=int, default=6, help="trainings of each method, and one more of a refitted network"
+    )
     parser.add_argument("--max-drop", type=float, default=1.0)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--methods", nargs="+", default=[label(*method) for method in METHODS])
+    parser.add_argument("--methods", nargs="+", default=[*METHODS, CHANNELS], metavar="NAME")
     parser.add_argument("--table", action="store_true", help="only what is there")
     parser.add_argument("--dry", action="store_true", help="write nothing but the runs")
+    known, _ = parser.parse_known_args()
+    parser.set_defaults(**PRESETS.get(known.preset, {}))
     arguments = parser.parse_args()
-    job = Job(data=arguments.data, model=arguments.model, width=arguments.width, epochs=arguments.epochs)
-    rows = []
-    for seed in arguments.seeds:
-        done: list[tuple[dict[str, Any], Path]] = []
-        for strategy, mode in METHODS:
-            folder = arguments.out / f"{job.data}-{job.model}-{seed}-{strategy}-{mode}"
-            if label(strategy, mode) not in arguments.methods or (arguments.table and not (folder / FILE).exists()):
-                continue
-            if not (folder / FILE).exists():
-                made = row(job, (strategy, mode), folder, seed=seed, steps=arguments.steps, max_drop=arguments.max_drop)
-                write_json(folder / FILE, made)
-                print(
-                    f"seed {seed}, {made['method']}: {made['gone']} of {made['sites']}, {made['top1']:.2f} %",
-                    flush=True,
-                )
-            done.append((read_json(folder / FILE, "out"), folder))
-        if done and any("faster" not in made for made, _ in done) and not arguments.table:
-            for (made, folder), faster in zip(done, timed(job, [folder for _, folder in done]), strict=True):
-                made["faster"] = faster
-                write_json(folder / FILE, made)
-        rows += [made for made, _ in done if "faster" in made]
+    if unknown := set(arguments.methods) - {*METHODS, CHANNELS}:
+        parser.error(f"--methods: expected {', '.join([*METHODS, CHANNELS])}, got {', '.join(sorted(unknown))}")
+    if CHANNELS in arguments.methods and importlib.util.find_spec("torch_pruning") is None:
+        print(f"{CHANNELS}: left out, as torch-pruning is not installed")
+        arguments.methods.remove(CHANNELS)
+    names = ("data", "model", "width", "epochs", "flip")
+    job = Job(**{name: getattr(arguments, name) for name in names})
+    rows = [row for seed in arguments.seeds for row in seed_rows(arguments, job, seed)]
     if not rows:
         raise SystemExit(f"{arguments.out}: no run is done")
-    about = f"{job.model}, width {job.width}, on {job.data}: {job.epochs} epochs a training, at most {arguments.steps} "
-    about += f"steps, {arguments.max_drop:g} points on validation, seeds {', '.join(map(str, arguments.seeds))}."
+    about = (
+        f"{job.model}, width {job.width}, on {job.data}{', mirrored' * job.flip}: {arguments.dense_epochs} epochs for "
+        f"the dense network, then {job.epochs} a training, {arguments.steps} steps, {arguments.max_drop:g} points on "
+        f"validation, seeds {', '.join(map(str, sorted({row['seed'] for row in rows})))}."
+    )
     print(f"{about}\n\n{table(rows)}")
     if not arguments.dry:
         about += f" {environment(torch.device('cpu'))['device']}, one thread."
@@ -218,6 +278,37 @@ def main() -> None:
             f"{HEADING}{about}\n\n{table(rows)}\n![accuracy against sites and against time](methods.png)\n",
         )
         picture(rows, RESULTS / "methods.png")
+
+
+def seed_rows(arguments: argparse.Namespace, job: Job, seed: int) -> list[dict[str, Any]]:
+    """What there is of a seed in the end, after making what is missing."""
+    start = arguments.out / f"{job.data}-{job.model}-{seed}-dense"
+    if arguments.table and not (start / FILE).exists():
+        return []
+    accuracies = dense(job, arguments.dense_epochs, seed, start)
+    done: list[tuple[dict[str, Any], Path]] = []
+    for method in arguments.methods:
+        folder = start.with_name(f"{job.data}-{job.model}-{seed}-{method.replace(' ', '').replace(',', '-')}")
+        if not (folder / FILE).exists():
+            if arguments.table:
+                continue
+            options = {"seed": seed, "steps": arguments.steps, "max_drop": arguments.max_drop}
+            torch.manual_seed(seed)
+            if method == CHANNELS:
+                row = channels(job, start, folder, **options)
+            else:
+                row = collapsed(job, method, start, folder, **options)
+            row = {"method": method, "seed": seed, "dense": accuracies["test"], **row}
+            row["epochs"] += arguments.dense_epochs
+            row["scratch"] = scratch(lc.load(folder), job, row["epochs"], seed)
+            write_json(folder / FILE, row)
+            print(f"seed {seed}, {method}: {row['gone']} of {row['sites']}, {row['top1']:.2f} %", flush=True)
+        done.append((read_json(folder / FILE, "out"), folder))
+    if not arguments.table and any("faster" not in row for row, _ in done):
+        for (row, folder), faster in zip(done, timed(job, start, [folder for _, folder in done]), strict=True):
+            row["faster"] = faster
+            write_json(folder / FILE, row)
+    return [row for row, _ in done if "faster" in row]
 
 
 if __name__ == "__main__":

@@ -109,7 +109,14 @@ class Job(TrainingKeys):
         """
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a gap in the stubs
         try:
-            fit(model, self.images.train, epochs=self.epochs, batch_size=self.training_batch, progress=progress)
+            fit(
+                model,
+                self.images.train,
+                epochs=self.epochs,
+                batch_size=self.training_batch,
+                flip=self.flip,
+                progress=progress,
+            )
         finally:
             model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 

@@ -53,6 +53,7 @@ class TrainingKeys(ModelKeys):
     batch_size: int | None = key(
         None, "Samples per optimizer step.", otherwise="64 for fewer than 20,000 samples, else 128", ge=1
     )
+    flip: bool = key(False, "Half of the training images, by chance, are mirrored left to right.")
     device: str = key("cpu", "cpu, cuda, cuda:1, ...")
 
 
@@ -72,8 +73,8 @@ class Recipe(TrainingKeys):
     )
     mode: Mode = key(
         "exact",
-        "repad: also merge what then differs at the border, and train once more. refit: also replace several layers "
-        "between two rectifiers by fewer that are fitted on the data, and train once more.",
+        "repad: also merge what then differs at the border, and train again. refit: also replace several layers "
+        "between two rectifiers by fewer that are fitted on the data, and train again.",
     )
     patterns: bool = key(
         False, "Also count the joint patterns of signs: the linear pieces that every site uses on the data."

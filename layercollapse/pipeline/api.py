@@ -131,9 +131,9 @@ def run(
         ignore: layers never pruned, as for `Pruner`.
         box: the range of the inputs, as for `collapse`: sites that are linear for every input in it are certified.
         mode: ``"exact"``, ``"repad"`` or ``"refit"``, as for `collapse`. Where ``"repad"`` merges layers that differ at
-            the border then, or ``"refit"`` fits layers, the collapsed model is trained once more (with new batch norms
-            behind its convolutions, if the model has any), and taken if it is within the accuracy budget; otherwise
-            the exact collapse is.
+            the border then, or ``"refit"`` fits layers, the collapsed model is trained until it is within the accuracy
+            budget, three times at most (with new batch norms behind its convolutions, if the model has any); the exact
+            collapse is taken if it never is.
         patterns: whether to count the joint sign patterns of every site at every step, for the record and the report.
         seed: torch is seeded with seed + step before each training.
         out: folder for the results; must not hold another run unless `resume`. By default the first of `runs/run`,

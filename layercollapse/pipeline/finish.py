@@ -53,7 +53,7 @@ def collapse_and_compare(
         record: completed in place; its `chosen` and `dense_top1` must be there.
         folder: the run's folder.
         settle: trains a model whose merges changed a border (``mode="repad"``), or that has fitted layers
-            (``mode="refit"``), once more, in place, and says whether its accuracy is good enough; if not, the exact
+            (``mode="refit"``), in place, and says whether its accuracy is good enough; if not, the exact
             collapse is taken. None leaves such a model untrained. Of a model with batch norms it is given one with new
             ones, which are folded when it is trained.
         options: for `collapse`, for example ``tolerance``.
@@ -63,11 +63,11 @@ def collapse_and_compare(
     """
     assert record.chosen is not None
     assert record.dense_top1 is not None
-    record.failed, record.before, record.after, record.max_abs_error = [], None, None, None
+    record.failed, record.before, record.after, record.max_abs_error, record.retrained = [], None, None, None, 0
     result = collapse(model, example, report, data=data, **options)
     if (result.repadded or result.refitted) and settle is not None:
         good = False
-        with _noted(record, "training the collapsed model once more"):
+        with _noted(record, "training the collapsed model"):
             result, good = _settled(model, result, data, settle)
         if not good:
             result = collapse(model, example, report, data=data, **{**options, "mode": "exact"})
@@ -101,7 +101,7 @@ def _settled(
     data: Iterable[Any],
     settle: Callable[[nn.Module], bool],
 ) -> tuple[CollapseResult, bool]:
-    """The collapse trained once more, and whether it is good enough."""
+    """The collapse trained, and whether it is good enough."""
     if not has_norms(model) or not isinstance(result.model, fx.GraphModule):
         return result, settle(result.model)
     trained = with_norms(result.model, data)

@@ -117,7 +117,7 @@ class Record:
 
     `repadded`, `forms`, `form`, `parts_before` and `parts_after` are what `CollapseResult.repadded`, `latency` (ms),
     `form`, `parts_before` and `parts_after` were; `refitted` has a line for each of `CollapseResult.refitted`. `failed`
-    says what of the comparison at the end did not work.
+    says what of the comparison at the end did not work. `retrained` is how often the collapsed network was trained.
     """
 
     settings: dict[str, Any]
@@ -138,6 +138,7 @@ class Record:
     verdicts: list[Verdict] = field(default_factory=list)
     repadded: list[str] = field(default_factory=list)
     refitted: list[str] = field(default_factory=list)
+    retrained: int = 0
     forms: dict[str, float] = field(default_factory=dict)
     form: str = ""
     regions: list[Region] = field(default_factory=list)

@@ -83,7 +83,7 @@ def agreement_text(record: Record) -> str:
         return ""
     if record.refitted:
         return (
-            f"Replaced by layers that were fitted on the data, and trained once more: {'; '.join(record.refitted)}; "
+            f"Replaced by layers that were fitted on the data, and trained again: {'; '.join(record.refitted)}; "
             f"the outputs are not those of the sparse model any more: {record.identical:,} of {record.compared:,} "
             "predictions identical."
         )

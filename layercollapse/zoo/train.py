@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layercollapse._util.modes import evaluating
@@ -29,6 +29,7 @@ def fit(
     batch_size: int = BATCH_SIZE,
     momentum: float = 0.9,
     weight_decay: float = 5e-4,
+    flip: bool = False,
     pruner: Pruner | None = None,
     progress: Callable[[], object] | None = None,
 ) -> None:
@@ -44,6 +45,7 @@ def fit(
         batch_size: images per step.
         momentum: of SGD.
         weight_decay: of SGD, on every parameter.
+        flip: whether half of the images of a batch, by chance, are mirrored left to right.
         pruner: keeps its pruned weights at zero through momentum and weight decay.
         progress: called after every optimizer step.
 
@@ -63,7 +65,7 @@ def fit(
         for epoch in range(epochs):
             for images, labels in batches:
                 optimizer.zero_grad(set_to_none=True)
-                loss = F.cross_entropy(model(images), labels)
+                loss = F.cross_entropy(model(_mirrored(images) if flip else images), labels)
                 loss.backward()
                 optimizer.step()
                 schedule.step()
@@ -77,6 +79,12 @@ def fit(
     finally:
         if attached is not None:
             attached.remove()
+
+
+def _mirrored(images: Tensor) -> Tensor:
+    """A batch (N, C, H, W) of which half of the images, by chance, are mirrored left to right."""
+    some = torch.rand(len(images), device=images.device) < 0.5
+    return torch.where(some[:, None, None, None], images.flip(-1), images)
 
 
 @torch.inference_mode()

@@ -1,9 +1,13 @@
-"""Which step is chosen."""
+"""Which step is chosen, and how long a collapsed network is trained."""
 
 import pytest
+import torch
+from torch import nn
 
-from layercollapse.pipeline.schedule import choose
+from layercollapse.pipeline.metric import Metric
+from layercollapse.pipeline.schedule import choose, settled
 from layercollapse.report.record import Step
+from records import make_record
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -21,3 +25,29 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def test_choose(steps, max_drop, expected):
     made = [Step(n, 1.0, top1, sites, [], [], 0.0) for n, (top1, sites) in enumerate(steps)]
     assert choose(made, max_drop) == expected
+
+
+@pytest.mark.parametrize(
+    ("scores", "good", "trainings"),
+    [
+        ([96.5], True, 1),  # the limit itself is inside
+        ([96.4, 96.6], True, 2),
+        ([90.0, 95.0, 96.4, 99.0], False, 3),  # three trainings at most
+    ],
+)
+def test_a_collapsed_network_is_trained_until_it_is_within_the_budget(scores, good, trainings):
+    record, seen, model = make_record(), [], nn.Dropout()
+    record.settings["seed"] = 5
+
+    def train(given):
+        assert given is model
+        assert given.training
+        seen.append(torch.initial_seed())
+
+    left = iter(scores)
+    assert (
+        settled(model, train=train, evaluate=Metric(lambda _: next(left), "evaluate", "percent"), record=record) == good
+    )
+    assert record.retrained == trainings
+    assert seen == [8, 9, 10][:trainings]  # the seed, and a number for each of three steps
+    assert not model.training

@@ -120,6 +120,6 @@ def test_a_step_that_loses_too_much_is_taken_back(tmp_path):
 
     arguments = {"train": lambda model: None, "evaluate": accuracy, "data": [torch.randn(32, 4)], "unit": "percent"}
     result = lc.run(network(), **arguments, strategy="collapse", steps=5, max_drop=0.5, out=tmp_path / "run")
-    assert [len(step.linear) for step in result.record.steps] == [0, 2, 2, 1, 2, 2]
+    assert [len(step.linear) for step in result.record.steps] == [0, 3, 3, 1, 2, 2]
     assert result.record.chosen == 3
     assert len(result.collapse.collapsed) == 1

@@ -43,6 +43,17 @@ def test_sites_that_read_sums_go_last_and_low_entropies_first():
     assert len(Collapse(share=0.35).propose(found).linear) == 3  # of six
 
 
+def test_sites_in_front_of_a_smaller_map_go_after_others():
+    torch.manual_seed(0)
+    sizes = [nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Conv2d(3, 3, 3, stride=2), nn.ReLU(), nn.Conv2d(3, 3, 1), nn.ReLU()]
+    model = nn.Sequential(
+        *sizes, nn.Conv2d(3, 3, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(3, 2)
+    )
+    order = list(Collapse(share=1.0).propose(situation(model, torch.randn(32, 1, 8, 8))).linear)
+    assert set(order[:2]) == {"3", "5"}
+    assert set(order[2:]) == {"1", "7"}
+
+
 @pytest.mark.parametrize(
     ("steps", "expected"),
     [
