@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from torch import Tensor, fx
 
 from layercollapse.graph.capture import Capture
+from layercollapse.graph.meta import VALUE
 from layercollapse.strategies.base import Action, Situation, Strategy, Taken
 
 
@@ -66,5 +67,5 @@ def _place(captured: Capture, name: str) -> tuple[bool, bool]:
 
 def _positions(node: fx.Node) -> int:
     """Positions of a map (N, C, *spatial), as of the example; 1 of what is none."""
-    value = node.meta.get("val")
+    value = VALUE.get(node)
     return math.prod(map(int, value.shape[2:])) if isinstance(value, Tensor) else 1
