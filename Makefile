@@ -70,4 +70,5 @@ $(VENV)/.run: $(BIN)/python $(SOURCES)
 
 $(VENV)/.dev: $(BIN)/python $(SOURCES)
 	$(INSTALL) "$(TORCH)" --editable '.[dev]'
+	$(INSTALL) --no-deps 'onnx2torch>=1.5' # its torchvision is built for CUDA, and does not import beside a torch for CPUs
 	touch $@ $(VENV)/.run

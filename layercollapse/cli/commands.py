@@ -14,6 +14,7 @@ import torch
 from layercollapse._util.files import free_folder, writable_folder, write_json, write_text
 from layercollapse._version import __version__
 from layercollapse.cli.experiment import Job, with_folder
+from layercollapse.cli.onnx import collapsed_file, file_options
 from layercollapse.cli.options import GroupedCommand, options
 from layercollapse.cli.progress import RunDisplay
 from layercollapse.cli.recipe import FILE as RECIPE_FILE
@@ -204,12 +205,15 @@ def analyze(
 
 
 @layercollapse.command()
-@RUN_FOLDER
+@click.argument("folder", metavar="RUN|FILE.onnx", type=click.Path(path_type=Path))
 @click.option("--mode", type=click.Choice(MODES), default="exact", show_default=True, help=about("mode"))
 @click.option("--tolerance", type=float, default=1e-4, show_default=True, help="Largest error of a merge.")
 @click.option("--explain", is_flag=True, help="Say for every site why it collapsed or did not.")
-def collapse(folder: Path, mode: str, tolerance: float, explain: bool) -> None:
-    """Collapse the sparse model of RUN again, compare, and write model and report anew."""
+@file_options
+def collapse(folder: Path, *, mode: str, tolerance: float, explain: bool, **file: Path | None) -> None:
+    """Collapse the sparse model of RUN again, compare, and write model and report anew; or that of an ONNX file."""
+    if collapsed_file(folder, **file, mode=mode, tolerance=tolerance):
+        return
     job, record = _recorded(folder)
     model = job.load(folder, _chosen(record))
     inputs = Inputs(job.training_batches, "data")
@@ -228,10 +232,9 @@ def collapse(folder: Path, mode: str, tolerance: float, explain: bool) -> None:
         box=job.images.box,
     )
     report.write_html(record, folder)
-    console = Console()
     if explain:
         click.echo(result.explain())
-    _show(console, record, folder)
+    _show(Console(), record, folder)
 
 
 @layercollapse.command("report")

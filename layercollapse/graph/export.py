@@ -88,8 +88,10 @@ def describe(*values: Any) -> str:
 def unwarned() -> Iterator[None]:
     """The block without what torch.export says that asks nothing of whoever collapses a model."""
     # They print the traceback of every shape that does not fit, which `export` tries, or the graph so far where it
-    # depends on data; the error says it in a line.
-    logs = [logging.getLogger(f"torch.{name}") for name in ("_subclasses.fake_tensor", "fx.experimental", "export")]
+    # depends on data; the error says it in a line. The exporter of ONNX tells that there is no torchvision.
+    logs = [
+        logging.getLogger(f"torch.{name}") for name in ("_subclasses.fake_tensor", "fx.experimental", "export", "onnx")
+    ]
     logs.append(logging.getLogger("torch.fx.experimental.symbolic_shapes"))
     levels = [log.level for log in logs]
     for log in logs:
