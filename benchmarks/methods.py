@@ -137,7 +137,7 @@ def channels(job: Job, start: Path, folder: Path, *, seed: int, steps: int, max_
 
     model = trained(job, start)
     folded = lc.collapse(model.eval(), job.example, cost="macs")
-    ends = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == job.images.num_classes]
+    ends = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == job.dataset.num_classes]
     pruner = torch_pruning.pruner.MagnitudePruner(
         model,
         job.example[0],

@@ -70,7 +70,7 @@ def built_in(**job) -> Task:
     """A network of the command line, trained as it does (SGD, one-cycle)."""
     job = Job(**job)
     return Task(
-        job.build(), job.fit, job.evaluate, job.test, job.training_batches, job.test_batches, box=job.images.box
+        job.build(), job.fit, job.evaluate, job.test, job.training_batches, job.test_batches, box=job.dataset.box
     )
 
 

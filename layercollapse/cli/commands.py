@@ -14,6 +14,7 @@ import torch
 from layercollapse._util.files import free_folder, writable_folder, write_json, write_text
 from layercollapse._version import __version__
 from layercollapse.cli.experiment import Job, with_folder
+from layercollapse.cli.introduction import introduction
 from layercollapse.cli.onnx import collapsed_file, file_options
 from layercollapse.cli.options import GroupedCommand, options
 from layercollapse.cli.progress import RunDisplay
@@ -32,6 +33,7 @@ from layercollapse.pipeline.metric import Metric
 from layercollapse.pipeline.schedule import Event, settled
 from layercollapse.report import render as report
 from layercollapse.report.record import FILE, Record
+from layercollapse.zoo.data import tokenizer
 
 if TYPE_CHECKING:
     import click
@@ -111,25 +113,19 @@ def run(
     if print_recipe:
         click.echo(written(recipe), nl=False)
         return
+    if recipe.weights is not None and recipe.init is not None:
+        raise LayerCollapseError(f"init: expected either weights or init, got {recipe.weights!r} and {recipe.init!r}")
     console = Console()
     job = Job.taken(recipe.model_dump())
     job.check()
     folder = writable_folder(out or free_folder(job.title))
     torch.manual_seed(recipe.seed)
-    images, model = job.images, job.build()
+    model = job.build()
     if recipe.weights is not None:
         checkpoint.load_weights(recipe.weights, model)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    console.print(
-        f"{job.model}, width {job.width} ({parameters:,} parameters) on {images.name} "
-        f"({len(images.train):,} / {len(images.validation):,} / {len(images.test):,} images): "
-        f"up to {recipe.steps} prunings, {job.epochs} epochs each",
-        highlight=False,
-        soft_wrap=True,
-    )
-    if images.classes:
-        labels = f"{images.classes[0]} to {images.classes[-1]}"
-        console.print(f"labels {labels} in the files are classes 0 to {images.num_classes - 1}", highlight=False)
+    for line in introduction(job, model, recipe):
+        console.print(line, highlight=False, soft_wrap=True)
+    train_first = recipe.weights is None if recipe.train_first is None else recipe.train_first
     try:
         with RunDisplay(console, steps=recipe.steps, epochs=job.epochs, batches=job.batches_per_epoch) as display:
             result = run_schedule(
@@ -147,15 +143,15 @@ def run(
                 rule=recipe.rule,
                 strategy=recipe.strategy,
                 max_layer_share=recipe.max_layer_share,
-                train_first=recipe.weights is None,
-                box=job.images.box,
+                train_first=train_first,
+                box=job.dataset.box,
                 mode=recipe.mode,
                 patterns=recipe.patterns,
                 seed=recipe.seed,
                 out=folder,
                 resume=resume,
                 settings={**job.settings, "weights": recipe.weights},
-                progress=started(recipe, folder, display.show),
+                progress=started(recipe, job, folder, display.show),
             )
     except KeyboardInterrupt:
         done = f"what is finished is in {folder}" if (folder / FILE).exists() else "nothing was finished"
@@ -229,7 +225,7 @@ def collapse(folder: Path, *, mode: str, tolerance: float, explain: bool, **file
         settle=partial(settled, train=job.fit, evaluate=Metric(job.evaluate, "evaluate", "percent"), record=record),
         mode=mode,
         tolerance=tolerance,
-        box=job.images.box,
+        box=job.dataset.box,
     )
     report.write_html(record, folder)
     if explain:
@@ -261,12 +257,14 @@ def bench(entries: tuple[int, ...], repeats: int, json_file: Path | None) -> Non
         write_json(json_file, [asdict(row) for row in rows])
 
 
-def started(recipe: Recipe, folder: Path, show: Callable[[Event], object]) -> Callable[[Event], object]:
+def started(recipe: Recipe, job: Job, folder: Path, show: Callable[[Event], object]) -> Callable[[Event], object]:
     """`show`, and the recipe in the run's folder as soon as a run begins there, which another run would refuse to."""
 
     def progress(event: Event) -> None:
         if event.stage in ("train", "collapse"):
             save(recipe, folder)
+            if job.dataset.text is not None:
+                write_text(folder / tokenizer.FILE, job.dataset.text.tokenizer.to_str(pretty=True))
         show(event)
 
     return progress

@@ -1,30 +1,43 @@
-"""The command line's job: a built-in network, built-in data, and the functions that `run` asks for."""
+"""The command line's job: a network, data, and the functions that `run` asks for."""
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from layercollapse.cli.recipe import TrainingKeys
+from layercollapse._util.modes import evaluating
+from layercollapse.cli.recipe import DataKeys, TrainingKeys
 from layercollapse.errors import LayerCollapseError
+from layercollapse.graph.export import describe, reason
 from layercollapse.pipeline import checkpoint
+from layercollapse.pipeline.norms import has_norms
 from layercollapse.prune.linearize import linearize
 from layercollapse.report.record import Record
 from layercollapse.zoo import data, models
-from layercollapse.zoo.data import Batches, DataSet
-from layercollapse.zoo.train import BATCH_SIZE, EVALUATION_BATCH, accuracy, fit
+from layercollapse.zoo.data.split import DataSet, Feed
+from layercollapse.zoo.models import sources
+from layercollapse.zoo.models.wanted import Built, Wanted
+from layercollapse.zoo.optimizers import OPTIMIZERS, SCHEDULES
+from layercollapse.zoo.train import BATCH_SIZE, EVALUATION_BATCH, accuracy, fit, logits
 
-FEW_IMAGES = 20_000
+FEW_SAMPLES = 20_000
+EVALUATION_PIXELS = EVALUATION_BATCH * 3 * 32 * 32  # of a batch of images; larger ones come in smaller batches
+FINE_TUNING = 0.1  # of the learning rate, for weights that are trained ones
 DEFAULT_DATA = str(TrainingKeys.model_fields["data"].default)
 
 
 class Job(TrainingKeys):
     """What is trained on what; everything else of a run is the schedule's business."""
+
+    _fresh: list[str] = []  # noqa: RUF012 (pydantic copies it) what `init` has no values for
 
     @classmethod
     def of(cls, record: Record) -> Job:
@@ -49,7 +62,7 @@ class Job(TrainingKeys):
     @property
     def settings(self) -> dict[str, Any]:
         """For the record."""
-        return self.model_dump(mode="json")
+        return {**self.model_dump(mode="json"), "width": sources.width_of(self.model, self.width)}
 
     def check(self) -> None:
         """Refuse a device that would only fail later.
@@ -64,25 +77,91 @@ class Job(TrainingKeys):
             raise LayerCollapseError(f"device: expected one that works here, got {self.device!r}: {reason}") from error
 
     @property
+    def fresh(self) -> list[str]:
+        """What of the network that was built last the weights to begin with had no values for."""
+        return list(self._fresh)
+
+    @property
     def title(self) -> str:
         """What a folder for the run is called."""
-        return f"{self.data.partition(':')[0]}-{self.model}"
+        kind, _, path = self.data.partition(":")
+        names = (Path(path).stem if path and "/" in path else kind, self.model.rpartition("/")[2])
+        return "-".join(re.sub(r"[^\w.]+", "-", name).strip("-.") for name in names)
 
     @cached_property
-    def images(self) -> DataSet:
+    def dataset(self) -> DataSet:
         """The data, on the device."""
-        return data.load(self.data).to(self.device)
+        options = {name: getattr(self, name) for name in DataKeys.model_fields if name != "data"}
+        if self.data.partition(":")[0] not in data.SOURCES:
+            options["batch_size"] = self.batch_size  # for a function of the user's
+        elif self.tokenizer is None and data.takes(self.data, "tokenizer"):
+            options["tokenizer"] = sources.tokenizer(self.model)
+        return data.load(self.data, **options).to(self.device)
 
     def build(self) -> nn.Module:
-        """The network on the device, with fresh weights."""
-        model = models.build(
-            self.model,
-            num_classes=self.images.num_classes,
-            in_channels=self.images.in_channels,
-            image_size=self.images.image_size,
-            width=self.width,
-        )
-        return model.to(self.device)
+        """The network on the device, with fresh weights or those to begin with.
+
+        Raises:
+            LayerCollapseError: there is no such network, or it does not take the data or give their classes.
+        """
+        model = self._built().model
+        if self.init is not None:
+            self._fresh = checkpoint.load_fitting(self.init, model)
+        model = model.to(self.device)
+        if not sources.built_in(self.model):
+            self._try(model)
+        return model
+
+    def _built(self) -> Built:
+        return sources.build(self.model, Wanted.of(self.dataset, self.width, self.model_args))
+
+    def _try(self, model: nn.Module) -> None:
+        """Call the network with two samples."""
+        example = self.example if isinstance(self.example, dict) else self.example[0]
+        try:
+            with evaluating(model), torch.no_grad():
+                found = logits(model, example).shape[1]
+        except LayerCollapseError:
+            raise
+        except Exception as error:
+            raise LayerCollapseError(
+                f"model: expected one that takes {describe(example)} of {self.data}, got {self.model}, which stopped "
+                f"with {reason(error)}"
+            ) from error
+        if found < self.dataset.num_classes:
+            raise LayerCollapseError(
+                f"model: expected logits for the {self.dataset.num_classes} classes of {self.data}, got {found} of "
+                f"{self.model}"
+            )
+
+    @cached_property
+    def _facts(self) -> tuple[bool, bool]:
+        """Whether the network has batch norms, and whether its weights are trained ones before the first training."""
+        with torch.random.fork_rng(devices=[]):
+            built = self._built()
+        return has_norms(built.model), built.pretrained or self.init is not None
+
+    @property
+    def trainer(self) -> dict[str, Any]:
+        """What trains: the arguments of `fit` that follow from the keys and the network."""
+        name = self.optimizer
+        if name is None:
+            name = "sgd" if self.model in models.MODELS or self._facts[0] else "adamw"
+        lr = self.lr
+        if lr is None:
+            pretrained = self.init is not None or (not sources.built_in(self.model) and self._facts[1])
+            lr = OPTIMIZERS[name].lr * (FINE_TUNING if pretrained else 1)
+        return {
+            "epochs": self.epochs,
+            "batch_size": self.training_batch,
+            "optimizer": name,
+            "lr": lr,
+            "schedule": self.schedule or ("milestones" if self.milestones else SCHEDULES[0]),
+            "milestones": self.milestones,
+            "flip": self.flip,
+            **({} if self.momentum is None else {"momentum": self.momentum}),
+            **({} if self.weight_decay is None else {"weight_decay": self.weight_decay}),
+        }
 
     def load(self, folder: str | Path, step: int) -> nn.Module:
         """The network on the device with the weights and linear sites of a step of a run, in evaluation mode."""
@@ -94,59 +173,63 @@ class Job(TrainingKeys):
 
     @property
     def training_batch(self) -> int:
-        """Images per optimizer step. Few images need the more steps that small batches make.
+        """Samples per optimizer step. Few samples need the more steps that small batches make.
 
         With 3 % of the weights left, 5 epochs on MNIST-5k reached 95.8, 97.6 and 96.2 % on validation (seeds 1 to 3)
         in batches of 128, and 98.2, 97.0 and 98.2 % in batches of 64.
         """
-        return self.batch_size or (BATCH_SIZE // 2 if len(self.images.train) < FEW_IMAGES else BATCH_SIZE)
+        return self.batch_size or (BATCH_SIZE // 2 if len(self.dataset.train) < FEW_SAMPLES else BATCH_SIZE)
+
+    @property
+    def evaluation_batch(self) -> int:
+        """Samples per forward pass without gradients."""
+        pixels = math.prod(self.dataset.shape or (1,))
+        return min(EVALUATION_BATCH, max(EVALUATION_PIXELS // pixels, self.training_batch))
 
     def fit(self, model: nn.Module, progress: Callable[[], object] | None = None) -> None:
-        """Train with the recipe of `layercollapse.train`.
+        """Train with `layercollapse.train`, as the keys say.
 
-        With channels last, which takes a fifth to a third less time on a CPU (ResNet-18 on MNIST-5k, one thread: 2.4
-        instead of 3.0 to 3.7 s an epoch); the weights are contiguous again afterwards.
+        Images with channels last, which takes a fifth to a third less time on a CPU (ResNet-18 on MNIST-5k, one thread:
+        2.4 instead of 3.0 to 3.7 s an epoch); the weights are contiguous again afterwards.
         """
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a gap in the stubs
+        images = self.dataset.shape is not None
+        if images:
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a gap in the stubs
         try:
-            fit(
-                model,
-                self.images.train,
-                epochs=self.epochs,
-                batch_size=self.training_batch,
-                flip=self.flip,
-                progress=progress,
-            )
+            fit(model, self.dataset.train, progress=progress, **self.trainer)
         finally:
-            model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+            if images:
+                model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
     def evaluate(self, model: nn.Module) -> float:
         """Top-1 on the validation split in percent."""
-        return accuracy(model, self.images.validation)
+        return accuracy(model, self.dataset.validation, self.evaluation_batch)
 
     def test(self, model: nn.Module) -> float:
         """Top-1 on the test split in percent."""
-        return accuracy(model, self.images.test)
+        return accuracy(model, self.dataset.test, self.evaluation_batch)
 
     @property
     def batches_per_epoch(self) -> int:
         """Optimizer steps of an epoch."""
-        return len(self.images.train.shuffled(self.training_batch))
+        return len(self.dataset.train.shuffled(self.training_batch))
 
     @property
-    def training_batches(self) -> Batches:
+    def training_batches(self) -> Feed:
         """The training split in order, for the entropy."""
-        return self.images.train.batches(EVALUATION_BATCH)
+        return self.dataset.train.batches(self.evaluation_batch)
 
     @property
-    def test_batches(self) -> Batches:
+    def test_batches(self) -> Feed:
         """The test split in order."""
-        return self.images.test.batches(EVALUATION_BATCH)
+        return self.dataset.test.batches(self.evaluation_batch)
 
-    @property
-    def example(self) -> tuple[Tensor, ...]:
-        """Inputs to capture the model with."""
-        return (self.images.train.images[:2],)
+    @cached_property
+    def example(self) -> tuple[Tensor, ...] | dict[str, Tensor]:
+        """Inputs to capture the model with: the first two samples."""
+        inputs, _ = next(iter(self.dataset.train.batches(2)))
+        cut = pytree.tree_map(lambda x: x[:2], inputs)
+        return cut if isinstance(cut, dict) else (cut,)
 
 
 def with_folder(name: str | None, folder: str | None) -> str:

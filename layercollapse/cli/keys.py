@@ -58,6 +58,27 @@ def one_of(known: Collection[str]) -> Any:
     ]
 
 
+def several(kind: Any) -> Any:
+    """The type of several values, which a text has with commas between."""
+
+    def split(value: Any) -> Any:
+        return [part for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    return Annotated[tuple[kind, ...], pydantic.BeforeValidator(split)]
+
+
+def named_values() -> Any:
+    """The type of names with values, which texts have as NAME=VALUE, the value as in YAML."""
+
+    def split(value: Any) -> Any:
+        if not isinstance(value, list | tuple) or not all(isinstance(one, str) and "=" in one for one in value):
+            return value
+        read = require("yaml", "run").safe_load
+        return {name: read(text) for name, _, text in (one.partition("=") for one in value)}
+
+    return Annotated[dict[str, Any], pydantic.BeforeValidator(split)]
+
+
 class Keys(pydantic.BaseModel):
     """A group of keys; its docstring is the heading, and a class that inherits from it has its keys first."""
 

@@ -38,11 +38,23 @@ def _option(keys: type[Keys], name: str) -> Callable[[Callable], Callable]:
         about += f"  [default: {default}]"
     if field.annotation is bool:
         return click.option(flag(name), name, is_flag=True, default=None, help=about)
+    if field.annotation == bool | None:
+        return click.option(f"{flag(name)}/--no-{flag(name)[2:]}", name, default=None, help=about)
+    if field.default == {}:
+        # None, not an empty tuple, where it is not given.
+        return click.option(
+            flag(name),
+            name,
+            multiple=True,
+            metavar="NAME=VALUE",
+            callback=lambda _, __, given: given or None,
+            help=about,
+        )
     schema = keys.model_json_schema()["properties"][name]
     kind = schema.get("type") or next((one["type"] for one in schema.get("anyOf", ()) if "type" in one), "")
-    metavar = {"integer": "N", "number": "X"}.get(kind, "TEXT")
-    if "enum" in schema:
-        metavar = f"[{'|'.join(schema['enum'])}]"
+    metavar = {"integer": "N", "number": "X", "array": "N,N..."}.get(kind, "TEXT")
+    if names := schema.get("enum") or next((one["enum"] for one in schema.get("anyOf", ()) if "enum" in one), None):
+        metavar = f"[{'|'.join(names)}]"
     return click.option(flag(name), name, metavar=metavar, help=about)
 
 

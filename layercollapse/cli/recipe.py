@@ -13,20 +13,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from layercollapse._util.files import write_text
-from layercollapse.cli.keys import Keys, key, one_of
+from layercollapse.cli.keys import Keys, key, named_values, one_of, several
 from layercollapse.compiler.driver.check import MODES
 from layercollapse.errors import LayerCollapseError, require
 from layercollapse.prune.budget import GLOBAL, RULES
 from layercollapse.strategies import STRATEGIES
-from layercollapse.zoo.data import DATA_SETS
-from layercollapse.zoo.models import MODELS
+from layercollapse.zoo import data as data_sources
+from layercollapse.zoo.data.split import FRACTIONS
+from layercollapse.zoo.data.text import TOKENS
+from layercollapse.zoo.data.transforms import CROPS, NORMALIZE
+from layercollapse.zoo.models import sources as model_sources
+from layercollapse.zoo.models.transformers import WIDTHS
+from layercollapse.zoo.optimizers import OPTIMIZERS, SCHEDULES
 
 if TYPE_CHECKING:
-    Model: TypeAlias = str
+    Crop: TypeAlias = str
+    Optimizer: TypeAlias = str
+    Schedule: TypeAlias = str
     Rule: TypeAlias = str
     Mode: TypeAlias = str
+    Epochs: TypeAlias = tuple[int, ...]
+    Arguments: TypeAlias = dict[str, Any]
 else:
-    Model, Rule, Mode = one_of(MODELS), one_of([*RULES, GLOBAL]), one_of(MODES)
+    Crop, Optimizer, Schedule = one_of(CROPS), one_of(OPTIMIZERS), one_of(SCHEDULES)
+    Rule, Mode = one_of([*RULES, GLOBAL]), one_of(MODES)
+    Epochs, Arguments = several(int), named_values()
 
 FILE = "recipe.yaml"
 SUFFIXES = (".yaml", ".yml")
@@ -36,14 +47,66 @@ WIDTH = 100
 class DataKeys(Keys):
     """Data"""
 
-    data: str = key("mnist5k", f"Images: {', '.join(DATA_SETS)}; the last two take a folder of IDX files: idx:FOLDER.")
+    data: str = key("mnist5k", f"What to train on: {data_sources.forms()}.")
+    validation_share: float | None = key(
+        None,
+        "Share of the training data to choose by, where the data have no validation part.",
+        otherwise=f"{FRACTIONS[1]}; 1/12 of idx",
+        gt=0,
+        lt=1,
+    )
+    test_share: float | None = key(
+        None,
+        "Share of the training data to report on, where the data have no test part.",
+        otherwise=f"{FRACTIONS[2]}",
+        gt=0,
+        lt=1,
+    )
+    input: str | None = key(
+        None, "Image files: what the network gets, as 3x224x224; 1 is grey.", otherwise="as the images are"
+    )
+    resize: int | None = key(
+        None, "Image files: the shorter side before the crop.", otherwise="as little as covers the input", ge=1
+    )
+    crop: Crop | None = key(
+        None,
+        "Image files: where a training image is cropped; resized is a random part, resized. Others are at the center.",
+        otherwise=CROPS[0],
+    )
+    normalize: str | None = key(
+        None,
+        f"Image files: data (mean and deviation of the training images), {', '.join(NORMALIZE)}, or MEAN/DEVIATION, "
+        "each with a comma between the channels.",
+        otherwise="data",
+    )
+    text: str | None = key(None, "Texts: the column; two with a comma between for pairs.", otherwise="text")
+    label: str | None = key(None, "Texts: the column of the labels.", otherwise="label")
+    tokens: int | None = key(None, "Texts: tokens kept of each, at most.", otherwise=f"{TOKENS}", ge=3)
+    tokenizer: str | None = key(
+        None,
+        "Texts: a tokenizer.json, or the folder of a model.",
+        otherwise="that of an hf: model, else the words of the training texts",
+    )
+    workers: int | None = key(
+        None, "Image files: processes that decode.", otherwise="one for each processor, four at most", ge=0
+    )
 
 
 class ModelKeys(DataKeys):
     """Model"""
 
-    model: Model = key("resnet18", "The network.")
-    width: int = key(16, "Channels of the first stage.")
+    model: str = key("resnet18", f"The network: {model_sources.forms()}.")
+    width: int | None = key(
+        None,
+        "Channels of the first stage, or of a transformer's blocks, of the built-in networks.",
+        otherwise=f"{model_sources.WIDTH}; " + ", ".join(f"{width} of {name}" for name, width in WIDTHS.items()),
+    )
+    model_args: Arguments = key({}, "Arguments for the network, as model_args.hidden_act=relu.")
+    init: str | None = key(
+        None,
+        "Weights to begin with, safetensors or a state dict; those that do not fit (of another head) stay as they are.",
+        otherwise="random, or those in the folder of an hf: model",
+    )
 
 
 class TrainingKeys(ModelKeys):
@@ -53,6 +116,29 @@ class TrainingKeys(ModelKeys):
     batch_size: int | None = key(
         None, "Samples per optimizer step.", otherwise="64 for fewer than 20,000 samples, else 128", ge=1
     )
+    optimizer: Optimizer | None = key(
+        None,
+        "What trains.",
+        otherwise="sgd, but adamw for transformers and for networks from elsewhere without batch norms",
+    )
+    lr: float | None = key(
+        None,
+        "Learning rate, the highest of the schedule.",
+        otherwise=", ".join(f"{values.lr:g} for {name}" for name, values in OPTIMIZERS.items())
+        + "; a tenth of it for pretrained weights",
+        gt=0,
+    )
+    momentum: float | None = key(None, "Of sgd.", otherwise="0.9", ge=0, lt=1)
+    weight_decay: float | None = key(
+        None,
+        "On every parameter.",
+        otherwise=", ".join(f"{values.weight_decay:g} for {name}" for name, values in OPTIMIZERS.items()),
+        ge=0,
+    )
+    schedule: Schedule | None = key(
+        None, "Of the learning rate.", otherwise=f"milestones if there are any, else {SCHEDULES[0]}"
+    )
+    milestones: Epochs = key((), "Epochs after which the learning rate is a tenth, with commas between.")
     flip: bool = key(False, "Half of the training images, by chance, are mirrored left to right.")
     device: str = key("cpu", "cpu, cuda, cuda:1, ...")
 
@@ -70,6 +156,9 @@ class Recipe(TrainingKeys):
         None,
         "Trained weights, safetensors or a state dict: the network is not trained before the first pruning.",
         otherwise="the network is trained first",
+    )
+    train_first: bool | None = key(
+        None, "Whether to train before the first pruning.", otherwise="yes, but with weights"
     )
     mode: Mode = key(
         "exact",
@@ -97,7 +186,7 @@ def default_of(keys: type[Keys], name: str) -> str:
     extra = field.json_schema_extra
     if isinstance(extra, dict) and extra.get("otherwise"):
         return str(extra["otherwise"])
-    return "" if field.default is None or field.default is False or field.default == {} else f"{field.default}"
+    return "" if field.default is None or field.default is False or field.default in ((), {}) else f"{field.default}"
 
 
 def parse(arguments: Iterable[str]) -> dict[str, Any]:
@@ -165,7 +254,8 @@ def written(recipe: Recipe) -> str:
             other = default and (value is None or value != field.default)
             about = f"{field.description}" + (f" Default: {default}." if other else "")
             lines += [f"# {line}" for line in textwrap.wrap(about, WIDTH)]
-            lines += yaml().safe_dump({name: value}, sort_keys=False, allow_unicode=True).splitlines()
+            plain = list(value) if isinstance(value, tuple) else value
+            lines += yaml().safe_dump({name: plain}, sort_keys=False, allow_unicode=True).splitlines()
     return "\n".join(lines) + "\n"
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -99,18 +100,49 @@ def load_weights(file: str | Path, model: nn.Module) -> None:
     Raises:
         LayerCollapseError: no such file, or not the weights of this model.
     """
+    with _named(file, "weights"):
+        _restore(model, *_state_of(file))
+
+
+def load_fitting(file: str | Path, model: nn.Module) -> list[str]:
+    """Put those weights of a file into a model that it has by their name and shape.
+
+    Returns:
+        The names of those that it has and the file has not, or of another shape: they stay as they are.
+
+    Raises:
+        LayerCollapseError: no such file, or none of its weights is the model's.
+    """
+    with _named(file, "init"):
+        state, _ = _state_of(file)
+        own = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+        fitting = {
+            name: state[name] for name, value in own.items() if name in state and state[name].shape == value.shape
+        }
+        if not fitting:
+            raise ValueError(f"none of its {len(state)} tensors has a name and a shape of the model's {len(own)}")
+        model.load_state_dict(fitting, strict=False)
+    return [name for name in own if name not in fitting]
+
+
+def _state_of(file: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the extra state in a file of weights."""
     try:
-        try:
-            state, extra = _read(Path(file))
-        except safetensors.SafetensorError:
-            loaded = torch.load(file, map_location="cpu", weights_only=True)
-            state, extra = _state_in(loaded), {}
-        _restore(model, state, extra)
+        return _read(Path(file))
+    except safetensors.SafetensorError:
+        return _state_in(torch.load(file, map_location="cpu", weights_only=True)), {}
+
+
+@contextmanager
+def _named(file: str | Path, argument: str) -> Iterator[None]:
+    """The block, whose errors about a file of weights are of the argument."""
+    try:
+        yield
     except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         rest = " ".join(line.strip() for line in str(error).splitlines()[1:3])
         raise LayerCollapseError(
-            "weights: expected safetensors, or a state dict that torch.load reads with weights_only=True, of this "
+            f"{argument}: expected safetensors, or a state dict that torch.load reads with weights_only=True, of this "
             f"model, got {str(file)!r}: {first} {rest}".rstrip()
         ) from error
 

@@ -1,8 +1,8 @@
-"""The training recipe of the built-in data: SGD with momentum, one-cycle learning rate."""
+"""The training loop of the command line; by default SGD with momentum and a one-cycle learning rate."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,7 +11,10 @@ from torch.nn import functional as F
 
 from layercollapse._util.modes import evaluating
 from layercollapse.errors import LayerCollapseError
-from layercollapse.zoo.data.split import Split
+from layercollapse.graph.agreement import tensors_of
+from layercollapse.graph.export import arguments_in, call_arguments, describe
+from layercollapse.zoo.data.split import Part, Samples
+from layercollapse.zoo.optimizers import make_optimizer, make_schedule
 
 if TYPE_CHECKING:
     from layercollapse.prune.pruner import Pruner
@@ -22,76 +25,100 @@ EVALUATION_BATCH = 500
 
 def fit(
     model: nn.Module,
-    split: Split,
+    split: Part,
     *,
     epochs: int,
-    lr: float = 0.1,
+    lr: float | None = None,
     batch_size: int = BATCH_SIZE,
+    optimizer: str = "sgd",
     momentum: float = 0.9,
-    weight_decay: float = 5e-4,
+    weight_decay: float | None = None,
+    schedule: str = "one-cycle",
+    milestones: Sequence[int] = (),
     flip: bool = False,
     pruner: Pruner | None = None,
     progress: Callable[[], object] | None = None,
 ) -> None:
     """Train in place with cross-entropy, on the device where the model and the split are.
 
-    The order of the images comes from torch's global generator: seed it to repeat a run.
+    The order of the samples comes from torch's global generator: seed it to repeat a run.
 
     Args:
-        model: images (N, C, H, W) -> logits (N, classes).
+        model: images (N, C, H, W), or arguments by name -> logits (N, classes), alone or first in what it returns.
         split: what to train on.
         epochs: passes over the split.
-        lr: peak of the one-cycle schedule.
-        batch_size: images per step.
+        lr: the highest learning rate, by default that of `layercollapse.zoo.optimizers.OPTIMIZERS`: 0.1 for SGD.
+        batch_size: samples per step.
+        optimizer: ``"sgd"``, ``"adam"`` or ``"adamw"``.
         momentum: of SGD.
-        weight_decay: of SGD, on every parameter.
+        weight_decay: on every parameter, by default that of the same table: 5e-4 for SGD.
+        schedule: see `layercollapse.zoo.optimizers.make_schedule`.
+        milestones: the same.
         flip: whether half of the images of a batch, by chance, are mirrored left to right.
         pruner: keeps its pruned weights at zero through momentum and weight decay.
         progress: called after every optimizer step.
 
     Raises:
-        LayerCollapseError: no epochs, no images, or a loss that is no longer finite.
+        LayerCollapseError: no epochs, no samples, other inputs than images to flip, or a loss that is no longer finite.
     """
     if epochs < 1:
         raise LayerCollapseError(f"epochs: expected at least 1, got {epochs}")
     if len(split) == 0:
-        raise LayerCollapseError("split: expected at least one image, got an empty split")
+        raise LayerCollapseError("split: expected at least one sample, got an empty split")
     batches = split.shuffled(batch_size)
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=lr, total_steps=epochs * len(batches))
-    attached = None if pruner is None else pruner.attach(optimizer)
+    stepper = make_optimizer(optimizer, model.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
+    rates = make_schedule(schedule, stepper, epochs=epochs, batches=len(batches), milestones=milestones)
+    highest = stepper.param_groups[0].get("max_lr", stepper.param_groups[0].get("initial_lr"))
+    attached = None if pruner is None else pruner.attach(stepper)
     model.train()
     try:
         for epoch in range(epochs):
-            for images, labels in batches:
-                optimizer.zero_grad(set_to_none=True)
-                loss = F.cross_entropy(model(_mirrored(images) if flip else images), labels)
+            for inputs, labels in batches:
+                stepper.zero_grad(set_to_none=True)
+                loss = F.cross_entropy(logits(model, _mirrored(inputs) if flip else inputs), labels)
                 loss.backward()
-                optimizer.step()
-                schedule.step()
+                stepper.step()
+                rates.step()
                 if progress is not None:
                     progress()
             if not torch.isfinite(loss):
                 raise LayerCollapseError(
                     f"lr: expected training to converge, got loss {loss.item()} in epoch {epoch + 1}; "
-                    f"try less than {lr:g}"
+                    f"try less than {highest:g}"
                 )
     finally:
         if attached is not None:
             attached.remove()
 
 
-def _mirrored(images: Tensor) -> Tensor:
+def _mirrored(images: Samples) -> Tensor:
     """A batch (N, C, H, W) of which half of the images, by chance, are mirrored left to right."""
+    if not isinstance(images, Tensor) or images.ndim != 4:
+        raise LayerCollapseError(f"flip: expected batches of images (N, C, H, W), got {describe(images)}")
     some = torch.rand(len(images), device=images.device) < 0.5
     return torch.where(some[:, None, None, None], images.flip(-1), images)
 
 
+def logits(model: nn.Module, inputs: Samples) -> Tensor:
+    """What a model makes of a batch, (N, classes): its output, or the first tensor of it, ``logits`` where it has that.
+
+    Raises:
+        LayerCollapseError: it is not of this shape.
+    """
+    args, kwargs = call_arguments(arguments_in(inputs, model) if isinstance(inputs, Mapping) else inputs)
+    output = model(*args, **kwargs)
+    found = output["logits"] if isinstance(output, Mapping) and "logits" in output else output
+    found = found if isinstance(found, Tensor) else next(iter(tensors_of(found)), found)
+    if not isinstance(found, Tensor) or found.ndim != 2:
+        raise LayerCollapseError(f"model: expected logits (N, classes), got {describe(output)}")
+    return found
+
+
 @torch.inference_mode()
-def accuracy(model: nn.Module, split: Split) -> float:
+def accuracy(model: nn.Module, split: Part, batch_size: int = EVALUATION_BATCH) -> float:
     """Top-1 in percent, in evaluation mode; the model's mode is put back afterwards."""
     if len(split) == 0:
-        raise LayerCollapseError("split: expected at least one image, got an empty split")
+        raise LayerCollapseError("split: expected at least one sample, got an empty split")
     with evaluating(model):
-        correct = sum(int((model(x).argmax(1) == labels).sum()) for x, labels in split.batches(EVALUATION_BATCH))
+        correct = sum(int((logits(model, x).argmax(1) == labels).sum()) for x, labels in split.batches(batch_size))
     return 100 * correct / len(split)

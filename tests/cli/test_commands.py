@@ -1,17 +1,40 @@
 import json
 import os
+import pickle
 import re
 import signal
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from layercollapse._util.files import free_folder
 from layercollapse.cli.commands import layercollapse
+from layercollapse.zoo.data.cifar import TEST, TRAIN
 
+MINE = """
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+class Net(nn.Module):
+    def __init__(self, num_classes, hidden):
+        super().__init__()
+        self.fc1 = nn.Linear(5, hidden)
+        self.relu = nn.ReLU()
+        self.fc2 = nn.Linear(hidden, num_classes)
+
+    def forward(self, x):
+        return self.fc2(self.relu(self.fc1(x)))
+
+def loaders():
+    x = torch.randn(40, 5, generator=torch.Generator().manual_seed(0))
+    data = TensorDataset(x, (x[:, 0] > 0).long() + (x[:, 1] > 0).long() + (x[:, 2] > 0).long())
+    return tuple(DataLoader(data, batch_size=10, shuffle=part == 0) for part in range(3))
+"""
 SMALL = ["--data", "digits", "--model", "mlp", "--width", "2", "--epochs", "1"]
 
 
@@ -95,6 +118,57 @@ def test_the_recipe_is_printed_with_what_is_given(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_recipe_of_the_package_with_other_values(tmp_path):
+    """CIFAR-10's format, colours, milestones: everything but the network's size as the recipe says."""
+    for name in (*TRAIN, TEST):
+        batch = {b"data": np.random.default_rng(0).integers(0, 256, (20, 3072), np.uint8), b"labels": [0, 1] * 10}
+        (tmp_path / name).write_bytes(pickle.dumps(batch, 2))
+    out = tmp_path / "run"
+    values = [f"data=cifar10:{tmp_path}", "model=mlp", "width=1", "epochs=2", "milestones=1", "steps=1", "max_drop=100"]
+    result = call("run", "paper-mobilenet_v2", *values, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "on cifar10 (90 / 10 / 20 images)" in result.output
+    assert "trained by sgd, learning rate 0.1, milestones, batches of 128" in result.output
+    settings = json.loads((out / "run.json").read_text())["settings"]
+    assert (settings["milestones"], settings["weight_decay"], settings["batch_size"]) == ([1], 1e-4, 128)
+    assert call("collapse", out).exit_code == 0
+
+
+def test_loaders_and_a_network_of_the_users(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "my_job_of_commands.py").write_text(MINE)
+    out = tmp_path / "run"
+    names = ["--data", "my_job_of_commands:loaders", "--model", "my_job_of_commands:Net", "--model-args", "hidden=6"]
+    result = call("run", *names, "--epochs", 1, "--steps", 1, "--max-drop", 100, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "my_job_of_commands:Net (64 parameters) on loaders (40 / 40 / 40 samples)" in result.output
+    assert "trained by adamw, learning rate 0.001, one-cycle" in result.output
+    for command in (["analyze", out], ["collapse", out, "--explain"]):
+        result = call(*command)
+        assert result.exit_code == 0, result.output
+        assert "relu" in result.output
+
+
+def test_texts(tmp_path):
+    pytest.importorskip("transformers")
+    pytest.importorskip("tokenizers")
+    rows = [
+        {"text": f"word{i % 7} {'good' if i % 2 else 'bad'}", "label": "ham" if i % 2 else "spam"} for i in range(60)
+    ]
+    (tmp_path / "mail.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "run"
+    keys = ["--data", f"jsonl:{tmp_path / 'mail.jsonl'}", "--model", "bert", "--width", 16, "--tokens", 6]
+    args = ["--model-args", "num_hidden_layers=1", "--model-args", "hidden_act=relu"]
+    result = call("run", *keys, *args, "--epochs", 1, "--steps", 1, "--max-drop", 100, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "classes: ham, spam" in result.output
+    assert (out / "tokenizer.json").is_file()
+    counts = json.loads((out / "entropy.json").read_text())["layers"][0]["counts"]
+    assert {sum(neuron) for neuron in counts} == {42 * 4}  # start, two words, end: padding is not counted
+    assert call("collapse", out).exit_code == 0
+
+
 def test_metrics_are_of_this_run(made):
     metrics = json.loads((made[0] / "metrics.json").read_text())
     assert metrics["sites_total"] == 4
@@ -157,7 +231,7 @@ def test_collapse_again_gives_the_same_model(made):
     ("arguments", "message"),
     [
         (["run", "--data", "fashion-mnist", "--data-dir", "/nowhere"], "apt-get install dataset-fashion-mnist"),
-        (["run", "--data", "digits", "--data-dir", "/tmp"], "data: expected a folder only with"),
+        (["run", "--data", "digits", "--data-dir", "/tmp"], "data: expected 'digits' without a folder or file"),
         (["run", *SMALL, "--out", "/dev/null/x"], "out: expected a folder that can be written"),
         (["run", *SMALL, "--epochs", "0"], "epochs: expected at least 1, got 0"),
         (["run", *SMALL, "--amount", "2"], "amount: expected"),

@@ -44,17 +44,65 @@ def test_bad_settings(change, message):
         Job(**change).check()
 
 
+def test_what_trains_follows_from_the_network_and_the_keys():
+    def trainer(**keys):
+        found = Job(**{"data": "digits", "epochs": 1, **keys}).trainer
+        return found["optimizer"], found["lr"], found["schedule"]
+
+    assert trainer(model="mlp") == ("sgd", 0.1, "one-cycle")
+    assert trainer(model="mlp", optimizer="adam") == ("adam", 1e-3, "one-cycle")
+    assert trainer(model="mlp", init="somewhere") == ("sgd", pytest.approx(0.01), "one-cycle")
+    assert trainer(model="torch.nn:Flatten") == ("adamw", 1e-3, "one-cycle")  # no batch norm
+    assert trainer(model="mlp", lr=0.5, milestones="3,4") == ("sgd", 0.5, "milestones")
+
+
+def test_a_network_that_does_not_fit_is_refused_before_anything_is_trained():
+    with pytest.raises(
+        LayerCollapseError, match=r"takes \(2, 1, 8, 8\) float32 of digits, got torch.nn:BatchNorm1d, which"
+    ):
+        Job(data="digits", model="torch.nn:BatchNorm1d", model_args={"num_features": 64}).build()
+    with pytest.raises(LayerCollapseError, match=r"model: expected logits \(N, classes\), got \(2, 1, 8, 8\) float32"):
+        Job(data="digits", model="torch.nn:Identity").build()
+
+
+def test_weights_to_begin_with(tmp_path):
+    torch.manual_seed(0)
+    state = Job(data="digits", model="mlp", width=2).build().state_dict()
+    state["layers.head.weight"] = torch.zeros(3, 16)
+    torch.save(state, tmp_path / "w.pt")
+    job = Job(data="digits", model="mlp", width=2, init=str(tmp_path / "w.pt"))
+    model = job.build()
+    assert job.fresh == ["layers.head.weight"]
+    assert torch.equal(model.layers.fc1.weight, state["layers.fc1.weight"])
+    torch.save({"other": torch.zeros(1)}, tmp_path / "w.pt")
+    with pytest.raises(LayerCollapseError, match=r"init: expected .* got .*w.pt': none of its 1 tensors has a name"):
+        job.build()
+
+
+@pytest.mark.parametrize(
+    ("data", "model", "title"),
+    [
+        ("mnist5k", "resnet18", "mnist5k-resnet18"),
+        ("imagefolder:/a/my photos/", "timm:resnet18", "my-photos-timm-resnet18"),
+        ("csv:mails/a.csv", "hf:/models/bert", "a-bert"),
+        ("mine.data:make", "mine.nets:Net", "mine.data-mine.nets-Net"),
+    ],
+)
+def test_titles_are_names_of_folders(data, model, title):
+    assert Job(data=data, model=model).title == title
+
+
 def test_few_images_are_trained_in_small_batches(monkeypatch):
     assert (DIGITS.training_batch, DIGITS.batches_per_epoch) == (64, 1258 // 64)
     assert Job(data="digits", batch_size=100).training_batch == 100
-    monkeypatch.setattr(experiment, "FEW_IMAGES", 1258)
+    monkeypatch.setattr(experiment, "FEW_SAMPLES", 1258)
     assert Job(data="digits").training_batch == 128
 
 
 def test_every_image_of_a_split_is_in_its_batches():
     for batches, split in ((DIGITS.training_batches, "train"), (DIGITS.test_batches, "test")):
         images = torch.cat([images for images, _ in batches])
-        assert torch.equal(images, getattr(DIGITS.images, split).images)
+        assert torch.equal(images, getattr(DIGITS.dataset, split).inputs)
     assert DIGITS.example[0].shape == (2, 1, 8, 8)
 
 
@@ -64,7 +112,7 @@ def test_the_accuracies_are_of_their_splits():
             return torch.eye(10)[3].expand(len(x), 10)
 
     for measured, split in ((DIGITS.evaluate, "validation"), (DIGITS.test, "test")):
-        labels = getattr(DIGITS.images, split).labels
+        labels = getattr(DIGITS.dataset, split).labels
         assert measured(Constant()) == pytest.approx(100 * float((labels == 3).double().mean()))
 
 

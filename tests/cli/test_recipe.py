@@ -67,6 +67,20 @@ def test_recipes_of_the_package_are_valid(name: str) -> None:
     Recipe(**values)
 
 
+def test_recipes_of_the_paper_have_its_numbers() -> None:
+    found = {name: Recipe(**parse([f"paper-{name}"])) for name in ("resnet18", "vgg16_bn", "swin_t", "pacs", "sst2")}
+    assert {name: recipe.lr for name, recipe in found.items()} == {
+        "resnet18": 0.1,
+        "vgg16_bn": 0.01,
+        "swin_t": 0.001,
+        "pacs": 0.001,
+        "sst2": 1e-4,
+    }
+    resnet, pacs = found["resnet18"], found["pacs"]
+    assert (resnet.epochs, resnet.batch_size, resnet.milestones, resnet.weight_decay) == (160, 128, (80, 120), 1e-4)
+    assert (pacs.epochs, pacs.batch_size, pacs.milestones, pacs.weight_decay) == (30, 16, (24,), 5e-4)
+
+
 def test_the_schema_in_the_documentation_is_of_this_version() -> None:
     kept = (ROOT / "docs" / "recipe.schema.json").read_text(encoding="utf-8")
     assert kept == schema(), f"python -m {recipes.__name__} > docs/recipe.schema.json"

@@ -53,7 +53,7 @@ def test_the_collapsed_model_is_shallower_and_agrees(finished):
     assert record.after.depth < record.before.depth == 18
     assert record.after.parameters < record.before.parameters
     assert record.after.file_mib < record.before.file_mib
-    images = JOB.images.test.images
+    images = JOB.dataset.test.inputs
     with torch.no_grad():
         expected, got = sparse.eval()(images), result.model.eval()(images)
     assert float((expected - got).abs().max()) == pytest.approx(record.max_abs_error, rel=0.5, abs=1e-6)
@@ -72,7 +72,7 @@ def dense_macs(model):
 
     layers = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
     handles = [layer.register_forward_hook(count) for layer in layers]
-    model(JOB.images.test.images[:1])
+    model(JOB.dataset.test.inputs[:1])
     for handle in handles:
         handle.remove()
     return sum(macs)
@@ -80,7 +80,7 @@ def dense_macs(model):
 
 def test_the_saved_model_is_the_collapsed_one(finished):
     out, _, result, _ = finished
-    images = JOB.images.test.images[:50]
+    images = JOB.dataset.test.inputs[:50]
     with torch.no_grad():
         expected = result.model.eval()(images)
         torch.testing.assert_close(load(out)(images), expected, rtol=0, atol=1e-6)

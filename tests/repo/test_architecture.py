@@ -23,7 +23,9 @@ def test_the_page_names_every_package():
 
 def test_metadata_of_nodes_has_typed_keys():
     package = ROOT / "layercollapse"
-    files = {str(path.relative_to(package)): path.read_text(encoding="utf-8") for path in package.rglob("*.py")}
+    paths = {str(path.relative_to(package)): path for path in package.rglob("*.py")}
+    # What reads data and builds networks sees no node; a file of CIFAR-10 is called .meta.
+    files = {name: path.read_text(encoding="utf-8") for name, path in paths.items() if not name.startswith("zoo/")}
     assert {name for name, text in files.items() if re.search(r"\.meta(\[|\.|\b[^\w. ]| =| in)", text)} == {
         "graph/meta.py"
     }

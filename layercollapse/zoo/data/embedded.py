@@ -8,9 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from layercollapse.errors import LayerCollapseError, require
-from layercollapse.zoo.data.split import DataSet, from_arrays, stratified
-
-FRACTIONS = (0.7, 0.1, 0.2)  # train, validation, test
+from layercollapse.zoo.data.split import FRACTIONS, DataSet, from_arrays, stratified
 
 
 def _divided(name: str, images: np.ndarray, labels: np.ndarray) -> DataSet:

@@ -66,15 +66,11 @@ def _read_pair(folder: Path, prefix: str) -> tuple[np.ndarray, np.ndarray]:
             f"data: expected as many images (N, H, W) as labels (N,), "
             f"got {images.shape} in {images_path} and {labels.shape} in {labels_path}"
         )
-    if images.shape[1] != images.shape[2]:
-        raise LayerCollapseError(
-            f"data: expected square images, got {images.shape[1]}x{images.shape[2]} in {images_path}"
-        )
     return images, labels
 
 
-def load_idx(folder: Path, name: str) -> DataSet:
-    """Load a folder of four IDX files; the t10k files are the test split, 1/12 of the train files validation.
+def load_idx(folder: Path, *, name: str | None = None, validation_share: float = VALIDATION_FRACTION) -> DataSet:
+    """Load a folder of four IDX files; the t10k files are the test split, a share of the train files validation.
 
     The labels that occur in the train files are the classes, in order: labels 1 to 10 make ten of them.
 
@@ -85,7 +81,9 @@ def load_idx(folder: Path, name: str) -> DataSet:
         raise LayerCollapseError(f"data: expected a folder of IDX files, got {folder}. {HOW_TO_GET}")
     images, labels = _read_pair(folder, "train")
     test_images, test_labels = _read_pair(folder, "t10k")
-    validation, train = stratified(labels, (VALIDATION_FRACTION, 1 - VALIDATION_FRACTION))
+    if not 0 < validation_share < 1:
+        raise LayerCollapseError(f"validation_share: expected more than 0 and less than 1, got {validation_share:g}")
+    validation, train = stratified(labels, (validation_share, 1 - validation_share))
     if len(train) == 0 or len(validation) == 0:
         raise LayerCollapseError(
             f"data: expected at least 6 training images per class in {folder}, got {len(labels)} in all"
@@ -100,9 +98,9 @@ def load_idx(folder: Path, name: str) -> DataSet:
     named = () if np.array_equal(classes, np.arange(len(classes))) else tuple(classes.tolist())
     labels, test_labels = np.searchsorted(classes, labels), np.searchsorted(classes, test_labels)
     return from_arrays(
-        name,
+        name or folder.resolve().name,
         (images[train], labels[train]),
         (images[validation], labels[validation]),
         (test_images, test_labels),
-        named,
+        classes=named,
     )

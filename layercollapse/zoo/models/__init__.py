@@ -17,6 +17,7 @@ from layercollapse.errors import LayerCollapseError
 from layercollapse.zoo.models.mlp import MLP
 from layercollapse.zoo.models.mobilenet import MobileNetV2
 from layercollapse.zoo.models.resnet import ResNet18
+from layercollapse.zoo.models.sizes import ImageSize, sides
 from layercollapse.zoo.models.vgg import VGG16BN
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -28,15 +29,15 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 
 
 def build(
-    name: str, *, num_classes: int = 10, in_channels: int = 1, image_size: int = 28, width: int = 16
+    name: str, *, num_classes: int = 10, in_channels: int = 1, image_size: ImageSize = 28, width: int = 16
 ) -> nn.Module:
     """Build a network with freshly initialised weights (torch's global generator).
 
     Args:
         name: one of `MODELS`.
         num_classes: number of logits.
-        in_channels: channels of the images, shape (N, in_channels, image_size, image_size).
-        image_size: side of the images in pixels, at least 8.
+        in_channels: channels of the images, shape (N, in_channels, height, width).
+        image_size: side of the images in pixels, or height and width, at least 8.
         width: channels of the first stage; 64 gives the published ResNet-18 and VGG-16, 32 MobileNetV2.
 
     Raises:
@@ -48,13 +49,13 @@ def build(
     given = {
         "num_classes": num_classes,
         "in_channels": in_channels,
-        "image_size": image_size,
+        "image_size": min(sides(image_size)),
         "width": width,
     }
     for argument, value in given.items():
         if value < minimum[argument]:
             raise LayerCollapseError(f"{argument}: expected at least {minimum[argument]}, got {value}")
-    return MODELS[name](**given)
+    return MODELS[name](**{**given, "image_size": image_size})
 
 
 __all__ = ["MLP", "MODELS", "VGG16BN", "MobileNetV2", "ResNet18", "build"]

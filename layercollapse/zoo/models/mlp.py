@@ -6,15 +6,18 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
+from layercollapse.zoo.models.sizes import ImageSize, sides
+
 HIDDEN_LAYERS = 4
 
 
 class MLP(nn.Module):
-    """(N, in_channels, image_size, image_size) -> logits (N, num_classes), through 4 layers of 8 * width units."""
+    """(N, in_channels, height, width) -> logits (N, num_classes), through 4 layers of 8 * width units."""
 
-    def __init__(self, *, num_classes: int, in_channels: int, image_size: int, width: int) -> None:
+    def __init__(self, *, num_classes: int, in_channels: int, image_size: ImageSize, width: int) -> None:
         super().__init__()
-        sizes = [in_channels * image_size**2] + [8 * width] * HIDDEN_LAYERS
+        pixels = sides(image_size)[0] * sides(image_size)[1]
+        sizes = [in_channels * pixels] + [8 * width] * HIDDEN_LAYERS
         layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
         for index in range(HIDDEN_LAYERS):
             layers[f"fc{index + 1}"] = nn.Linear(sizes[index], sizes[index + 1])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from layercollapse.zoo.models.sizes import ImageSize, sides
+
 # (expansion, channels at width 32, blocks, stride of the first block)
 STAGES = (
     (1, 16, 1, 1),
@@ -52,16 +54,16 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """(N, in_channels, image_size, image_size) -> logits (N, num_classes).
+    """(N, in_channels, height, width) -> logits (N, num_classes).
 
     A published stride of 2 becomes 1 once the map is 4 wide or less, so that 28x28 images keep some space.
     """
 
-    def __init__(self, *, num_classes: int, in_channels: int, image_size: int, width: int) -> None:
+    def __init__(self, *, num_classes: int, in_channels: int, image_size: ImageSize, width: int) -> None:
         super().__init__()
         channels = _scaled(32, width)
         layers: list[nn.Module] = [_conv_bn_relu6(in_channels, channels, 3, stride=2)]
-        side = (image_size + 1) // 2
+        side = (min(sides(image_size)) + 1) // 2
         for expansion, base, blocks, published_stride in STAGES:
             out_channels = _scaled(base, width)
             for block in range(blocks):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from layercollapse.zoo.models.sizes import ImageSize
+
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a skip; one in-place ReLU module is called twice, as in torchvision.
@@ -34,13 +36,13 @@ class BasicBlock(nn.Module):
 
 
 class ResNet18(nn.Module):
-    """(N, in_channels, image_size, image_size) -> logits (N, num_classes).
+    """(N, in_channels, height, width) -> logits (N, num_classes).
 
     The stem is one 3x3 convolution of stride 2 and no max-pool: 28x28 images leave the four stages with sides
     14, 7, 4 and 2.
     """
 
-    def __init__(self, *, num_classes: int, in_channels: int, image_size: int, width: int) -> None:
+    def __init__(self, *, num_classes: int, in_channels: int, image_size: ImageSize, width: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, width, 3, stride=2, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)

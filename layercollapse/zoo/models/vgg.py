@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from layercollapse.zoo.models.sizes import ImageSize, sides
+
 STAGES = ((1, 2), (2, 2), (4, 3), (8, 3), (8, 3))  # (channels as a multiple of the width, convolutions)
 
 
 class VGG16BN(nn.Module):
-    """(N, in_channels, image_size, image_size) -> logits (N, num_classes).
+    """(N, in_channels, height, width) -> logits (N, num_classes).
 
     A stage ends with a 2x2 max-pool only while its map is at least 4 wide, so 28x28 and 8x8 images work.
     The two hidden fully connected layers have 8 * width units, the usual size for small images.
     """
 
-    def __init__(self, *, num_classes: int, in_channels: int, image_size: int, width: int) -> None:
+    def __init__(self, *, num_classes: int, in_channels: int, image_size: ImageSize, width: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        side = image_size
+        side = min(sides(image_size))
         for multiple, convolutions in STAGES:
             for _ in range(convolutions):
                 channels = multiple * width

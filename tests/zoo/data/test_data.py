@@ -12,17 +12,17 @@ def identity(images):
 
 def test_splits_are_disjoint_and_always_the_same():
     first, second = data.load("digits"), data.load("digits")
-    assert torch.equal(first.train.images, second.train.images)
-    assert not identity(first.train.images) & identity(first.test.images)
-    assert not identity(first.validation.images) & identity(first.test.images)
+    assert torch.equal(first.train.inputs, second.train.inputs)
+    assert not identity(first.train.inputs) & identity(first.test.inputs)
+    assert not identity(first.validation.inputs) & identity(first.test.inputs)
 
 
 @pytest.mark.parametrize(
     ("name", "data_dir", "message"),
     [
         ("cifar", None, "data: expected one of digits, .* got 'cifar'"),
-        ("idx", None, "data: expected a folder"),
-        ("digits", "somewhere", "data: expected a folder only with"),
+        ("idx", None, "data: expected idx:FOLDER"),
+        ("digits", "somewhere", "data: expected .digits. without a folder or file"),
     ],
 )
 def test_bad_arguments(name, data_dir, message):

@@ -18,13 +18,13 @@ def test_embedded_data(name, sizes, side):
     splits = (loaded.train, loaded.validation, loaded.test)
     assert tuple(map(len, splits)) == sizes
     for split in splits:
-        assert split.images.shape == (len(split), 1, side, side)
-        assert split.images.dtype == torch.float32
+        assert split.inputs.shape == (len(split), 1, side, side)
+        assert split.inputs.dtype == torch.float32
         assert split.labels.dtype == torch.int64
         share = torch.bincount(split.labels, minlength=10) / len(split)
         assert ((share - 0.1).abs() < 0.02).all()  # stratified; the file of mnist5k is sorted by label
-    assert abs(float(loaded.train.images.mean())) < 1e-3
-    assert abs(float(loaded.train.images.std()) - 1) < 1e-3
+    assert abs(float(loaded.train.inputs.mean())) < 1e-3
+    assert abs(float(loaded.train.inputs.std()) - 1) < 1e-3
     assert (loaded.num_classes, loaded.in_channels, loaded.image_size) == (10, 1, side)
 
 
@@ -32,5 +32,5 @@ def test_box_holds_every_image_of_the_digits():
     digits = data.load("digits")
     low, high = digits.box
     for split in (digits.train, digits.validation, digits.test):  # the training split has both ends of the scale
-        assert low <= float(split.images.min())
-        assert float(split.images.max()) <= high
+        assert low <= float(split.inputs.min())
+        assert float(split.inputs.max()) <= high

@@ -31,7 +31,7 @@ def test_idx_folder_keeps_every_image_with_its_label(folder):
     loaded = data.load("idx", folder)
     assert loaded.name == folder.name
     assert (len(loaded.train), len(loaded.validation), len(loaded.test)) == (21, 3, 6)
-    pixels = torch.cat([loaded.train.images, loaded.validation.images])[:, 0, 0, 0]
+    pixels = torch.cat([loaded.train.inputs, loaded.validation.inputs])[:, 0, 0, 0]
     rank = pixels.argsort().argsort()  # normalisation keeps the order, and image i is filled with i
     assert torch.equal(torch.cat([loaded.train.labels, loaded.validation.labels]), rank % 3)
     assert sorted(loaded.validation.labels.tolist()) == [0, 1, 2]

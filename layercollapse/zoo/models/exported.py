@@ -1,0 +1,128 @@
+"""Programs that `torch.export.save` wrote, `FILE.pt2`: they train on as they are; reading one runs no code."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._sympy import functions as symbolic
+
+from layercollapse.errors import LayerCollapseError
+from layercollapse.graph.export import reason
+from layercollapse.zoo.models.wanted import Built, Wanted
+
+SUFFIX = ".pt2"
+# torch reads expressions of sizes by `sympy.sympify`, which evaluates them as Python: names of these functions alone.
+_FUNCTIONS = {
+    "Abs",
+    "Add",
+    "And",
+    "Eq",
+    "Ge",
+    "Gt",
+    "Integer",
+    "Le",
+    "Lt",
+    "Max",
+    "Min",
+    "Mul",
+    "Ne",
+    "Not",
+    "Or",
+    "Pow",
+}
+_FUNCTIONS |= {"Symbol"}
+
+_EXPRESSION = re.compile(r"[\w\s+\-*/(),<>=&|~%.]*")
+_FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+
+
+class Exported(nn.Module):
+    """An exported program as a module that `train()` and `eval()` leave as it is: its graph says what it does."""
+
+    def __init__(self, program: torch.export.ExportedProgram) -> None:
+        super().__init__()
+        self.graph = program.module()
+
+    def train(self, mode: bool = True) -> Exported:
+        """Only the flag: a graph has batch norms and dropouts as they were exported."""
+        self.training = mode
+        return self
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the graph."""
+        return self.graph(*args, **kwargs)
+
+
+def build(path: str, wanted: Wanted) -> Built:
+    """The program in a file.
+
+    Raises:
+        LayerCollapseError: there is none, or reading it would run code: pickled objects, or expressions of other
+            functions than sizes need.
+    """
+    wanted.without_width(path)
+    if wanted.args:
+        raise LayerCollapseError(f"model_args: expected none for an exported program, got {', '.join(wanted.args)}")
+    try:
+        _check(path)
+        with _weights_only():
+            program = torch.export.load(path)
+    except LayerCollapseError:
+        raise
+    except Exception as error:
+        raise LayerCollapseError(
+            f"model: expected a program of torch.export in {path}, got: {reason(error)}"
+        ) from error
+    return Built(Exported(program), pretrained=True)
+
+
+def _check(path: str) -> None:
+    """Refuse a file of which torch would unpickle a part, or evaluate an expression that is none of sizes."""
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            if "custom_obj" in name or (name.endswith(("_custom_objs", ".pkl")) and "/data/" in name):
+                raise LayerCollapseError(f"model: expected a file without pickled objects, got {name} in {path}")
+            if name.endswith(".json"):
+                _check_value(json.loads(archive.read(name)), path)
+
+
+def _check_value(value: Any, path: str) -> None:
+    if isinstance(value, dict):
+        if value.get("use_pickle"):
+            raise LayerCollapseError(f"model: expected a file without pickled tensors, got {value.get('path_name')}")
+        for key, entry in value.items():
+            if key == "expr_str" and not _harmless(str(entry)):
+                raise LayerCollapseError(f"model: expected expressions of sizes in {path}, got {entry!r}")
+            _check_value(entry, path)
+    elif isinstance(value, list):
+        for entry in value:
+            _check_value(entry, path)
+
+
+def _harmless(expression: str) -> bool:
+    expression = re.sub(r"\bSymbol\('\w+'", "Symbol(0", expression)
+    called = set(re.findall(r"(\w+)\s*\(", expression))
+    known = all(name in _FUNCTIONS or hasattr(symbolic, name) for name in called)
+    plain = (
+        _EXPRESSION.fullmatch(expression) and "__" not in expression and not re.search(r"\.\s*[A-Za-z_]", expression)
+    )
+    return bool(plain) and known
+
+
+@contextmanager
+def _weights_only() -> Iterator[None]:
+    """The block in which `torch.load` reads tensors alone, also where torch's own code asks for more."""
+    before = os.environ.get(_FORCE)
+    os.environ[_FORCE] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(_FORCE) if before is None else os.environ.update({_FORCE: before})

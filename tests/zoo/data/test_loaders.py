@@ -1,0 +1,77 @@
+"""Loaders of the user's own: tuples and dicts, pairs and dicts of arguments, and which loader is wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from layercollapse.errors import LayerCollapseError
+from layercollapse.zoo.data.loaders import Given, from_loaders, pair
+
+X, Y = torch.arange(24.0).reshape(6, 1, 2, 2), torch.tensor([0, 1, 2, 0, 1, 2])
+
+
+def loader(labels: torch.Tensor = Y) -> DataLoader:
+    return DataLoader(TensorDataset(X[: len(labels)], labels), batch_size=4)
+
+
+def test_pairs() -> None:
+    found = from_loaders("mine", (loader(), loader(), loader()))
+    assert (found.num_classes, found.shape, found.kind, found.box) == (3, (1, 2, 2), "samples", None)
+    assert [len(part) for part in (found.train, found.validation, found.test)] == [6, 6, 6]
+    batches = found.train.shuffled(1)  # as large as the loader makes them
+    assert len(batches) == 2
+    assert torch.equal(torch.cat([x for x, _ in batches]), X)
+
+
+def test_dicts() -> None:
+    batches = [{"input_ids": torch.ones(2, 3), "labels": Y[:2].int()}] * 2
+    found = from_loaders("mine", {"train": batches, "validation": batches, "test": batches, "num_classes": 7})
+    assert (found.num_classes, found.shape) == (7, None)
+    inputs, labels = next(iter(found.test.batches(1)))
+    assert set(inputs) == {"input_ids"}
+    assert labels.dtype == torch.int64
+
+
+def test_batches_go_to_the_device() -> None:
+    part = Given([(X, Y)], 6).to("meta")
+    ((inputs, labels),) = part.batches(6)
+    assert inputs.device.type == labels.device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    ("batch", "got"),
+    [
+        (X, "a Tensor"),
+        ((X, Y, Y), "3 values"),
+        ((X, Y.float()), "2 values"),
+        ((X, Y.reshape(6, 1)), "2 values"),
+        (([X], Y), "2 values"),
+        ({"x": X}, "a dict with x"),
+    ],
+)
+def test_other_batches(batch: Any, got: str) -> None:
+    with pytest.raises(
+        LayerCollapseError, match=rf"^data: expected batches \(inputs, labels\), or dicts .*, got {got}$"
+    ):
+        pair(batch, "data")
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (3, r"data: expected loaders \(train, validation, test\), or a dict of them, got a int"),
+        ({"train": 1, "val": 2}, "data: expected loaders .* got train, val"),
+        ((loader(), iter([1]), loader()), "data: validation: expected batches with a length .*, got a list_iterator"),
+        ((loader(), [], loader()), "data: validation: expected at least one batch with a sample, got none"),
+        ((loader(Y[:2]), loader(), loader()), "data: validation: expected labels up to 1, the largest in train, got 2"),
+        ((loader(), loader(), loader(Y - 1)), "data: test: expected labels from 0 on, got -1"),
+        ((loader(), [X], loader()), "data: validation: expected batches"),
+    ],
+)
+def test_other_loaders(made: Any, message: str) -> None:
+    with pytest.raises(LayerCollapseError, match=message):
+        from_loaders("mine", made)
