@@ -117,6 +117,7 @@ def collapsed(job: Job, method: str, start: Path, folder: Path, *, seed: int, st
         unit="percent",
         seed=seed,
         out=folder,
+        resume=(folder / "run.json").exists(),
         settings=job.settings,
     )
     metrics, record = result.metrics, result.record

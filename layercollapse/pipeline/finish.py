@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ from layercollapse.pipeline.latency import BATCH_SIZES, file_mib, latency, repea
 from layercollapse.pipeline.norms import has_norms, with_norms, without_norms
 from layercollapse.report.record import Record, Region, Side, Verdict
 
+# R² that fitted layers must have: the next where the network is not good enough with one. With 0.8 a ResNet-18
+# without 14 of 17 sites (55,000 Fashion-MNIST images) lost more than half a point in three trainings of 4 epochs.
+FITS = (0.8, 0.9, 0.97)
 MODEL_FILE = "model.safetensors"
 ENTROPY_FILE = "entropy.json"
 
@@ -64,13 +68,7 @@ def collapse_and_compare(
     assert record.chosen is not None
     assert record.dense_top1 is not None
     record.failed, record.before, record.after, record.max_abs_error, record.retrained = [], None, None, None, 0
-    result = collapse(model, example, report, data=data, **options)
-    if (result.repadded or result.refitted) and settle is not None:
-        good = False
-        with _noted(record, "training the collapsed model"):
-            result, good = _settled(model, result, data, settle)
-        if not good:
-            result = collapse(model, example, report, data=data, **{**options, "mode": "exact"})
+    result = _good_enough(model, partial(collapse, model, example, report, data=data, **options), data, settle, record)
     result.model.eval()
     with _noted(record, "saving the collapsed model"):
         result.save(folder)
@@ -93,6 +91,36 @@ def collapse_and_compare(
     with _noted(record, "measuring the collapsed model"):
         _measure(model, result, example, test=test, record=record, folder=folder)
     return result
+
+
+def _good_enough(
+    model: nn.Module,
+    collapsed: Callable[..., CollapseResult],
+    data: Iterable[Any],
+    settle: Callable[[nn.Module], bool] | None,
+    record: Record,
+) -> CollapseResult:
+    """The first collapse that is exact, or good enough once it is trained.
+
+    Fits have to explain more of the variance each time. At last the exact collapse is taken.
+    """
+    tried: list[tuple[str, ...]] = []
+    for least in FITS:
+        result = collapsed(min_r2=least)
+        if settle is None or not (result.repadded or result.refitted):
+            return result
+        replaced = (*result.repadded, *(f"{one.layers} {one.by}" for one in result.refitted))
+        if replaced in tried:
+            continue
+        tried.append(replaced)
+        good = False
+        with _noted(record, "training the collapsed model"):
+            result, good = _settled(model, result, data, settle)
+        if good:
+            return result
+        if not result.refitted:
+            break
+    return collapsed(mode="exact")
 
 
 def _settled(

@@ -1,6 +1,7 @@
 """The collapse at the end of a run: trained again where the border changes, and taken if it is good enough."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,8 +10,10 @@ from torch import nn
 from layercollapse.compiler.driver import api as collapse_api
 from layercollapse.errors import LayerCollapseError
 from layercollapse.pipeline.api import run
+from layercollapse.pipeline.finish import _good_enough
 from layercollapse.pipeline.norms import has_norms
 from layercollapse.report.record import Record
+from records import make_record
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -41,7 +44,7 @@ def test_a_model_padded_anew_is_trained_again_and_taken_if_it_is_good_enough(tmp
         mode="repad",
         out=tmp_path / "made",
     )
-    assert [type(model).__name__ for model in trained] == ["Sequential", *["Collapsed"] * (1 if holds else 3)]
+    assert [type(model).__name__ for model in trained] == ["Sequential", *["Collapsed"] * (1 if holds else 2)]
     assert (trained[1] is result.model) == holds
     assert result.record.repadded == (["0 → 2"] if holds else [])
     assert result.record.forms == result.collapse.latency
@@ -90,7 +93,7 @@ def test_a_model_with_fitted_layers_is_trained_again_and_taken_if_it_is_good_eno
         mode="refit",
         out=tmp_path / "made",
     )
-    assert [type(model).__name__ for model in trained] == ["Sequential", *["Collapsed"] * (1 if holds else 3)]
+    assert [type(model).__name__ for model in trained] == ["Sequential", *["Collapsed"] * (1 if holds else 2)]
     assert (trained[1] is result.model) == holds
     record = Record.load(tmp_path / "made")
     assert record.refitted == [str(one) for one in result.collapse.refitted]
@@ -99,6 +102,33 @@ def test_a_model_with_fitted_layers_is_trained_again_and_taken_if_it_is_good_eno
     assert record.after.depth == (1 if holds else 2)
     text = (tmp_path / "made" / "report.html").read_text(encoding="utf-8")
     assert ("0 … 2 (2 layers): one 5x5 convolution, R²" in text) == holds
+
+
+@pytest.mark.parametrize(
+    ("enough", "taken", "asked"),
+    [
+        (1, "a", [("refit", 0.8)]),
+        (2, "b", [("refit", 0.8), ("refit", 0.9)]),
+        # The third is what the second was, and is not trained again; then the exact collapse is taken.
+        (9, None, [("refit", 0.8), ("refit", 0.9), ("refit", 0.97), ("exact", 0.0)]),
+    ],
+)
+def test_better_fits_are_asked_for_where_one_is_not_good_enough(enough, taken, asked):
+    came, trained = [], []
+
+    def collapsed(mode="refit", min_r2=0.0):
+        came.append((mode, min_r2))
+        by = {0.8: "a", 0.9: "b", 0.97: "b"}.get(min_r2)
+        fitted = (SimpleNamespace(layers=("0", "2"), by=by),)
+        return SimpleNamespace(repadded=(), refitted=fitted[: mode == "refit"], model=nn.Linear(1, 1), by=by)
+
+    def settle(model):
+        trained.append(model)
+        return len(trained) == enough
+
+    assert _good_enough(nn.Linear(1, 1), collapsed, [], settle, make_record()).by == taken
+    assert came == asked
+    assert len(trained) == min(2, enough)
 
 
 def test_a_network_with_batch_norms_trains_once_more_with_new_ones(tmp_path, monkeypatch):
