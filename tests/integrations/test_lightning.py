@@ -1,5 +1,7 @@
 """The callback of Lightning."""
 
+import importlib.util
+
 import pytest
 import torch
 from torch import nn
@@ -7,32 +9,36 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import layercollapse as lc
 
-lightning = pytest.importorskip("lightning.pytorch")
-
-from layercollapse.integrations.lightning import LayerCollapse  # noqa: E402
+if importlib.util.find_spec("lightning") is None:
+    pytest.skip("needs lightning", allow_module_level=True)  # importing it takes five seconds: where a test runs
 
 pytestmark = [pytest.mark.usefixtures("seeded", "one_thread"), pytest.mark.long]
 
 
-class Module(lightning.LightningModule):
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-        self.net = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2))
+def network():
+    from lightning.pytorch import LightningModule
 
-    def forward(self, x):
-        return self.net(x)
+    class Module(LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.seen = []
+            self.net = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2))
 
-    def training_step(self, batch, index):
-        x, y = batch
-        self.seen.append(float((self.net[2].weight != 0).float().mean()))
-        return nn.functional.cross_entropy(self(x), y)
+        def forward(self, x):
+            return self.net(x)
 
-    def hidden(self):
-        return self.net[0].weight, self.net[2].weight
+        def training_step(self, batch, index):
+            x, y = batch
+            self.seen.append(float((self.net[2].weight != 0).float().mean()))
+            return nn.functional.cross_entropy(self(x), y)
 
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
+        def hidden(self):
+            return self.net[0].weight, self.net[2].weight
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
+
+    return Module()
 
 
 def loader():
@@ -42,6 +48,10 @@ def loader():
 
 
 def train(folder, epochs, **more):
+    import lightning.pytorch as lightning
+
+    from layercollapse.integrations.lightning import LayerCollapse
+
     torch.manual_seed(0)
     callback = LayerCollapse(0.5, rule="uniform", out=folder / "small.v1", collapse={"cost": "macs"})
     saved = lightning.callbacks.ModelCheckpoint(folder / "saved", save_top_k=-1, filename="{epoch}")
@@ -54,7 +64,7 @@ def train(folder, epochs, **more):
         enable_model_summary=False,
         default_root_dir=folder,
     )
-    module = Module()
+    module = network()
     trainer.fit(module, loader(), **more)
     return module, callback, folder / "saved"
 
@@ -79,7 +89,11 @@ def test_prunes_keeps_zeros_collapses_and_resumes(tmp_path):
 
 
 def test_data_and_example_of_the_user(tmp_path):
-    module = Module()
+    import lightning.pytorch as lightning
+
+    from layercollapse.integrations.lightning import LayerCollapse
+
+    module = network()
     module.example_input_array = torch.randn(3, 4)
     data = [torch.randn(8, 4)]
     callback = LayerCollapse(0.5, every=2, steps=1, data=data, collapse={"cost": "macs"})

@@ -163,12 +163,15 @@ def rebuild(described: Any, decode: Callable[[Any], Any], classes: Sequence[type
             if name == "collections.defaultdict":
                 return defaultdict(None if factory is None else _FACTORIES[factory], pairs)
             return dict(pairs) if name == "builtins.dict" else OrderedDict(pairs)
-        if isinstance(inner, list) and name.startswith("torch.return_types."):
-            return vars(torch.return_types)[name.removeprefix("torch.return_types.")](tuple(map(made, inner)))
+        if isinstance(inner, list):
+            kind = vars(torch.return_types)[name.removeprefix("torch.return_types.")]
+            if not (isinstance(kind, type) and issubclass(kind, tuple)):
+                raise LayerCollapseError(f"its outputs are of {name!r}, which is no class of outputs")
+            return kind(tuple(map(made, inner)))
         named = {str(k): made(part) for k, part in inner.items()}
-        kind: Any = _class(name, classes)
-        if kind is not None:
-            return kind(**named)
+        own: Any = _class(name, classes)
+        if own is not None:
+            return own(**named)
         warnings.warn(
             f"the outputs of this model were {name}, which is not at hand: they are a plain {form}; pass the class in "
             "`classes`, or install the package that it is from",

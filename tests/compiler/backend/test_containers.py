@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -80,12 +81,36 @@ def test_a_class_that_is_not_at_hand_is_plain_and_says_so() -> None:
         "antigravity.Output",
     ],
 )
-def test_a_file_cannot_name_anything_else(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_cannot_name_anything_else(name: str) -> None:
     for described in ({name: {"args": "leaf"}, "as": "dict"}, {name: {"0": "leaf"}, "as": "tuple"}):
         with pytest.warns(UserWarning, match="not at hand"):
             assert pytree.tree_unflatten([1], rebuild(described, identity, [])) in ({"args": 1}, (1,))
-    with pytest.raises((AttributeError, TypeError, ValueError)):
+    with pytest.raises(KeyError):
         rebuild({name: ["leaf"]}, identity, [])
+
+
+@pytest.mark.parametrize("name", ["pytree_register_structseq", "__builtins__", "__name__", "__loader__", "inspect"])
+def test_what_torch_has_beside_its_classes_of_outputs_is_not_called(name: str) -> None:
+    with pytest.raises((lc.LayerCollapseError, KeyError)):
+        rebuild({f"torch.return_types.{name}": ["leaf"]}, identity, [])
+
+
+def test_without_transformers_its_classes_are_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "transformers.modeling_outputs.SequenceClassifierOutput"
+    described = {name: {"logits": "leaf"}, "as": "dict"}
+    for module in ("transformers", "transformers.modeling_outputs", "transformers.utils"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.warns(UserWarning, match=f"{name}, which is not at hand: they are a plain dict"):
+        spec = rebuild(described, identity, [])
+    assert pytree.tree_unflatten([1], spec) == {"logits": 1}
+
+
+def test_with_transformers_its_classes_are_its_own() -> None:
+    outputs = pytest.importorskip("transformers.modeling_outputs")
+    described = {"transformers.modeling_outputs.SequenceClassifierOutput": {"logits": "leaf"}, "as": "dict"}
+    made = pytree.tree_unflatten([torch.ones(1)], rebuild(described, identity, []))
+    assert type(made) is outputs.SequenceClassifierOutput
+    assert list(made) == ["logits"]
 
 
 def test_a_constructor_that_moves_its_parts_is_refused() -> None:
