@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -14,12 +13,12 @@ import torch
 from layercollapse._util.files import free_folder, writable_folder, write_json, write_text
 from layercollapse._version import __version__
 from layercollapse.cli.experiment import Job, with_folder
-from layercollapse.cli.introduction import introduction
+from layercollapse.cli.introduction import introduction, started
 from layercollapse.cli.onnx import collapsed_file, file_options
 from layercollapse.cli.options import GroupedCommand, options
 from layercollapse.cli.progress import RunDisplay
 from layercollapse.cli.recipe import FILE as RECIPE_FILE
-from layercollapse.cli.recipe import Recipe, TrainingKeys, parse, read, save, written
+from layercollapse.cli.recipe import Recipe, TrainingKeys, parse, read, written
 from layercollapse.compiler.driver.check import MODES
 from layercollapse.errors import LayerCollapseError, require
 from layercollapse.graph.capture import capture
@@ -30,10 +29,10 @@ from layercollapse.pipeline.api import run as run_schedule
 from layercollapse.pipeline.batches import Inputs, measure_entropy
 from layercollapse.pipeline.finish import collapse_and_compare
 from layercollapse.pipeline.metric import Metric
-from layercollapse.pipeline.schedule import Event, settled
+from layercollapse.pipeline.schedule import settled
+from layercollapse.report import compare
 from layercollapse.report import render as report
 from layercollapse.report.record import FILE, Record
-from layercollapse.zoo.data import tokenizer
 
 if TYPE_CHECKING:
     import click
@@ -234,9 +233,13 @@ def collapse(folder: Path, *, mode: str, tolerance: float, explain: bool, **file
 
 
 @layercollapse.command("report")
-@RUN_FOLDER
-def rebuild_report(folder: Path) -> None:
-    """Write report.html and metrics.json of RUN anew from its record."""
+@click.argument("folders", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+def rebuild_report(folders: tuple[Path, ...]) -> None:
+    """Write report.html and metrics.json of RUN anew from its record; compare several runs in a table."""
+    if len(folders) > 1:
+        Console().print(compare.table(folders))
+        return
+    (folder,) = folders
     record = Record.load(folder)
     record.save(writable_folder(folder, "run"))
     Console().print(f"report: {report.write_html(record, folder)}", highlight=False, soft_wrap=True)
@@ -255,19 +258,6 @@ def bench(entries: tuple[int, ...], repeats: int, json_file: Path | None) -> Non
     rows = timings.main(entries, repeats=repeats, progress=timings.Table(click.echo).add)
     if json_file is not None:
         write_json(json_file, [asdict(row) for row in rows])
-
-
-def started(recipe: Recipe, job: Job, folder: Path, show: Callable[[Event], object]) -> Callable[[Event], object]:
-    """`show`, and the recipe in the run's folder as soon as a run begins there, which another run would refuse to."""
-
-    def progress(event: Event) -> None:
-        if event.stage in ("train", "collapse"):
-            save(recipe, folder)
-            if job.dataset.text is not None:
-                write_text(folder / tokenizer.FILE, job.dataset.text.tokenizer.to_str(pretty=True))
-        show(event)
-
-    return progress
 
 
 def _recorded(folder: Path) -> tuple[Job, Record]:

@@ -1,11 +1,17 @@
-"""What is trained on what, said before it begins."""
+"""What a run begins with: what is trained on what, said on the console and kept in its folder."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 from torch import nn
 
+from layercollapse._util.files import write_text
 from layercollapse.cli.experiment import Job
-from layercollapse.cli.recipe import Recipe
+from layercollapse.cli.recipe import Recipe, save
+from layercollapse.pipeline.schedule import Event
+from layercollapse.zoo.data import tokenizer
 from layercollapse.zoo.models import MODELS
 
 MOST_NAMES = 12  # of classes, on the console
@@ -37,3 +43,16 @@ def introduction(job: Job, model: nn.Module, recipe: Recipe) -> list[str]:
     if job.init is not None:
         lines.append(f"weights of {job.init}" + (f", but random ones: {', '.join(job.fresh)}" if job.fresh else ""))
     return lines
+
+
+def started(recipe: Recipe, job: Job, folder: Path, show: Callable[[Event], object]) -> Callable[[Event], object]:
+    """`show`, and the recipe in the run's folder as soon as a run begins there, which another run would refuse to."""
+
+    def progress(event: Event) -> None:
+        if event.stage in ("train", "collapse"):
+            save(recipe, folder)
+            if job.dataset.text is not None:
+                write_text(folder / tokenizer.FILE, job.dataset.text.tokenizer.to_str(pretty=True))
+        show(event)
+
+    return progress

@@ -189,6 +189,13 @@ def test_report_is_rebuilt_from_the_record(made):
     assert (out / "metrics.json").is_file()
 
 
+def test_runs_are_compared(made):
+    result = call("report", made[0], made[0])
+    assert result.exit_code == 0
+    assert result.output.count("prune (nepenthe)") == 2
+    assert "top-1 on test, %" in result.output
+
+
 def test_analyze_prints_the_entropy_of_the_chosen_model(made, tmp_path):
     result = call("analyze", made[0], "--json", tmp_path / "entropy.json")
     assert result.exit_code == 0, result.output
