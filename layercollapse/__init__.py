@@ -16,6 +16,7 @@ from layercollapse.entropy.probe import EntropyProbe, EntropyReport
 from layercollapse.errors import LayerCollapseError
 from layercollapse.graph.capture import capture
 from layercollapse.pipeline.api import run
+from layercollapse.prune.least_squares import fit_lines
 from layercollapse.prune.linearize import linearize
 from layercollapse.prune.pruner import Pruner
 
@@ -32,6 +33,7 @@ __all__ = [
     "capture",
     "collapse",
     "data",
+    "fit_lines",
     "linearize",
     "load",
     "models",

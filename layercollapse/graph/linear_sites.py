@@ -10,7 +10,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +73,10 @@ class Line(NamedTuple):
         return x.copy_(y) if in_place else y
 
 
+# What a call is replaced by: of its input, and of whether others read that after the rectifier, its output.
+Replacement: TypeAlias = Line | Callable[[Tensor, bool], Tensor]
+
+
 class LinearSite(nn.Module):
     """Stands where a rectifier module stood that a forward pass calls once.
 
@@ -126,12 +130,12 @@ class LinearCalls:
 
     Args:
         model: the model.
-        lines: of the sites, by name.
+        lines: of the sites, by name: a `Line`, or what else takes the place of a call.
     """
 
-    def __init__(self, model: nn.Module, lines: dict[str, Line]) -> None:
+    def __init__(self, model: nn.Module, lines: Mapping[str, Replacement]) -> None:
         self.lines = lines
-        by_path: dict[str, dict[str, Line]] = {}
+        by_path: dict[str, dict[str, Replacement]] = {}
         for name, line in lines.items():
             by_path.setdefault(name.partition("#")[0], {})[name] = line
         state, self._handles = _State(), []
@@ -168,7 +172,7 @@ class _State(threading.local):
 class _Calls(TorchFunctionMode):
     """Replaces calls that a module's own forward makes, while no other module's runs in it."""
 
-    def __init__(self, path: str, lines: Mapping[str, Line], count: int) -> None:
+    def __init__(self, path: str, lines: Mapping[str, Replacement], count: int) -> None:
         super().__init__()
         self._path, self._lines = path, lines
         self.count, self.paused = count, 0
@@ -195,7 +199,7 @@ class _Calls(TorchFunctionMode):
 class _Hook:
     """Says when a module's forward begins and ends. A copy of the model has its own."""
 
-    def __init__(self, state: _State, path: str, lines: dict[str, Line]) -> None:
+    def __init__(self, state: _State, path: str, lines: Mapping[str, Replacement]) -> None:
         self.state, self.path, self.lines = state, path, lines
 
     def enter(self, module: nn.Module, args: tuple) -> None:

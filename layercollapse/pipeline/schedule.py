@@ -25,7 +25,7 @@ from layercollapse.pipeline.training import taken, zeros_kept
 from layercollapse.prune.pruner import Pruner, StepResult
 from layercollapse.report.record import Pieces, Record, Step, histogram
 from layercollapse.report.render import write_html
-from layercollapse.strategies import Situation, Strategy
+from layercollapse.strategies import Situation, Strategy, with_lines
 
 # Of a collapsed network that is not exact: it has a fraction of the layers, so two cost less than the last step did.
 TRAININGS = 2
@@ -130,7 +130,7 @@ class Schedule:
                 self.model.train()
                 checkpoint.load(self.folder, self._choice(), self.model, self.pruner)
             if action.linear:
-                self.pruner.linearize(action.linear)
+                self.pruner.linearize(with_lines(action.linear, self.model, self.pruner, self.inputs))
             self.pruned = None
             if action.prune is not None:
                 if action.linear:

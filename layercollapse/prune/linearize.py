@@ -13,7 +13,7 @@ from layercollapse.entropy.layer import OFF, SATURATED, LayerEntropy
 from layercollapse.errors import LayerCollapseError
 from layercollapse.graph.aten import module_path
 from layercollapse.graph.capture import Capture, Site, capture
-from layercollapse.graph.linear_sites import HANDLES, Line, LinearCalls, LinearSite
+from layercollapse.graph.linear_sites import HANDLES, Line, LinearCalls, LinearSite, Replacement
 from layercollapse.graph.meta import COMPOSED
 from layercollapse.graph.watch import site_path, unwrapped
 
@@ -33,7 +33,7 @@ class Linearized:
 
     def __init__(self, model: nn.Module, lines: Mapping[str, Line], captured: Capture) -> None:
         self.model, self.lines = model, dict(lines)
-        self._called_once, self._written = _called_once(captured), _written_modules(captured)
+        self._called_once, self._written = _called_once(captured), written_modules(captured)
         self._modules: list[tuple[nn.Module, str, nn.Module]] = []
         self._calls: LinearCalls | None = None
         self.apply()
@@ -69,7 +69,7 @@ class Linearized:
         ]
         for parent, attribute, module in self._modules:
             parent._modules[attribute] = linear[id(module)]
-        rest = {name: line for name, line in lines.items() if name not in own}
+        rest: dict[str, Replacement] = {name: line for name, line in lines.items() if name not in own}
         self._calls = LinearCalls(self.model, rest) if rest else None
         # So that others find it: an attribute, which a copy of the model has a copy of.
         vars(self.model).setdefault(HANDLES, []).append(self)
@@ -172,10 +172,10 @@ def linearizable(captured: Capture) -> list[Site]:
 def _composed(captured: Capture) -> set[str]:
     """The paths in which rectifiers are written out among other calls: these cannot be told by their numbers."""
     paths = {site.name.partition("#")[0] for site in captured.sites if captured.call_of(site) in COMPOSED}
-    return paths - _written_modules(captured)
+    return paths - written_modules(captured)
 
 
-def _written_modules(captured: Capture) -> frozenset[str]:
+def written_modules(captured: Capture) -> frozenset[str]:
     """The paths of modules that compute one rectifier, which they write out, and nothing else."""
     nodes: dict[str, list[fx.Node]] = {}
     for node in captured.graph.nodes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from layercollapse.errors import LayerCollapseError
-from layercollapse.strategies.base import Action, Situation, Strategy, Taken, Together
+from layercollapse.strategies.base import LINE, Action, Situation, Strategy, Taken, Together, with_lines
 from layercollapse.strategies.collapse import Collapse
 from layercollapse.strategies.easier import Easier
 from layercollapse.strategies.pruning import Pruning
@@ -41,4 +41,4 @@ def strategy_of(name: str | Strategy) -> Strategy:
     return parts[0] if len(parts) == 1 else Together(parts)
 
 
-__all__ = ["STRATEGIES", "Action", "Situation", "Strategy", "Taken", "strategy_of"]
+__all__ = ["LINE", "STRATEGIES", "Action", "Situation", "Strategy", "Taken", "strategy_of", "with_lines"]

@@ -6,14 +6,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 from torch import nn
 
 from layercollapse.entropy.layer import LayerEntropy
 from layercollapse.entropy.report import EntropyReport
+from layercollapse.graph.rectifiers import BY_KIND
+from layercollapse.prune.least_squares import fit_lines
 from layercollapse.prune.linearize import Becomes
 from layercollapse.prune.pruner import Pruner
+
+LINE = "line"
+BATCHES = 16  # on which lines are fitted
 
 
 @dataclass(frozen=True)
@@ -21,7 +27,9 @@ class Action:
     """What happens before the next training.
 
     Attributes:
-        linear: sites that are made linear, and what they become; see `layercollapse.linearize`.
+        linear: sites that are made linear, and what they become; see `layercollapse.linearize`. `LINE`: the
+            identity where the rectifier is piecewise linear; elsewhere (GELU and kin) the lines that are nearest to it
+            on some of the data, in the network that is gone back to.
         prune: keyword arguments of `Pruner.step`, or None: no weights are removed.
         back: whether the best step so far is gone back to first, since the last ones lost too much accuracy.
         rest: whether the network is trained again as it is, where there is nothing else.
@@ -106,6 +114,26 @@ class Strategy(ABC):
 
         It depends on the situation alone, so that a run that is resumed goes on as it would have.
         """
+
+
+def with_lines(
+    linear: Mapping[str, Becomes], model: nn.Module, pruner: Pruner, data: Iterable[Any]
+) -> dict[str, Becomes]:
+    """What the sites of an action become, with the identity or fitted lines in the place of `LINE`.
+
+    Args:
+        linear: as in `Action`.
+        model: as it is when the sites are made linear.
+        pruner: of the model.
+        data: as `Situation.data`.
+    """
+    captured = pruner.capture
+    names = [name for name, becomes in linear.items() if isinstance(becomes, str) and becomes == LINE]
+    smooth = [name for name in names if not BY_KIND[captured.site(name).kind].piecewise_linear]
+    lines: dict[str, Becomes] = {**linear, **dict.fromkeys(names, "identity")}
+    if smooth:
+        lines.update(fit_lines(model, smooth, islice(data, BATCHES), pruner.example_inputs, captured=captured))
+    return lines
 
 
 class Together(Strategy):

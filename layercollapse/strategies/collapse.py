@@ -9,12 +9,13 @@ from torch import Tensor, fx
 
 from layercollapse.graph.capture import Capture
 from layercollapse.graph.meta import VALUE
-from layercollapse.strategies.base import Action, Situation, Strategy, Taken
+from layercollapse.strategies.base import LINE, Action, Situation, Strategy, Taken
 
 
 class Collapse(Strategy):
-    """Several sites a step become the identity. A network that has lost too much by it is trained once more; if that is
-    not enough, half as many sites go from the best step on.
+    """Several sites a step become the identity, or, where the rectifier is smooth (GELU and kin), the lines that are
+    nearest to it on the data. A network that has lost too much by it is trained once more; if that is not enough, half
+    as many sites go from the best step on.
 
     Sites that read a sum of branches go last: without them regions reach through the sums, but they are what keeps a
     residual network from being linear. Among these, and among the others, those in front of a smaller map go last: what
@@ -48,7 +49,7 @@ class Collapse(Strategy):
         many = max(1, min((len(names) // 2 for names in failed), default=math.ceil(self.share * len(order))))
         while many > 1 and hopeless(order[:many]):
             many -= 1
-        return Action(dict.fromkeys(order[:many], "identity"), back=bool(failed)) if order else None
+        return Action(dict.fromkeys(order[:many], LINE), back=bool(failed)) if order else None
 
 
 def tried_since(steps: Sequence[Taken], best: Taken) -> list[set[str]]:

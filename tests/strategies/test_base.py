@@ -7,7 +7,7 @@ from torch import nn
 import layercollapse as lc
 from layercollapse import LayerCollapseError
 from layercollapse.graph.linear_sites import LinearSite
-from layercollapse.strategies import STRATEGIES, Action, Strategy, strategy_of
+from layercollapse.strategies import STRATEGIES, Action, Strategy, strategy_of, with_lines
 from layercollapse.strategies.base import Together
 from situations import network, situation
 
@@ -28,7 +28,7 @@ def test_every_strategy_acts_on_a_network_and_ends_when_nothing_is_left(name):
         assert action.linear
         assert not seen & set(action.linear)
         seen |= set(action.linear)
-        found.pruner.linearize(action.linear)
+        found.pruner.linearize(with_lines(action.linear, model, found.pruner, [x]))
         found = situation(model, x, found.pruner, steps=[(0, True), (len(seen), True)])
     assert action is None
     assert seen == {"1", "4", "7"} if name != "tlc" else seen == {"4", "7"}  # no batch norm before the first

@@ -4,6 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+import layercollapse as lc
+from layercollapse.pipeline import checkpoint
+from layercollapse.prune.least_squares import fit_lines
 from layercollapse.strategies.base import Action, Taken
 from layercollapse.strategies.collapse import Collapse, tried_since
 from situations import situation
@@ -41,6 +44,38 @@ def test_sites_that_read_sums_go_last_and_low_entropies_first():
     assert [entropy[name] for name in order[:3]] == sorted(entropy[name] for name in order[:3])
     assert [entropy[name] for name in order[3:]] == sorted(entropy[name] for name in order[3:])
     assert len(Collapse(share=0.35).propose(found).linear) == 3  # of six
+
+
+def test_lines_are_fitted_to_the_network_that_is_gone_back_to(tmp_path):
+    torch.manual_seed(0)
+    model, seen = nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.Linear(4, 4), nn.GELU(), nn.Linear(4, 2)), []
+    data = [torch.randn(32, 4)]
+
+    def train(trained):
+        linear = [type(module).__name__ == "LinearSite" for module in trained]
+        seen.append(sum(linear))
+        if seen[-1] == 2:
+            with torch.no_grad():
+                trained[0].weight.mul_(3.0)  # what is lost with two sites, which are gone back from
+
+    result = lc.run(
+        model,
+        train=train,
+        evaluate=lambda model: 90.0 if seen[-1:] != [2] else 50.0,
+        data=data,
+        strategy=Collapse(share=1.0),
+        steps=3,
+        unit="percent",
+        out=tmp_path / "run",
+    )
+    assert seen == [0, 2, 2, 1]
+    (name,) = result.record.steps[-1].linear
+    scale, shift = checkpoint.lines(tmp_path / "run", 3)[name]
+    dense = nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.Linear(4, 4), nn.GELU(), nn.Linear(4, 2))
+    checkpoint.load(tmp_path / "run", 0, dense)
+    slopes, constants = fit_lines(dense, [name], data, data[0])[name]
+    torch.testing.assert_close(scale, slopes)
+    torch.testing.assert_close(shift, constants)
 
 
 def test_sites_in_front_of_a_smaller_map_go_after_others():
