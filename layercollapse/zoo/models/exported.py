@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.utils._sympy import functions as symbolic
 
 from layercollapse.errors import LayerCollapseError
@@ -44,21 +44,17 @@ _EXPRESSION = re.compile(r"[\w\s+\-*/(),<>=&|~%.]*")
 _FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
-class Exported(nn.Module):
-    """An exported program as a module that `train()` and `eval()` leave as it is: its graph says what it does."""
+def module_of(program: torch.export.ExportedProgram) -> nn.Module:
+    """An exported program as a module with parameters that train; its batch norms and dropouts are as exported.
 
-    def __init__(self, program: torch.export.ExportedProgram) -> None:
-        super().__init__()
-        self.graph = program.module()
-
-    def train(self, mode: bool = True) -> Exported:
-        """Only the flag: a graph has batch norms and dropouts as they were exported."""
-        self.training = mode
-        return self
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the graph."""
-        return self.graph(*args, **kwargs)
+    It is a graph without the names that its calls had in the modules they came from: a call of a rectifier is found in
+    the graph itself while it runs, and must be called the same where it is exported again.
+    """
+    module = program.module()
+    assert isinstance(module, fx.GraphModule)
+    for node in module.graph.nodes:
+        node.meta.pop("nn_module_stack", None)
+    return fx.GraphModule(module, module.graph)
 
 
 def build(path: str, wanted: Wanted) -> Built:
@@ -81,7 +77,7 @@ def build(path: str, wanted: Wanted) -> Built:
         raise LayerCollapseError(
             f"model: expected a program of torch.export in {path}, got: {reason(error)}"
         ) from error
-    return Built(Exported(program), pretrained=True)
+    return Built(module_of(program), pretrained=True)
 
 
 def _check(path: str) -> None:

@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+from layercollapse.entropy.probe import EntropyProbe
 from layercollapse.errors import LayerCollapseError
+from layercollapse.graph.capture import capture
 from layercollapse.zoo.models import exported
 from layercollapse.zoo.models.wanted import Wanted
 
@@ -42,6 +44,15 @@ def test_a_program_trains_on(file: Path) -> None:
     optimizer.step()
     assert not torch.equal(model(x), before)
     assert not model.eval().training
+
+
+def test_sites_have_one_name_wherever_they_are_seen(file: Path) -> None:
+    model, x = exported.build(str(file), WANTED).model, torch.randn(5, 1, 4, 4)
+    with EntropyProbe(model) as probe:
+        model(x)
+    names = [layer.name for layer in probe.report()]
+    assert names == [site.name for site in capture(model, (x,)).sites]
+    assert len(names) == 1
 
 
 def changed(file: Path, other: Path, edit: object) -> Path:
