@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 FILE = "report.html"
+DRAWING_FILE = "network.svg"
 TEMPLATE = "report.html.j2"
 
 
@@ -184,6 +185,8 @@ def check_installed() -> None:
 
 
 def write_html(record: Record, folder: Path) -> Path:
-    """Write `report.html` into the run's folder; returns its path."""
+    """Write `report.html` into the run's folder, and its drawing as `network.svg`; returns the page's path."""
     write_text(folder / FILE, html(record))
+    if record.parts_after:
+        write_text(folder / DRAWING_FILE, drawing.networks(record, own=True))
     return folder / FILE

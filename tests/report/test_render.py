@@ -102,11 +102,13 @@ def test_patterns_have_a_table_where_they_were_counted(tmp_path):
         assert text in page
 
 
-def test_the_page_draws_the_network_and_its_neurons():
+def test_the_page_draws_the_network_and_its_neurons(tmp_path):
     text = report.html(make_record())
     assert "before: 2 layers, 1 rectifier, 800 multiply-accumulates a sample" in text
     assert "<title>2 of 8 neurons at 0 bits; then by tenths: 6, 0, 0, 0, 0, 0, 0, 0, 0, 0</title>" in text
     assert text.count('class="bars"') == 2 * 3
+    report.write_html(make_record(), tmp_path)
+    assert (tmp_path / "network.svg").read_text().startswith("<svg")
     bare = make_record()
     bare.parts_after = []
     for step in bare.steps:
