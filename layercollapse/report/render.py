@@ -189,4 +189,6 @@ def write_html(record: Record, folder: Path) -> Path:
     write_text(folder / FILE, html(record))
     if record.parts_after:
         write_text(folder / DRAWING_FILE, drawing.networks(record, own=True))
+    else:  # that of an earlier state goes
+        (folder / DRAWING_FILE).unlink(missing_ok=True)
     return folder / FILE

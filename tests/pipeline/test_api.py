@@ -90,8 +90,8 @@ def test_the_saved_model_is_the_collapsed_one(finished):
 def test_the_folder_holds_everything(finished):
     out, _, result, _ = finished
     names = {path.name for path in out.iterdir()}
-    wanted = "model.safetensors model.json model.pt2 report.html metrics.json run.json entropy.json checkpoints"
-    assert names == set(wanted.split())
+    wanted = "model.safetensors model.json model.pt2 report.html network.svg metrics.json run.json entropy.json"
+    assert names == {*wanted.split(), "checkpoints"}
     assert Record.load(out) == result.record
     assert json.loads((out / "metrics.json").read_text()) == result.metrics
     kept = {path.name[:7] for path in (out / "checkpoints").iterdir()}

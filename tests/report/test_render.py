@@ -114,6 +114,8 @@ def test_the_page_draws_the_network_and_its_neurons(tmp_path):
     for step in bare.steps:
         step.histograms = []
     assert "layer by layer" not in report.html(bare)
+    report.write_html(bare, tmp_path)
+    assert not (tmp_path / "network.svg").exists()
     assert "by entropy" not in report.html(bare)
 
 
