@@ -113,12 +113,12 @@ def _good_enough(
         if replaced in tried:
             continue
         tried.append(replaced)
-        good = False
+        good: bool | None = None
         with _noted(record, "training the collapsed model"):
             result, good = _settled(model, result, data, settle)
         if good:
             return result
-        if not result.refitted:
+        if good is None or not result.refitted:  # what fails once would fail again
             break
     return collapsed(mode="exact")
 

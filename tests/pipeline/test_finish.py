@@ -131,6 +131,24 @@ def test_better_fits_are_asked_for_where_one_is_not_good_enough(enough, taken, a
     assert len(trained) == min(2, enough)
 
 
+def test_a_training_that_fails_is_not_tried_again():
+    record, trained = make_record(), []
+
+    def collapsed(mode="refit", min_r2=0.0):
+        fitted = (SimpleNamespace(layers=("0", "2"), by=str(min_r2)),)
+        return SimpleNamespace(repadded=(), refitted=fitted[: mode == "refit"], model=nn.Linear(1, 1), mode=mode)
+
+    def settle(model):
+        trained.append(model)
+        raise RuntimeError("no memory")
+
+    assert _good_enough(nn.Linear(1, 1), collapsed, [], settle, record).mode == "exact"
+    assert len(trained) == 1
+    assert len(record.failed) == 1
+    assert record.failed[0].startswith("training the collapsed model stopped with")
+    assert record.failed[0].endswith("RuntimeError: no memory")
+
+
 def test_a_network_with_batch_norms_trains_once_more_with_new_ones(tmp_path, monkeypatch):
     monkeypatch.setattr(collapse_api, "Latency", Counted)
     model = wide_pair()
