@@ -160,6 +160,19 @@ class Capture:
         )
 
 
+def checked_capture(model: nn.Module, example_inputs: Any, captured: Capture | None) -> Capture:
+    """The capture that there is, if it is still one of this model with these example inputs; without one, a new one.
+
+    Raises:
+        LayerCollapseError: it is of something else; or as for `capture`.
+    """
+    if captured is None:
+        return capture(model, example_inputs)
+    if why := captured.misfit(model, example_inputs):
+        raise LayerCollapseError(f"captured: expected a capture of this model with these example inputs, got {why}")
+    return captured
+
+
 def capture(model: nn.Module, example_inputs: Any) -> Capture:
     """Capture a model in evaluation mode; the model is left as it was.
 

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from layercollapse._util.modes import evaluating
 from layercollapse.errors import LayerCollapseError
 from layercollapse.graph.agreement import batches
-from layercollapse.graph.capture import Capture, Site, capture
+from layercollapse.graph.capture import Capture, Site, checked_capture
 from layercollapse.graph.linear_sites import LinearCalls
 from layercollapse.graph.watch import site_path, unwrapped
 from layercollapse.prune.linearize import lines_of, written_modules
@@ -47,11 +47,11 @@ def fit_lines(
         constant has slope 0.
 
     Raises:
-        LayerCollapseError: no such site, one that cannot be made linear, no data, or a site that they do not reach.
+        LayerCollapseError: no such site, one that cannot be made linear, a capture of something else, no data, or a
+            site that they do not reach.
     """
     model = unwrapped(model)
-    if captured is None:
-        captured = capture(model, example_inputs)
+    captured = checked_capture(model, example_inputs, captured)
     lines_of(captured, dict.fromkeys(sites, "identity"))
     written = written_modules(captured)
     moments = {name: Moments(captured.site(name), _function(captured, name, model)) for name in sites}

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from layercollapse.entropy.layer import OFF, SATURATED, LayerEntropy
 from layercollapse.errors import LayerCollapseError
 from layercollapse.graph.aten import module_path
-from layercollapse.graph.capture import Capture, Site, capture
+from layercollapse.graph.capture import Capture, Site, checked_capture
 from layercollapse.graph.linear_sites import HANDLES, Line, LinearCalls, LinearSite, Replacement
 from layercollapse.graph.meta import COMPOSED
 from layercollapse.graph.watch import site_path, unwrapped
@@ -138,10 +138,7 @@ def linearize(
         What takes it back, and may be saved.
     """
     model = unwrapped(model)
-    if captured is None:
-        captured = capture(model, example_inputs)
-    elif why := captured.misfit(model, example_inputs):
-        raise LayerCollapseError(f"captured: expected a capture of this model with these example inputs, got {why}")
+    captured = checked_capture(model, example_inputs, captured)
     return Linearized(model, lines_of(captured, sites), captured)
 
 

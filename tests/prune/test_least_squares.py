@@ -95,5 +95,7 @@ def test_bad_input() -> None:
         fit_lines(model, ["2"], [x], x)
     with pytest.raises(LayerCollapseError, match="data: expected batches that reach the site '1', got none"):
         fit_lines(model, ["1"], [], x)
+    with pytest.raises(LayerCollapseError, match="captured: expected a capture of this model"):
+        fit_lines(model, ["1"], [x], x, captured=lc.capture(MODELS["functions"][0](), x))
     with lc.linearize(model, {"1": "zero"}, x), pytest.raises(LayerCollapseError, match="'1' is linear already"):
         fit_lines(model, ["1"], [x], x)

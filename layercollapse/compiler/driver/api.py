@@ -48,7 +48,7 @@ from layercollapse.compiler.tuning.timer import Latency
 from layercollapse.entropy.report import EntropyReport
 from layercollapse.errors import LayerCollapseError
 from layercollapse.graph.agreement import Agreement, compare
-from layercollapse.graph.capture import Capture, capture
+from layercollapse.graph.capture import Capture, checked_capture
 from layercollapse.graph.export import call_arguments
 from layercollapse.graph.prunable import prunable
 from layercollapse.graph.watch import unwrapped
@@ -135,10 +135,7 @@ def collapse(
     # In evaluation mode throughout: the weights are those of the graph, also of layers that merge adapters then.
     with torch.inference_mode(False), evaluating(model):
         check_parameters(model)
-        if captured is None:
-            captured = capture(model, example_inputs)
-        elif why := captured.misfit(model, example_inputs):
-            raise LayerCollapseError(f"captured: expected a capture of this model with these example inputs, got {why}")
+        captured = checked_capture(model, example_inputs, captured)
         with on_cpu():
             return _collapsed(
                 model,
