@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from layercollapse.errors import LayerCollapseError, require
-from layercollapse.zoo.data.loaders import Decoded, workers_by_default
+from layercollapse.zoo.data.loaders import from_pictures
 from layercollapse.zoo.data.split import FRACTIONS, PART_NAMES, DataSet, divide
 from layercollapse.zoo.data.text import TOKENS, from_texts
 from layercollapse.zoo.data.transforms import CROPS, MODES, Transform, normalised, parsed_shape
@@ -108,23 +109,16 @@ def load_hub(
     shape = parsed_shape(input) if input else _shape(train[0][0][train[0][1]][image])
     transform = Transform(shape, resize, crop)
     transform = normalised(transform, normalize, [_Opener(table, i, image) for table, i in train])
-    parts = {}
-    for part, (places, own) in rows.items():
-        table, index = tables[places[0][0]], [i for _, i in places]
-        parts[part] = Decoded(
-            Rows(table, image, index, own, transform),
-            Rows(table, image, index, own, replace(transform, training=True)),
-            workers_by_default() if workers is None else workers,
-        )
-    return DataSet(
+    return from_pictures(
         folder.resolve().name,
-        parts["train"],
-        parts["validation"],
-        parts["test"],
-        len(classes),
-        shape=shape,
-        box=transform.box,
-        classes=tuple(named or ()),
+        {
+            part: partial(Rows, tables[places[0][0]], image, [i for _, i in places], own)
+            for part, (places, own) in rows.items()
+        },
+        transform,
+        workers=workers,
+        classes=named or (),
+        num_classes=len(classes),
         notes=notes,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from layercollapse.errors import LayerCollapseError, require
-from layercollapse.zoo.data.loaders import Decoded, workers_by_default
+from layercollapse.zoo.data.loaders import from_pictures
 from layercollapse.zoo.data.split import FRACTIONS, PART_NAMES, DataSet, divide
 from layercollapse.zoo.data.transforms import CROPS, Transform, normalised, parsed_shape
 
@@ -95,23 +95,13 @@ def load_imagefolder(
     notes = divide(everything, {"validation": validation_share, "test": test_share})
     transform = _transform(everything["train"][0], input, resize, crop)
     transform = normalised(transform, normalize, [partial(opened, file) for file in everything["train"][0]])
-    parts = {
-        name: Decoded(
-            Files(*part, transform),
-            Files(*part, replace(transform, training=True)),
-            workers_by_default() if workers is None else workers,
-        )
-        for name, part in everything.items()
-    }
-    return DataSet(
+    return from_pictures(
         folder.resolve().name,
-        parts["train"],
-        parts["validation"],
-        parts["test"],
-        len(classes),
-        shape=transform.shape,
-        box=transform.box,
-        classes=tuple(classes),
+        {name: partial(Files, *part) for name, part in everything.items()},
+        transform,
+        workers=workers,
+        classes=classes,
+        num_classes=len(classes),
         notes=notes,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from layercollapse.errors import LayerCollapseError
 from layercollapse.zoo.data.split import DataSet, Samples, checked_batch_size
+from layercollapse.zoo.data.transforms import Transform
 
 MOST_WORKERS = 4
 LABELS = ("labels", "label", "targets", "target")
@@ -56,6 +57,42 @@ class Decoded:
     def _needed(self, batch_size: int) -> int:
         """No more processes than there are batches."""
         return min(self.workers, -(-len(self) // batch_size) if len(self) > batch_size else 0)
+
+
+def from_pictures(
+    name: str,
+    parts: Mapping[str, Callable[[Transform], Dataset]],
+    transform: Transform,
+    *,
+    workers: int | None,
+    classes: Sequence[int | str],
+    num_classes: int,
+    notes: tuple[str, ...],
+) -> DataSet:
+    """A data set whose parts are decoded when they are needed.
+
+    Args:
+        name: of the data.
+        parts: for train, validation and test, what makes (tensor (C, H, W), class) by index, given a transform.
+        transform: as it measures; the training part has its chances as well.
+        workers: as for `Decoded`; None: one for each processor, `MOST_WORKERS` at most.
+        classes: as for `DataSet`.
+        num_classes: the same.
+        notes: the same.
+    """
+    count = workers_by_default() if workers is None else workers
+    decoded = {part: Decoded(of(transform), of(replace(transform, training=True)), count) for part, of in parts.items()}
+    return DataSet(
+        name,
+        decoded["train"],
+        decoded["validation"],
+        decoded["test"],
+        num_classes,
+        shape=transform.shape,
+        box=transform.box,
+        classes=tuple(classes),
+        notes=notes,
+    )
 
 
 @dataclass(frozen=True)
