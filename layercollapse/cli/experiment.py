@@ -38,6 +38,7 @@ class Job(TrainingKeys):
     """What is trained on what; everything else of a run is the schedule's business."""
 
     _fresh: list[str] = []  # noqa: RUF012 (pydantic copies it) what `init` has no values for
+    _known: tuple[bool, bool] | None = None  # see `_facts`
 
     @classmethod
     def of(cls, record: Record) -> Job:
@@ -113,7 +114,9 @@ class Job(TrainingKeys):
         return model
 
     def _built(self) -> Built:
-        return sources.build(self.model, Wanted.of(self.dataset, self.width, self.model_args))
+        built = sources.build(self.model, Wanted.of(self.dataset, self.width, self.model_args))
+        self._known = has_norms(built.model), built.pretrained or self.init is not None
+        return built
 
     def _try(self, model: nn.Module) -> None:
         """Call the network with two samples."""
@@ -134,12 +137,14 @@ class Job(TrainingKeys):
                 f"{self.model}"
             )
 
-    @cached_property
+    @property
     def _facts(self) -> tuple[bool, bool]:
         """Whether the network has batch norms, and whether its weights are trained ones before the first training."""
-        with torch.random.fork_rng(devices=[]):
-            built = self._built()
-        return has_norms(built.model), built.pretrained or self.init is not None
+        if self._known is None:  # nothing was built yet
+            with torch.random.fork_rng(devices=[]):
+                self._built()
+        assert self._known is not None
+        return self._known
 
     @property
     def trainer(self) -> dict[str, Any]:
