@@ -35,7 +35,7 @@ def masks(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     Raises:
         LayerCollapseError: the files are missing or damaged, or the weights are compressed.
     """
-    return {name: value != 0 for name, value in _tensors(path).items() if value.is_floating_point() and value.ndim > 1}
+    return _kept(_tensors(path))
 
 
 def load(model: nn.Module, path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -62,7 +62,7 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> dict[str, Tensor]:
                 f"path: expected tensors {what}, got {', '.join(names[:3])} in {os.fspath(path)!r}"
             )
     model.load_state_dict(tensors, strict=False)
-    return {name: value != 0 for name, value in tensors.items() if value.is_floating_point() and value.ndim > 1}
+    return _kept(tensors)
 
 
 def apply(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
@@ -100,6 +100,10 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
             save_file(state, temporary, {"format": "pt"})
     except OSError as error:
         raise LayerCollapseError(f"path: expected a file that can be written, got {str(file)!r} ({error})") from error
+
+
+def _kept(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value != 0 for name, value in tensors.items() if value.is_floating_point() and value.ndim > 1}
 
 
 def _tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
