@@ -11,8 +11,6 @@ from __future__ import annotations
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
-from torch.utils.hooks import RemovableHandle
-
 from layercollapse.errors import require
 from layercollapse.integrations.schedule import PruningSchedule
 
@@ -36,7 +34,6 @@ class LayerCollapse(PruningSchedule, Callback):
     """
 
     _masks: dict[str, Any] | None = None
-    _handles: tuple[RemovableHandle, ...] = ()
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Capture the module, and keep zeros from here on."""
@@ -46,7 +43,6 @@ class LayerCollapse(PruningSchedule, Callback):
         if self._masks is not None:
             pruner.load_state_dict(self._masks)
             self._masks = None
-        self._handles = tuple(map(pruner.attach, trainer.optimizers))
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Prune, if enough epochs are left to train on."""
@@ -55,10 +51,7 @@ class LayerCollapse(PruningSchedule, Callback):
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Collapse what was trained, on the main process."""
-        for handle in self._handles:
-            handle.remove()
-        if trainer.is_global_zero:
-            self.end()
+        self.end(main=trainer.is_global_zero)
 
     def state_dict(self) -> dict[str, Any]:
         """The masks, for the trainer's checkpoint."""

@@ -19,6 +19,7 @@ from layercollapse.entropy.probe import EntropyReport
 from layercollapse.errors import LayerCollapseError
 from layercollapse.pipeline.batches import Inputs, measure_entropy
 from layercollapse.prune.pruner import Pruner, StepResult
+from layercollapse.prune.zeros import ZerosKept
 
 
 class PruningSchedule:
@@ -69,13 +70,14 @@ class PruningSchedule:
         self._data, self._batches, self._example = data, batches, example_inputs
         self._out, self._collapse = None if out is None else Path(out), dict(collapse or {})
         self._inputs: list[Any] = []
+        self._kept: ZerosKept | None = None
         self.pruner: Pruner | None = None
         self.reports: list[EntropyReport] = []
         self.pruned: list[StepResult] = []
         self.result: CollapseResult | None = None
 
     def begin(self, model: nn.Module, loader: Any, *, zeros: bool = False) -> Pruner:
-        """Capture the model.
+        """Capture the model, and keep zeros from here on.
 
         Args:
             model: what is trained.
@@ -90,7 +92,10 @@ class PruningSchedule:
         if self._example is None:
             self._example = inputs.first(2)
         self._inputs = list(inputs)
+        if self._kept is not None:  # of a training that was broken off
+            self._kept.remove()
         self.pruner = Pruner(model, self._example, ignore=self._ignore, keep_zeros=not zeros)
+        self._kept = self.pruner.attach()
         return self.pruner
 
     def epoch_ends(self, done: int, total: int | None) -> StepResult | None:
@@ -108,10 +113,13 @@ class PruningSchedule:
         self.pruned.append(step)
         return step
 
-    def end(self) -> CollapseResult:
-        """Collapse the model as it is now, and write what came of it."""
+    def end(self, *, main: bool = True) -> None:
+        """Collapse the model as it is now, and write what came of it: on the main process."""
         assert self.pruner is not None
-        self.pruner.apply()
+        assert self._kept is not None
+        self._kept.remove()
+        if not main:
+            return
         model, captured = self.pruner.model, self.pruner.capture
         with evaluating(model):
             fits = captured.misfit(model, self._example) is None
@@ -124,7 +132,6 @@ class PruningSchedule:
             )
         if self._out is not None:
             self.result.save(self._out)
-        return self.result
 
     def _measured(self) -> EntropyReport:
         assert self.pruner is not None

@@ -54,19 +54,13 @@ class LayerCollapseCallback(PruningSchedule, transformers.TrainerCallback):
         """Capture the model; a checkpoint's zeros count as pruned."""
         self.begin(kwargs["model"], kwargs.get("train_dataloader"), zeros=state.global_step > 0)
 
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Keep zeros, before anything else is done with the weights."""
-        assert self.pruner is not None
-        self.pruner.apply()
-
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Prune, if enough epochs are left to train on."""
         self.epoch_ends(round(state.epoch), round(state.num_train_epochs))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Collapse what was trained, on the main process."""
-        if state.is_world_process_zero:
-            self.end()
+        self.end(main=state.is_world_process_zero)
 
 
 def as_pretrained(result: CollapseResult | nn.Module, model: nn.Module) -> Any:

@@ -91,8 +91,7 @@ def run(
 ) -> RunResult:
     """Train, prune step by step, and collapse the shallowest network that stays within the accuracy budget.
 
-    While `train` runs, pruned weights are put back to zero after every step of every torch optimizer that
-    holds them: any training loop works as it is. Ctrl-C ends the schedule and collapses what is there; a
+    While `train` runs, pruned weights are kept at zero, as by `Pruner.attach`: any training loop works as it is. Ctrl-C ends the schedule and collapses what is there; a
     second Ctrl-C ends at once, with the finished steps on disk.
 
     Before anything is trained, the end is tried on the network as it comes: its state is saved, it is collapsed, and

@@ -20,8 +20,8 @@ from layercollapse.graph.export import reason
 from layercollapse.pipeline import checkpoint
 from layercollapse.pipeline.batches import Inputs, measure_entropy
 from layercollapse.pipeline.finish import collapse_and_compare
+from layercollapse.pipeline.history import taken
 from layercollapse.pipeline.metric import Metric
-from layercollapse.pipeline.training import taken, zeros_kept
 from layercollapse.prune.pruner import Pruner, StepResult
 from layercollapse.report.record import Pieces, Record, Step, histogram
 from layercollapse.report.render import write_html
@@ -165,7 +165,7 @@ class Schedule:
         torch.manual_seed(record.settings["seed"] + number)
         if number or record.settings["train_first"]:
             self.model.train()
-            with zeros_kept(self.pruner, self.model):
+            with self.pruner.attach():
                 self.train(self.model)
         report = self._measure(number)
         top1 = self.evaluate(self.model)

@@ -92,11 +92,34 @@ class WeightMasks:
 
         return restore
 
-    def apply(self) -> None:
-        """Set every pruned weight to zero again; one that is kept stays as it is, also a NaN."""
-        for group in self._by_device(self._packed).values():
-            _, weights, masks = zip(*group, strict=True)
+    def apply(self, model: nn.Module | None = None) -> None:
+        """Set every pruned weight to zero again; one that is kept stays as it is, also a NaN.
+
+        Args:
+            model: a copy of the model, by default the model itself. What is no parameter in it at the moment, as inside
+                `torch.func.functional_call`, is left alone.
+
+        Raises:
+            LayerCollapseError: a weight of the copy has another size.
+        """
+        by_device: dict[torch.device, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        for name, packed in self._packed.items():
+            try:
+                weight = (model or self.model).get_parameter(name)
+            except AttributeError:
+                if model is None:
+                    raise
+                continue
+            # `data`: a backward pass that has saved a weight need not know that zeros were written over zeros.
+            by_device[weight.device].append((weight.data, self._fitting(name, weight, packed)))
+        for pairs in by_device.values():
+            weights, masks = zip(*pairs, strict=True)
             ops.apply_mask_(weights, masks)
+
+    def revived(self) -> int:
+        """How many pruned weights are not zero."""
+        pairs = map(self._pair, self._packed)
+        return sum(int((weight[~ops.unpack_mask(packed, weight.shape)] != 0).sum()) for weight, packed in pairs)
 
     def under_one_threshold(self, names: Sequence[str], count: int) -> dict[str, int]:
         """How many of the `count` smallest kept weights of several tensors are in each; changes nothing.
@@ -154,14 +177,17 @@ class WeightMasks:
     def _pair(self, name: str) -> tuple[Tensor, Tensor]:
         """A weight without its history, and its packed mask, moved to where the weight has gone."""
         weight = self.model.get_parameter(name).detach()
-        packed = self._packed[name]
+        packed = self._packed[name] = self._fitting(name, weight, self._packed[name])
+        return weight, packed
+
+    @staticmethod
+    def _fitting(name: str, weight: Tensor, packed: Tensor) -> Tensor:
+        """A packed mask on the device of a weight, after a check of the sizes."""
         if packed.numel() != (weight.numel() + 7) // 8:
             raise LayerCollapseError(
                 f"weight {name!r}: expected the size it had when the pruner was built, got {tuple(weight.shape)}"
             )
-        if packed.device != weight.device:
-            packed = self._packed[name] = packed.to(weight.device)
-        return weight, packed
+        return packed.to(weight.device)
 
     def _count(self, name: str) -> int:
         return int(self.mask(name).sum())

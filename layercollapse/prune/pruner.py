@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch.optim.swa_utils import AveragedModel
 
 from layercollapse._util.devices import on_cpu
 from layercollapse._util.modes import evaluating
@@ -36,6 +36,7 @@ from layercollapse.prune.budget import GLOBAL, LayerState, Rule, allocate, budge
 from layercollapse.prune.linearize import Becomes, Linearized, linearizable, lines_of
 from layercollapse.prune.liveness import Liveness, Varying
 from layercollapse.prune.masks import WeightMasks
+from layercollapse.prune.zeros import ZerosKept
 
 # Share of a layer's weights that the guard keeps, the first time that it must keep some.
 _GUARD_DENSITY = 0.01
@@ -164,8 +165,9 @@ class Pruner:
 
     @property
     def density(self) -> float:
-        """Fraction of the prunable weights that is kept."""
-        return sum(self._masks.kept.values()) / sum(map(self._masks.numel, self._masks.names))
+        """Fraction of the prunable weights that is left: those that are kept, and pruned ones that are not zero."""
+        left = sum(self._masks.kept.values()) + self._masks.revived()
+        return left / sum(map(self._masks.numel, self._masks.names))
 
     def masks(self) -> dict[str, Tensor]:
         """Bool tensors by the weight's name, True where a weight is kept."""
@@ -234,22 +236,46 @@ class Pruner:
             "floor, or a smaller amount or max_layer_share"
         )
 
-    def apply(self) -> None:
-        """Set the pruned weights to zero again, as after an optimizer step; `attach` does it by itself."""
-        with torch.no_grad():
-            self._masks.apply()
+    def apply(self, model: nn.Module | None = None) -> None:
+        """Set the pruned weights to zero again, as after an optimizer step; `attach` does it by itself.
 
-    def attach(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
-        """Call `apply` after every step of an optimizer, also of one that accelerate has wrapped.
+        Args:
+            model: a copy of the model in which to do so, such as an average of its weights
+                (`torch.optim.swa_utils.AveragedModel`); by default the model itself.
+
+        Raises:
+            LayerCollapseError: it has not the weights of the pruner's model. Nothing has changed.
+        """
+        if model is not None:
+            model = unwrapped(model.module if isinstance(model, AveragedModel) else model)
+            own = dict(model.named_parameters(remove_duplicate=False))
+            if missing := [name for name in self._masks.names if name not in own]:
+                raise LayerCollapseError(
+                    f"model: expected a copy of the pruner's model, got one without the weights {', '.join(missing)}"
+                )
+        with torch.no_grad():
+            self._masks.apply(model)
+
+    def attach(self, optimizer: Any = None) -> ZerosKept:
+        """Keep the pruned weights at zero while the model trains, with any optimizer.
+
+        They are put back after every step of a torch optimizer that holds a parameter of the model, before every
+        forward pass of the model and of copies made from now on (averages of weights), and in the end. So it does not
+        matter that an optimizer moves weights between its steps or wraps another. Where the forward pass is compiled
+        by `torch.compile`, it is the steps and the end alone.
+
+        Args:
+            optimizer: what trains; it need not be known, nor be a torch optimizer.
 
         Returns:
             A handle: ``handle.remove()`` ends it, and so does leaving ``with pruner.attach(optimizer):``.
+
+        Raises:
+            LayerCollapseError: something that has no ``step`` to call.
         """
-        if not isinstance(optimizer, torch.optim.Optimizer):
-            raise LayerCollapseError(f"optimizer: expected a torch.optim.Optimizer, got {type(optimizer).__name__}")
-        while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
-            optimizer = inner  # that of accelerate has hooks of no kind, and steps the one that it wraps
-        return optimizer.register_step_post_hook(lambda *_: self.apply())
+        if optimizer is not None and not callable(getattr(optimizer, "step", None)):
+            raise LayerCollapseError(f"optimizer: expected one with a step method, got {type(optimizer).__name__}")
+        return ZerosKept(self)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The packed masks by the weight's name, and ``SITE.line`` of the sites that are linear: tensors only, for

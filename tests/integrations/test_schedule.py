@@ -67,8 +67,12 @@ def test_the_end(tmp_path):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(1)  # a step that nothing has taken back
-    result = schedule.end()
-    assert result is schedule.result
+    schedule.end(main=False)  # of a process that does not write
+    assert schedule.result is None
+    assert not model._forward_pre_hooks
+    schedule.begin(model, loader(), zeros=True)
+    schedule.end()
+    result = schedule.result
     assert result.samples == 24
     assert (tmp_path / "small" / "model.pt2").is_file()
     x = torch.randn(3, 4)

@@ -263,7 +263,7 @@ def test_bad_arguments(arguments, message):
 
 
 def test_nothing_to_attach_to_and_nothing_to_prune():
-    with pytest.raises(LayerCollapseError, match=r"optimizer: expected a torch.optim.Optimizer, got list"):
+    with pytest.raises(LayerCollapseError, match=r"optimizer: expected one with a step method, got list"):
         residual()[1].attach([])
     with pytest.raises(LayerCollapseError, match="expected weights that feed a rectifier"):
         Pruner(nn.Sequential(nn.ReLU(), nn.Linear(3, 3)), torch.randn(2, 3))

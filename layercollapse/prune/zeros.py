@@ -1,0 +1,75 @@
+"""Pruned weights at zero while a model trains, whatever changes the weights.
+
+A hook on the optimizer's step is not enough: sharpness-aware minimization moves the weights between the two forward
+passes of a step, schedule-free optimizers move them for evaluation, wrappers write after the step that they wrap, and
+an average of weights has what was there before they were pruned. So zeros are put back after every step, and before
+every forward pass, which is where weights are read.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+if TYPE_CHECKING:
+    from layercollapse.prune.pruner import Pruner
+
+
+class ZerosKept:
+    """Puts pruned weights back to zero until it is removed, and once more then. Also a context manager.
+
+    Args:
+        pruner: has the masks and the model.
+    """
+
+    def __init__(self, pruner: Pruner) -> None:
+        self._pruner = pruner
+        self._before_forward = BeforeForward(pruner)
+        # First of all hooks: those of others may read weights.
+        self._handles = (
+            register_optimizer_step_post_hook(self._after_step),
+            pruner.model.register_forward_pre_hook(self._before_forward, prepend=True),
+        )
+
+    def remove(self) -> None:
+        """End it, with zeros; a second time does nothing."""
+        if self._before_forward.pruner is None:
+            return
+        for handle in self._handles:
+            handle.remove()
+        self._before_forward.pruner = None
+        self._pruner.apply()
+
+    def __enter__(self) -> ZerosKept:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        own = {id(parameter) for parameter in self._pruner.model.parameters()}
+        if any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
+            self._pruner.apply()
+
+
+class BeforeForward:
+    """The hook of a model, and of its copies: an average of weights starts as a deep copy.
+
+    It is left out of code that is compiled or exported: the weights are no constants there.
+    """
+
+    def __init__(self, pruner: Pruner | None) -> None:
+        self.pruner = pruner
+
+    def __call__(self, model: nn.Module, args: tuple[Any, ...]) -> None:
+        if self.pruner is not None and not torch.compiler.is_compiling():
+            self.pruner._masks.apply(model)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> BeforeForward:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return BeforeForward, (None,)
