@@ -91,8 +91,8 @@ def run(
 ) -> RunResult:
     """Train, prune step by step, and collapse the shallowest network that stays within the accuracy budget.
 
-    While `train` runs, pruned weights are kept at zero, as by `Pruner.attach`: any training loop works as it is. Ctrl-C ends the schedule and collapses what is there; a
-    second Ctrl-C ends at once, with the finished steps on disk.
+    While `train` runs, pruned weights are kept at zero, as by `Pruner.attach`: any training loop works as it is. Ctrl-C
+    ends the schedule and collapses what is there; a second Ctrl-C ends at once, with the finished steps on disk.
 
     Before anything is trained, the end is tried on the network as it comes: its state is saved, it is collapsed, and
     `evaluate` and `test` are called once with the collapsed network. What fails at the end all the same loses nothing:
