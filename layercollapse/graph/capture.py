@@ -21,6 +21,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
 from layercollapse._util.modes import evaluating
+from layercollapse._util.sharded import plain_type
 from layercollapse._util.tensors import check_values, undense
 from layercollapse.errors import LayerCollapseError
 from layercollapse.graph import calls, written
@@ -269,7 +270,7 @@ def _marks(node: fx.Node) -> bool:
 
 
 def _modules(model: nn.Module) -> tuple[tuple[str, type], ...]:
-    return tuple((path, type(module)) for path, module in model.named_modules(remove_duplicate=False))
+    return tuple((path, plain_type(module)) for path, module in model.named_modules(remove_duplicate=False))
 
 
 def _arguments(args: tuple, kwargs: dict[str, Any]) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
+from layercollapse._util.sharded import hollow, plain
 from layercollapse.errors import LayerCollapseError
 from layercollapse.graph.arguments import needed_and_refused
 from layercollapse.graph.aten import ANY_SIZE, does, functional, mutates, packet, shares_memory
@@ -162,7 +163,8 @@ def _traced(model: nn.Module, args: tuple, kwargs: dict[str, Any], shapes: Any) 
             module: Any = object.__new__(type(type(model).__name__, (nn.Module,), {"forward": type(model).forward}))
             vars(module).update(vars(model))
             model = module
-    with redirect_stderr(io.StringIO()):
+    # Nothing is computed: of sharded parameters, the shapes are enough.
+    with plain(model, hollow), redirect_stderr(io.StringIO()):
         return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
 
 

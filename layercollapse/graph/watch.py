@@ -337,6 +337,15 @@ def unwrapped(model: nn.Module) -> nn.Module:
             return model
 
 
+def group_of(model: nn.Module) -> Any:
+    """The process group of the DistributedDataParallel that a module is in, or None."""
+    while isinstance(model, nn.Module):
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            return model.process_group
+        model = model._modules.get("_orig_mod")  # type: ignore[assignment]
+    return None
+
+
 def default_dim(x: Tensor) -> int:
     """The channel dimension of a tensor of which nothing is known."""
     return -1 if x.ndim == 3 else 1

@@ -19,12 +19,22 @@ from layercollapse.errors import LayerCollapseError
 from layercollapse.ops import builtin, checks, library, reference, repeats  # noqa: F401 - two register what there is
 from layercollapse.ops.patterns import SignPatterns
 from layercollapse.ops.registry import BackendStatus, backends, last_backend, use_backend
-from layercollapse.ops.topk_stages import TOPK_BINS, TOPK_COUNTS, TOPK_END, TopkRange, check_range, topk_threshold
+from layercollapse.ops.topk_stages import (
+    TOPK_BINS,
+    TOPK_COUNTS,
+    TOPK_END,
+    TOPK_END64,
+    TopkRange,
+    check_range,
+    topk_end,
+    topk_threshold,
+)
 
 __all__ = [
     "TOPK_BINS",
     "TOPK_COUNTS",
     "TOPK_END",
+    "TOPK_END64",
     "BackendStatus",
     "SignPatterns",
     "TopkRange",
@@ -301,8 +311,9 @@ def topk_count(
     masks: Tensor | Sequence[Tensor],
     *,
     lo: int = 0,
-    hi: int = TOPK_END,
+    hi: int | None = None,
     device: torch.device | str | None = None,
+    double: bool = False,
 ) -> Tensor:
     """Count the magnitudes that this rank keeps: the first stage of `masked_topk_` over all ranks' weights.
 
@@ -317,31 +328,38 @@ def topk_count(
     gather how many entries of it each has, and `topk_apply` clears what goes.
 
     Args:
-        weights: tensor or list of tensors, float32, bfloat16 or float16; any strides.
+        weights: tensor or list of tensors, float32, bfloat16 or float16, and float64 if ``double``; any strides.
         masks: packed keep-bits of each.
-        lo: first of the keys that are told apart: the bits of a magnitude as float32.
-        hi: one past the last; ``TOPK_END`` is past infinity.
+        lo: first of the keys that are told apart: the bits of a magnitude as float32, or float64 if ``double``.
+        hi: one past the last; None for what is past infinity, ``TOPK_END`` or ``TOPK_END64``.
         device: where the counts go; without one, to the weights' device. A rank without weights names it, as ranks add
             up tensors of one kind of device; its counts are on the CPU otherwise.
+        double: whether any rank has a float64 weight in what is ranked together; runs on the reference.
 
     Returns:
         int64 (``TOPK_COUNTS``,) = (3 + 2048,): 1 if a weight holds a NaN; entries kept; those of a key below ``lo``;
         those of keys in [lo, hi), by at most ``TOPK_BINS`` bins of one width, the smallest power of two that is enough.
 
     Raises:
-        LayerCollapseError: a mask that does not fit, a float64 weight, or no range.
+        LayerCollapseError: a mask that does not fit, a float64 weight without ``double``, or no range.
     """
     weights, masks = _tensors("weights", weights), _tensors("masks", masks)
-    lo, hi = checks.integer("lo", lo), checks.integer("hi", hi)
+    lo, hi = checks.integer("lo", lo), checks.integer("hi", topk_end(double) if hi is None else hi)
     if not weights:
         checks.check_masked(weights, masks)
-        check_range(lo, hi)
+        check_range(lo, hi, double)
         return torch.zeros(TOPK_COUNTS, dtype=torch.int64, device=device)
-    counts = torch.ops.layercollapse.topk_count([weight.detach() for weight in weights], masks, lo, hi)
+    counts = torch.ops.layercollapse.topk_count([weight.detach() for weight in weights], masks, lo, hi, double)
     return counts if device is None else counts.to(device)
 
 
-def topk_apply(weights: Tensor | Sequence[Tensor], masks: Tensor | Sequence[Tensor], threshold: int, ties: int) -> None:
+def topk_apply(
+    weights: Tensor | Sequence[Tensor],
+    masks: Tensor | Sequence[Tensor],
+    threshold: int,
+    ties: int,
+    double: bool = False,
+) -> None:
     """Clear what lies below a threshold, in place: the last stage of `masked_topk_` over all ranks' weights.
 
     The kept entries of a magnitude below the threshold lose their keep-bit, and of those equal to it the first ``ties``
@@ -349,18 +367,19 @@ def topk_apply(weights: Tensor | Sequence[Tensor], masks: Tensor | Sequence[Tens
     changed.
 
     Args:
-        weights: tensor or list of tensors, float32, bfloat16 or float16, as for `masked_topk_`.
+        weights: tensor or list of tensors, as for `masked_topk_`.
         masks: packed keep-bits of each.
         threshold: the key found (`TopkRange.lo`).
         ties: how many of its entries go here: of those in all, what ranks before this one do not have.
+        double: whether the threshold is a key of float64.
 
     Raises:
         LayerCollapseError: a NaN in a weight, or more ties than there are entries equal to the threshold.
     """
     threshold, ties = checks.integer("threshold", threshold), checks.integer("ties", ties)
-    if not 0 <= threshold < TOPK_END:
-        raise LayerCollapseError(f"threshold: expected a key from 0 to below {TOPK_END:#x}, got {threshold}")
-    counts = topk_count(weights, masks, lo=threshold, hi=threshold + 1)
+    if not 0 <= threshold < topk_end(double):
+        raise LayerCollapseError(f"threshold: expected a key from 0 to below {topk_end(double):#x}, got {threshold}")
+    counts = topk_count(weights, masks, lo=threshold, hi=threshold + 1, double=double)
     nan, _, below, equal = counts[:4].tolist()
     if nan:
         raise LayerCollapseError("weights: expected numbers, got NaN; nothing was changed")

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from layercollapse.errors import LayerCollapseError
-from layercollapse.ops import checks
-from layercollapse.ops.registry import run
+from layercollapse.ops import checks, reference
+from layercollapse.ops.registry import ran, run
 from layercollapse.ops.topk_stages import TOPK_COUNTS, check_range
 
 # torch.library.Library directly: torch.library.custom_op adds 25 us to a call.
@@ -20,7 +20,7 @@ _library.define("sign_histogram_(Tensor x, int channel_dim, float? upper, Tensor
 _library.define("sign_histograms_(Tensor[] x, int[] channel_dim, float[] upper, Tensor(a!)[] out) -> ()")
 _library.define("masked_topk_(Tensor(a!)[] weights, Tensor(b!)[] masks, SymInt[] k, str scope) -> Tensor")
 _library.define("sign_hashes(Tensor x, int channel_dim) -> Tensor")
-_library.define("topk_count(Tensor[] weights, Tensor[] masks, int lo, int hi) -> Tensor")
+_library.define("topk_count(Tensor[] weights, Tensor[] masks, int lo, int hi, bool double=False) -> Tensor")
 _library.define("apply_mask_(Tensor(a!)[] weights, Tensor[] masks) -> ()")
 
 
@@ -80,13 +80,20 @@ def _run_apply_mask(weights: list[Tensor], masks: list[Tensor]) -> None:
     torch.autograd.graph.increment_version(weights)
 
 
-def _run_topk_count(weights: list[Tensor], masks: list[Tensor], lo: int, hi: int) -> Tensor:
+def _run_topk_count(weights: list[Tensor], masks: list[Tensor], lo: int, hi: int, double: bool = False) -> Tensor:
     checks.check_masked(weights, masks)
-    check_range(lo, hi)
+    check_range(lo, hi, double)
+    counts = _fake_topk_count(weights, masks, lo, hi).zero_()
+    if double:
+        reference.topk_count_(weights, masks, lo, hi, counts, double=True)
+        ran("reference")
+        counts[0].clamp_(max=1)
+        return counts
     for index, weight in enumerate(weights):
         if weight.dtype == torch.float64:
-            raise LayerCollapseError(f"weights[{index}]: expected float32, bfloat16 or float16, got float64")
-    counts = _fake_topk_count(weights, masks, lo, hi).zero_()
+            raise LayerCollapseError(
+                f"weights[{index}]: expected float32, bfloat16 or float16, got float64; such keys are double=True"
+            )
     run("topk_count_", weights, weights, masks, lo, hi, counts)
     counts[0].clamp_(max=1)  # a backend may count a weight for each of its parts
     return counts
@@ -120,7 +127,7 @@ def _fake_masked_topk(weights: list[Tensor], masks: list[Tensor], k: list[int], 
     return weights[0].new_empty(size, dtype=torch.float64 if double else torch.float32)
 
 
-def _fake_topk_count(weights: list[Tensor], masks: list[Tensor], lo: int, hi: int) -> Tensor:
+def _fake_topk_count(weights: list[Tensor], masks: list[Tensor], lo: int, hi: int, double: bool = False) -> Tensor:
     checks.check_one_device(weights=weights, masks=masks)
     return weights[0].new_empty(TOPK_COUNTS, dtype=torch.int64)
 

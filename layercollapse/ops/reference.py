@@ -49,7 +49,7 @@ def sign_histogram_(x: Tensor, channel_dim: int, upper: float | None, out: Tenso
     if upper is not None:
         double = x.dtype == torch.float64
         bound = struct.unpack("<q", struct.pack("<d", upper))[0] if double else _float_bits(upper)
-        columns.append(positive & (_magnitude_keys(rows, double).view(rows.shape) >= bound))
+        columns.append(positive & (magnitude_keys(rows, double).view(rows.shape) >= bound))
     out += torch.stack([column.sum(1) for column in columns], dim=1)
 
 
@@ -100,7 +100,7 @@ def masked_topk_(weights: Sequence[Tensor], masks: Sequence[Tensor], k: Sequence
     with torch.inference_mode():
         for index, (group, count) in enumerate(zip(groups, k, strict=True)):
             bits = torch.cat([keep[member] for member in group])
-            keys = torch.cat([_magnitude_keys(weights[member], double) for member in group])
+            keys = torch.cat([magnitude_keys(weights[member], double) for member in group])
             candidates = bits.nonzero().squeeze(1)  # (kept,), in the order of ties
             cleared = candidates[keys[candidates].argsort(stable=True)[:count]]
             bits[cleared] = False
@@ -125,21 +125,24 @@ def apply_mask_(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
         weight.masked_fill_(~unpack_mask(mask, weight.shape), 0)
 
 
-def topk_count_(weights: Sequence[Tensor], masks: Sequence[Tensor], lo: int, hi: int, counts: Tensor) -> None:
-    """Add to counts what the weights keep, by the bits of |w| in float32.
+def topk_count_(
+    weights: Sequence[Tensor], masks: Sequence[Tensor], lo: int, hi: int, counts: Tensor, *, double: bool = False
+) -> None:
+    """Add to counts what the weights keep, by the bits of |w| in float32 (float64 if ``double``).
 
     Args:
-        weights: float32, bfloat16 or float16 tensors of any shape and strides.
+        weights: float32, bfloat16 or float16 tensors of any shape and strides; also float64 if ``double``.
         masks: packed keep-bits, uint8 (ceil(numel / 8),) each.
         lo: first of the bits that are told apart.
         hi: one past the last.
         counts: int64 (3 + b,): above 0 for a NaN; entries kept; those below ``lo``; those in [lo, hi) by at most b bins
             of one width, the smallest power of two for which they are enough.
+        double: whether the bits are those of float64.
     """
     bins = counts.numel() - 3
     shift = max(0, (hi - lo - 1).bit_length() - (bins - 1).bit_length())
     for weight, mask in zip(weights, masks, strict=True):
-        kept = _magnitude_keys(weight, False)[unpack_mask(mask, weight.shape).flatten()]
+        kept = magnitude_keys(weight, double)[unpack_mask(mask, weight.shape).flatten()]
         inside = kept[(kept >= lo) & (kept < hi)] - lo
         counts[0] += weight.isnan().any()
         counts[1] += kept.numel()
@@ -178,7 +181,7 @@ def unpack_mask(packed: Tensor, shape: Sequence[int]) -> Tensor:
     return bits[: math.prod(shape)].view(torch.bool).reshape(tuple(shape))
 
 
-def _magnitude_keys(weight: Tensor, double: bool) -> Tensor:
+def magnitude_keys(weight: Tensor, double: bool) -> Tensor:
     """Return int64 (numel,) in logical order: the bits of |w| in float32 (float64 if ``double``), exact."""
     flat = weight.reshape(-1)
     if double:

@@ -4,7 +4,7 @@ that are always off.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -42,21 +42,27 @@ class Liveness:
         self._arguments = call_arguments(samples)
         self._dtype = _dtype(model)
 
-    def varying(self, model: nn.Module) -> Varying:
-        """The outputs that depend on the sample, and by how much; those that do not can only be left aside."""
+    def varying(self, model: nn.Module, decide: Callable[[bool], bool] = bool) -> Varying:
+        """The outputs that depend on the sample, and by how much; those that do not can only be left aside.
+
+        Args:
+            model: what is called.
+            decide: what all processes that call it take for an answer, given what one of them sees: those of sharded
+                weights must make as many forward passes.
+        """
         spread = _varying(self._spreads(model))
-        if not spread and _own_statistics(model):
+        if decide(not spread and _own_statistics(model)):
             spread = _varying(self._spreads(model, fresh=True))
         return spread
 
-    def constant(self, model: nn.Module, before: Varying) -> bool:
-        """Whether an output that varied before is a constant now."""
-        if not before:
+    def constant(self, model: nn.Module, before: Varying, decide: Callable[[bool], bool] = bool) -> bool:
+        """Whether an output that varied before is a constant now; `decide` as for `varying`."""
+        if not decide(bool(before)):
             return False
         dead = _constant(self._spreads(model), before)
-        if dead and _own_statistics(model):
+        if decide(bool(dead) and _own_statistics(model)):
             dead &= _constant(self._spreads(model, fresh=True), before)
-        return bool(dead)
+        return decide(bool(dead))
 
     def _spreads(self, model: nn.Module, fresh: bool = False) -> list[Spread]:
         args, kwargs = self._moved(model)

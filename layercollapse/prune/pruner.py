@@ -28,10 +28,10 @@ from layercollapse.compiler.frontend.lower import lower
 from layercollapse.compiler.ir.graph import Net
 from layercollapse.entropy.probe import EntropyReport
 from layercollapse.errors import LayerCollapseError
-from layercollapse.graph.capture import Site, capture
+from layercollapse.graph.capture import Capture, Site, capture, checked_capture
 from layercollapse.graph.linear_sites import Line
 from layercollapse.graph.prunable import check_any, prunable
-from layercollapse.graph.watch import unwrapped
+from layercollapse.graph.watch import group_of, unwrapped
 from layercollapse.prune.budget import GLOBAL, LayerState, Rule, allocate, budget
 from layercollapse.prune.linearize import Becomes, Linearized, linearizable, lines_of
 from layercollapse.prune.liveness import Liveness, Varying
@@ -81,7 +81,9 @@ class Pruner:
     With zeros that are an initialization, build the pruner after training or pass ``keep_zeros=True``.
 
     Args:
-        model: the model, possibly inside DistributedDataParallel or `torch.compile`.
+        model: the model, possibly inside DistributedDataParallel or `torch.compile`, or sharded by FSDP2
+            (`fully_shard`) or as DTensors: then all processes call the same methods, and each holds the masks of its
+            own part.
         example_inputs: what the model is called with; see `layercollapse.graph.capture`.
         ignore: what is not pruned: names of modules (with all inside), weights or sites, shell patterns
             (``"layer4.*"``) or regular expressions (``"re:.*downsample.*"``).
@@ -91,6 +93,9 @@ class Pruner:
         keep_zeros: whether weights that are exactly zero now are left to train.
         samples: what the outputs are looked at with, before and after a step: two or more real samples, in the form of
             the example inputs and by default those; the same on every process, where there are several.
+        captured: the model's capture with these inputs, if there is one.
+        group: the process group of the processes that have the model. None: those over which it is sharded, those of
+            its DistributedDataParallel, or the default group of torch.distributed, if there is one.
 
     Raises:
         LayerCollapseError: the model cannot be captured, has nothing to prune, or an argument names what it
@@ -108,18 +113,22 @@ class Pruner:
         min_density: float = 0.0,
         keep_zeros: bool = False,
         samples: Any = None,
+        captured: Capture | None = None,
+        group: Any = None,
     ) -> None:
+        group = group_of(model) if group is None else group
         self.model = unwrapped(model)
         self.example_inputs, self._ignore = example_inputs, ignore
         self._linear: Linearized | None = None
         self._aliases: dict[str, tuple[str, ...]] = {}
-        self.capture = self._came = capture(self.model, example_inputs)
+        self.capture = self._came = checked_capture(self.model, example_inputs, captured)
         self._find_layers()
         check_any(prunable(self.model, self.capture, ignore), self.model, self.capture)
         self._floor = _checked_floor(floor, self.layers)
         self._min_density = _checked_density(min_density)
         self._liveness = Liveness(self.model, _checked_samples(samples, example_inputs))
-        self._masks = WeightMasks(self.model, [name for names in self.layers.values() for name in names], keep_zeros)
+        names = [name for names in self.layers.values() for name in names]
+        self._masks = WeightMasks(self.model, names, keep_zeros, group)
 
     def _find_layers(self) -> None:
         """Read off the capture what feeds which site."""
@@ -165,12 +174,15 @@ class Pruner:
 
     @property
     def density(self) -> float:
-        """Fraction of the prunable weights that is left: those that are kept, and pruned ones that are not zero."""
+        """Fraction of the prunable weights that is left: those that are kept, and pruned ones that are not zero.
+
+        All processes ask for it together where weights are sharded.
+        """
         left = sum(self._masks.kept.values()) + self._masks.revived()
         return left / sum(map(self._masks.numel, self._masks.names))
 
     def masks(self) -> dict[str, Tensor]:
-        """Bool tensors by the weight's name, True where a weight is kept."""
+        """Bool tensors by the weight's name, True where a weight is kept; sharded as the weight is."""
         return {name: self._masks.mask(name) for name in self._masks.names}
 
     @torch.inference_mode(False)
@@ -198,20 +210,30 @@ class Pruner:
 
         Raises:
             LayerCollapseError: the report is of another model, weights are not finite, the rule asks for what a
-                layer has not, or the output would become constant. Nothing has changed.
+                layer has not, the output would become constant, or processes differ in what they have or ask for.
+                Nothing has changed.
         """
+        ranks = self._masks.ranks()
+        share = ranks.together(lambda: self._checked(report, max_layer_share))
         states = self._states(report)
-        share = checked_share(max_layer_share)
+        self._masks.check()
+        asked = {"amount": amount, "rule": rule if isinstance(rule, str) else "", "max_layer_share": share}
+        ranks.check_same("step", {**asked, **{state.name: state for state in states}})
         wanted = sum(self._allocated(states, amount, rule).values()) if isinstance(rule, str) else 0
         states = [replace(x, floor=max(x.floor, x.kept - math.floor(share * x.kept))) for x in states]
         own, guard = {state.name: state.floor for state in states}, _GUARD_DENSITY
         with torch.no_grad():
-            before, net = self._liveness.varying(self.model), self._lowered()
+            before, net = self._liveness.varying(self.model, ranks.decide), self._lowered()
             for _ in range(_ROUNDS):
                 removed, by_weight, raised = self._guarded(net, states, amount, rule)
                 restore = self._masks.clear(by_weight)
                 led = self._carries()
-                if led and not self._liveness.constant(self.model, before):
+                if led and not self._liveness.constant(self.model, before, ranks.decide):
+                    try:
+                        self._masks.check()
+                    except LayerCollapseError:
+                        restore()
+                        raise
                     raised |= {state.name: state.floor for state in states if state.floor > own[state.name]}
                     emptied = [site for site, names in self.layers.items() if removed[site] and not self._kept(names)]
                     short = max(0, wanted - sum(removed.values()))
@@ -280,6 +302,9 @@ class Pruner:
     def state_dict(self) -> dict[str, Tensor]:
         """The packed masks by the weight's name, and ``SITE.line`` of the sites that are linear: tensors only, for
         `torch.save` or safetensors.
+
+        Masks of sharded weights are gathered, one bit a weight: all processes ask together, each gets the state of the
+        whole model, and it may be loaded on any number of them.
         """
         lines = {} if self._linear is None else self._linear.state_dict()
         return {**self._masks.state_dict(), **{f"{name}{_LINE}": line for name, line in lines.items()}}
@@ -303,16 +328,20 @@ class Pruner:
     def __deepcopy__(self, memo: dict[int, Any]) -> Pruner:
         twin = copy.copy(self)
         memo[id(self)] = twin
+        memo[id(self._masks._group)] = self._masks._group  # what talks to other processes is no value
         # The captured graph does not change, and holds values that cannot be copied.
         twin.model = copy.deepcopy(self.model, memo)
         twin._masks = copy.deepcopy(self._masks, memo)
         twin._linear = copy.deepcopy(self._linear, memo)
         return twin
 
-    def _states(self, report: EntropyReport) -> list[LayerState]:
+    def _checked(self, report: EntropyReport, max_layer_share: float) -> float:
         _check_report(
             report, {site.name: (site.kind, site.channels) for site in self.capture.sites}, self.capture.unread
         )
+        return checked_share(max_layer_share)
+
+    def _states(self, report: EntropyReport) -> list[LayerState]:
         magnitudes = self._masks.magnitudes()
         states = []
         for site, names in self.layers.items():
@@ -332,7 +361,12 @@ class Pruner:
         return states
 
     def _allocated(self, states: Sequence[LayerState], amount: float, rule: str | Rule) -> dict[str, int]:
-        return allocate(states, amount, self._global if rule == GLOBAL else rule)
+        if rule == GLOBAL:
+            return allocate(states, amount, self._global)
+        ranks = self._masks.ranks()
+        counts = ranks.together(lambda: allocate(states, amount, rule))
+        ranks.check_same("weights to remove", counts)
+        return counts
 
     def _kept(self, names: Collection[str]) -> int:
         return sum(self._masks.kept[name] for name in names)
@@ -414,7 +448,7 @@ class Pruner:
             left -= 1
             restore = self._masks.clear(self._counts(sites, by_weight))
             try:
-                return not self._liveness.constant(self.model, before)
+                return not self._liveness.constant(self.model, before, self._masks.ranks().decide)
             finally:
                 restore()
 

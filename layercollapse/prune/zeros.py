@@ -14,6 +14,9 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from layercollapse._util.sharded import gathers_before, reshard
+from layercollapse.errors import LayerCollapseError
+
 if TYPE_CHECKING:
     from layercollapse.prune.pruner import Pruner
 
@@ -50,6 +53,7 @@ class ZerosKept:
         self.remove()
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        reshard(self._pruner.model)
         own = {id(parameter) for parameter in self._pruner.model.parameters()}
         if any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
             self._pruner.apply()
@@ -66,6 +70,11 @@ class BeforeForward:
 
     def __call__(self, model: nn.Module, args: tuple[Any, ...]) -> None:
         if self.pruner is not None and not torch.compiler.is_compiling():
+            if gathers_before(model, self):
+                raise LayerCollapseError(
+                    "attach: expected it to be called after fully_shard, got a forward pass in which the weights are "
+                    "gathered before they are put back to zero"
+                )
             self.pruner._masks.apply(model)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> BeforeForward:

@@ -17,7 +17,7 @@ SIMULATED = triton_backend.interpreted() or cuda.emulated()
 TYPES = [torch.float32, torch.bfloat16, torch.float16]
 INF, NAN = float("inf"), float("nan")
 DOCS = ROOT / "docs" / "sharded.md"
-EXAMPLE = re.search(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)[1]
+EXAMPLE = re.search(r"```python\n(import torch\.distributed as dist\n.*?)```", DOCS.read_text(), re.DOTALL)[1]
 
 
 class Ranks:
@@ -190,7 +190,7 @@ def test_counts_made_by_hand():
     assert counts[:3].tolist() == [0, 5, 0]
     assert filled.tolist() == [0, 0x3F800000 >> 20, 0x40000000 >> 20, 0x40400000 >> 20, 0x7F800000 >> 20]
     found = ops.topk_threshold(counts, 3)
-    assert found == (0x40000000, 0x40100000, 1, 3 + (0x40000000 >> 20))
+    assert found == (0x40000000, 0x40100000, 1, 3 + (0x40000000 >> 20), False)
     one = ops.topk_count(weight, mask, lo=0x40000000, hi=0x40000001)
     assert one[:4].tolist() == [0, 5, 2, 1]
     assert not one[4:].any()
@@ -199,6 +199,36 @@ def test_counts_made_by_hand():
     ops.topk_apply(weight, mask, last.lo, last.ties)
     assert weight.tolist() == [0, 0, 0, INF, 0, 3]
     assert mask.tolist() == [0b101000]
+
+
+def test_keys_of_float64_tell_apart_what_float32_cannot():
+    generator = torch.Generator().manual_seed(3)
+    doubles = 1 + torch.randint(0, 5, (300,), generator=generator).double() * 2.0**-52
+    whole = [torch.randn(100, generator=generator), doubles, torch.tensor([5e-324, -1e300, 0.0, -0.0, INF]).double()]
+    keep = [ops.pack_mask(torch.rand(w.shape, generator=generator) < 0.8) for w in whole]
+    total = kept_in([(whole, keep)])
+    for k in (1, total // 2, total):
+        (weights, masks), (expected, expected_masks) = copies_of([(whole, keep)] * 2)
+        threshold = reference.masked_topk_(expected, expected_masks, [k], "global")
+        lo, hi, rounds = 0, ops.TOPK_END64, 0
+        while True:  # two ranks, of which the first has no float64
+            parts = [(weights[:1], masks[:1]), (weights[1:], masks[1:])]
+            counts = [ops.topk_count(*part, lo=lo, hi=hi, double=True) for part in parts]
+            found, rounds = ops.topk_threshold(sum(counts), k, lo=lo, hi=hi, double=True), rounds + 1
+            if found.found:
+                break
+            lo, hi = found.lo, found.hi
+        assert rounds <= 6
+        assert found.magnitude == threshold.item()
+        first = min(found.ties, int(counts[0][found.bin]))
+        ops.topk_apply(*parts[0], found.lo, first, double=True)
+        ops.topk_apply(*parts[1], found.lo, found.ties - first, double=True)
+        assert bytes_of([(weights, masks)]) == bytes_of([(expected, expected_masks)])
+    assert ops.topk_threshold(ops.topk_count(whole, keep, double=True), 0, double=True).magnitude == 0.0
+    with pytest.raises(LayerCollapseError, match="hi <= 0x7f800001, got 0 and 9218868437227405313"):
+        ops.topk_count(whole[:1], keep[:1], hi=ops.TOPK_END64)
+    with pytest.raises(LayerCollapseError, match="threshold: expected a key from 0 to below 0x7ff0000000000001"):
+        ops.topk_apply(whole, keep, ops.TOPK_END64, 0, double=True)
 
 
 def test_bad_arguments():

@@ -56,6 +56,7 @@ def test_the_page_names_every_op():
         "TOPK_BINS",
         "TOPK_COUNTS",
         "TOPK_END",
+        "TOPK_END64",
         "TopkRange",
         "backends",
         "last_backend",

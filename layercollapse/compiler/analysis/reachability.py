@@ -7,6 +7,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, fx
 
+from layercollapse._util.sharded import whole
 from layercollapse.compiler.analysis.dataflow import Channels, ChannelTransfer, Facts, along, forward
 from layercollapse.compiler.ir.graph import Net, shape
 from layercollapse.compiler.ir.names import identifier
@@ -62,4 +63,4 @@ class _Transfer(ChannelTransfer):
         return Channels(None, torch.tensor([reached and does(node) is not Does.SIZE]))
 
     def _is_zero(self, name: str, net: Net) -> bool:
-        return not bool(net.tensors[name].any()) if self.zero is None else name in self.zero
+        return not bool(whole(net.tensors[name] != 0).any()) if self.zero is None else name in self.zero

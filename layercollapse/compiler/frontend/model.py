@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from layercollapse._util.sharded import whole
 from layercollapse.compiler.ir.records import Origin
 from layercollapse.graph.aten import computed
 from layercollapse.graph.capture import Site
@@ -76,7 +77,7 @@ class Model:
         with torch.no_grad():
             for part in sorted(parts):
                 if part.name in self.values:
-                    values[part] = self.values[part.name]
+                    values[part] = whole(self.values[part.name])
                 else:
                     args, kwargs = fx.map_arg((part.args, part.kwargs), values.__getitem__)
                     values[part] = part.target(*args, **kwargs)  # type: ignore[operator]

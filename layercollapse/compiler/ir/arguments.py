@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from layercollapse._util.sharded import whole
 from layercollapse.graph.aten import packet
 from layercollapse.graph.meta import VALUE
 
@@ -42,7 +43,7 @@ def fixed(size: int | torch.SymInt) -> int | None:
 
 def float64(value: Tensor) -> Tensor:
     """The algebra runs on the CPU: it is small, and not every accelerator has float64."""
-    return value.detach().cpu().double()
+    return whole(value.detach()).cpu().double()
 
 
 def border_value(node: fx.Node) -> Any:

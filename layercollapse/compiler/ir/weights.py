@@ -15,13 +15,16 @@ from typing import Any
 
 from torch import Tensor
 
+from layercollapse._util.sharded import whole
+
 
 @dataclass(frozen=True, eq=False)
 class Lazy:
     """``row[:, None] * own[rows][:, columns] * column[None, :]``, taps alike.
 
     Attributes:
-        own: the model's tensor (O', I', *kernel) or (O',), any dtype and device; never written to.
+        own: the model's tensor (O', I', *kernel) or (O',), any dtype and device; never written to. One that is sharded
+            is gathered whenever it is read.
         rows: int64 (O,), which of its rows, or None for all.
         columns: int64 (I,), which of its columns, or None for all.
         row: float64 (O,), or None for ones.
@@ -36,7 +39,7 @@ class Lazy:
 
     def tensor(self) -> Tensor:
         """The weight, float64 on the CPU (the algebra is small, and not every accelerator has float64)."""
-        value = self.own.detach()
+        value = whole(self.own.detach())
         if self.rows is not None:
             value = value[self.rows.to(value.device)]
         if self.columns is not None:
@@ -58,7 +61,7 @@ class Lazy:
 
     def nonzero(self) -> Tensor:
         """Mask of the entries that are not zero, bool (O, I, *kernel), without a float64 tensor."""
-        value = self.own.detach().ne(0).cpu()
+        value = whole(self.own.detach().ne(0)).cpu()
         for dim, (taken, scale) in enumerate(((self.rows, self.row), (self.columns, self.column))):
             if taken is not None:
                 value = value.index_select(dim, taken.cpu())

@@ -1,0 +1,78 @@
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from layercollapse._util import sharded
+
+
+@pytest.fixture
+def group(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_a_plain_model_is_left_alone():
+    model = nn.Linear(3, 2)
+    own = dict(model.named_parameters())
+    assert not sharded.is_sharded(model.weight)
+    assert sharded.whole(model.weight) is sharded.local(model.weight) is model.weight
+    assert sharded.plain_type(model) is nn.Linear
+    sharded.reshard(model)
+    with sharded.plain(model, sharded.hollow):
+        assert all(value is own[name] for name, value in model.named_parameters())
+
+
+def test_a_hollow_tensor_has_a_shape_and_no_memory():
+    like = torch.zeros(4, 3, dtype=torch.bfloat16)
+    hollow = sharded.hollow(like)
+    assert (hollow.shape, hollow.dtype, hollow.stride()) == (like.shape, like.dtype, like.stride())
+    assert hollow.untyped_storage().size() == 0
+
+
+def test_a_model_is_plain_for_a_while(group):
+    from torch.distributed.fsdp import fully_shard
+
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    model[2].weight = nn.Parameter(model[2].weight.data)
+    seen = []
+    model.register_forward_pre_hook(lambda *_: seen.append(1))
+    x = torch.randn(5, 3)
+    expected = model(x)
+    fully_shard(model[0])
+    fully_shard(model)
+    assert sharded.plain_type(model) is nn.Sequential
+    assert torch.equal(model(x), expected)  # leaves the outer parameters gathered
+    with torch.no_grad():
+        model(x)
+    hooks = [dict(module._forward_pre_hooks) for module in model.modules()]
+    with sharded.plain(model, lambda p: nn.Parameter(p.full_tensor())):
+        assert [type(module) for module in model.modules()] == [nn.Sequential, nn.Linear, nn.ReLU, nn.Linear]
+        assert not any(map(sharded.is_sharded, model.parameters()))
+        before = len(seen)
+        assert torch.equal(model(x), expected)
+        assert len(seen) == before + 1
+    assert all(map(sharded.is_sharded, model.parameters()))
+    assert [dict(module._forward_pre_hooks) for module in model.modules()] == hooks
+    assert torch.equal(model(x), expected)
+    sharded.reshard(model)
+    weight = model.get_parameter("2.weight")
+    part = sharded.local(weight.detach())
+    assert torch.equal(sharded.whole(weight), part)
+    copy = sharded.local_like(weight, part * 2)
+    assert copy.placements == weight.placements
+    assert torch.equal(copy.full_tensor(), 2 * part)
+
+
+def test_a_hook_behind_that_of_fully_shard_is_known(group):
+    from torch.distributed.fsdp import fully_shard
+
+    model = nn.Linear(3, 4)
+    first, last = (lambda *_: None), (lambda *_: None)
+    model.register_forward_pre_hook(last)
+    assert not sharded.gathers_before(model, last)
+    fully_shard(model)
+    model.register_forward_pre_hook(first, prepend=True)
+    assert not sharded.gathers_before(model, first)
+    assert sharded.gathers_before(model, last)
