@@ -19,6 +19,7 @@ from layercollapse.pipeline.api import run
 from layercollapse.prune.least_squares import fit_lines
 from layercollapse.prune.linearize import linearize
 from layercollapse.prune.pruner import Pruner
+from layercollapse.report.inspection import Inspection, inspect
 
 if TYPE_CHECKING:
     from layercollapse.zoo import data, models, train
@@ -27,6 +28,7 @@ __all__ = [
     "CollapseResult",
     "EntropyProbe",
     "EntropyReport",
+    "Inspection",
     "LayerCollapseError",
     "Pruner",
     "__version__",
@@ -34,6 +36,7 @@ __all__ = [
     "collapse",
     "data",
     "fit_lines",
+    "inspect",
     "linearize",
     "load",
     "models",

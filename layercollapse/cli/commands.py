@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from layercollapse._util.files import free_folder, writable_folder, write_json, write_text
-from layercollapse._version import __version__
-from layercollapse.cli.experiment import Job, with_folder
+from layercollapse._util.files import free_folder, writable_folder, write_json
+from layercollapse.cli import look  # noqa: F401  registers its commands
+from layercollapse.cli.experiment import Job
+from layercollapse.cli.group import DATA_DIR, about, keys_given, layercollapse
 from layercollapse.cli.introduction import introduction, started
 from layercollapse.cli.onnx import collapsed_file, file_options
 from layercollapse.cli.options import GroupedCommand, options
 from layercollapse.cli.progress import RunDisplay
 from layercollapse.cli.recipe import FILE as RECIPE_FILE
-from layercollapse.cli.recipe import Recipe, TrainingKeys, parse, read, written
+from layercollapse.cli.recipe import Recipe, parse, read, written
+from layercollapse.cli.subject import chosen, recorded
 from layercollapse.compiler.driver.check import MODES
 from layercollapse.errors import LayerCollapseError, require
-from layercollapse.graph.capture import capture
-from layercollapse.graph.prunable import by_reason, prunable
 from layercollapse.ops import bench as timings
 from layercollapse.pipeline import checkpoint
 from layercollapse.pipeline.api import run as run_schedule
@@ -42,44 +42,6 @@ else:
     Console = require("rich.console", "run").Console
 
 INTERRUPTED = 130  # 128 + SIGINT, what shells expect
-
-RUN_FOLDER = click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
-
-
-class BadInput(click.ClickException):
-    """A `LayerCollapseError` on the command line: one line, and the status of a wrong argument."""
-
-    exit_code = 2
-
-
-class Commands(click.Group):
-    """A group whose commands show a `LayerCollapseError` without a traceback."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except LayerCollapseError as error:
-            raise BadInput(str(error)) from error
-
-
-def about(name: str) -> str:
-    """What a key means that another command has as an option of its own."""
-    return Recipe.model_fields[name].description or ""
-
-
-DATA_DIR = click.option("--data-dir", metavar="FOLDER", help="The same as --data idx:FOLDER.")
-
-
-def keys_given(values: dict[str, Any], data_dir: str | None) -> dict[str, Any]:
-    """What of a recipe's keys was given as options."""
-    given = {name: value for name, value in values.items() if value is not None}
-    return {**given, "data": with_folder(given.get("data"), data_dir)} if data_dir else given
-
-
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="layercollapse")
-def layercollapse() -> None:
-    """Remove whole layers from trained rectifier networks: prune until layers are linear, then merge them."""
 
 
 @layercollapse.command(cls=GroupedCommand, keys=Recipe)
@@ -163,42 +125,6 @@ def run(
         sys.exit(1)
 
 
-@layercollapse.command(cls=GroupedCommand, keys=TrainingKeys)
-@click.argument("folder", metavar="[RUN]", type=click.Path(path_type=Path), required=False)
-@options(TrainingKeys)
-@DATA_DIR
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also write every neuron's counts here.")
-@click.option("--patterns", is_flag=True, help=about("patterns"))
-def analyze(
-    folder: Path | None, data_dir: str | None, seed: int, json_file: Path | None, patterns: bool, **given: Any
-) -> None:
-    """Print the sign entropy of every rectifier site.
-
-    Of the sparse model that RUN chose; without RUN, of a network that is trained first, as the options say. Sites that
-    have no weights to prune are named with the reason.
-    """
-    console = Console()
-    if folder is not None:
-        job, record = _recorded(folder)
-        model = job.load(folder, _chosen(record))
-    else:
-        job = Job(**keys_given(given, data_dir))
-        job.check()
-        torch.manual_seed(seed)
-        model = job.build()
-        with RunDisplay(console, steps=0, epochs=job.epochs, batches=job.batches_per_epoch) as display:
-            job.fit(model, progress=display.tick)
-        model.eval()
-    entropy = measure_entropy(model, Inputs(job.training_batches, "data"), patterns=patterns)
-    click.echo(entropy.table())
-    for line in by_reason(prunable(model, capture(model, job.example)).unfed):
-        click.echo(f"nothing to prune before {line}")
-    if json_file is not None:
-        writable_folder(json_file.parent, "json")
-        write_text(json_file, entropy.to_json())
-
-
 @layercollapse.command()
 @click.argument("folder", metavar="RUN|FILE.onnx", type=click.Path(path_type=Path))
 @click.option("--mode", type=click.Choice(MODES), default="exact", show_default=True, help=about("mode"))
@@ -209,8 +135,8 @@ def collapse(folder: Path, *, mode: str, tolerance: float, explain: bool, **file
     """Collapse the sparse model of RUN again, compare, and write model and report anew; or that of an ONNX file."""
     if collapsed_file(folder, **file, mode=mode, tolerance=tolerance):
         return
-    job, record = _recorded(folder)
-    model = job.load(folder, _chosen(record))
+    job, record = recorded(folder)
+    model = job.load(folder, chosen(record))
     inputs = Inputs(job.training_batches, "data")
     result = collapse_and_compare(
         model,
@@ -258,19 +184,6 @@ def bench(entries: tuple[int, ...], repeats: int, json_file: Path | None) -> Non
     rows = timings.main(entries, repeats=repeats, progress=timings.Table(click.echo).add)
     if json_file is not None:
         write_json(json_file, [asdict(row) for row in rows])
-
-
-def _recorded(folder: Path) -> tuple[Job, Record]:
-    record = Record.load(folder)
-    job = Job.of(record)
-    job.check()
-    return job, record
-
-
-def _chosen(record: Record) -> int:
-    if record.chosen is None:
-        raise LayerCollapseError("run: expected a run with at least one finished step, got none")
-    return record.chosen
 
 
 def _show(console: Console, record: Record, folder: Path) -> None:

@@ -41,8 +41,8 @@ class Job(TrainingKeys):
     _known: tuple[bool, bool] | None = None  # see `_facts`
 
     @classmethod
-    def of(cls, record: Record) -> Job:
-        """The job of a recorded run.
+    def of(cls, record: Record, **changed: Any) -> Job:
+        """The job of a recorded run, with other values of some keys.
 
         Raises:
             LayerCollapseError: the run was not made by the command line.
@@ -53,7 +53,7 @@ class Job(TrainingKeys):
                 "run: expected a run of the command line, whose model and data can be rebuilt, got one without "
                 f"{missing[0]!r}"
             )
-        return cls.taken({**known, "data": with_folder(known["data"], known.get("data_dir"))})
+        return cls.taken({**known, "data": with_folder(known["data"], known.get("data_dir")), **changed})
 
     @classmethod
     def taken(cls, values: Mapping[str, Any]) -> Job:
@@ -99,18 +99,24 @@ class Job(TrainingKeys):
             options["tokenizer"] = sources.tokenizer(self.model)
         return data.load(self.data, **options).to(self.device)
 
-    def build(self) -> nn.Module:
+    def build(self, classifies: bool = True) -> nn.Module:
         """The network on the device, with fresh weights or those to begin with.
+
+        Args:
+            classifies: whether one that is not built in is tried: it must give logits for the classes of the data.
 
         Raises:
             LayerCollapseError: there is no such network, or it does not take the data or give their classes.
         """
-        model = self._built().model
+        model = self.begun(self._built().model).to(self.device)
+        if classifies and not sources.built_in(self.model):
+            self._try(model)
+        return model
+
+    def begun(self, model: nn.Module) -> nn.Module:
+        """A network with the weights to begin with, if there are any."""
         if self.init is not None:
             self._fresh = checkpoint.load_fitting(self.init, model)
-        model = model.to(self.device)
-        if not sources.built_in(self.model):
-            self._try(model)
         return model
 
     def _built(self) -> Built:
@@ -119,23 +125,35 @@ class Job(TrainingKeys):
         return built
 
     def _try(self, model: nn.Module) -> None:
-        """Call the network with two samples."""
-        example = self.example if isinstance(self.example, dict) else self.example[0]
-        try:
-            with evaluating(model), torch.no_grad():
-                found = logits(model, example).shape[1]
-        except LayerCollapseError:
-            raise
-        except Exception as error:
-            raise LayerCollapseError(
-                f"model: expected one that takes {describe(example)} of {self.data}, got {self.model}, which stopped "
-                f"with {reason(error)}"
-            ) from error
+        """Look at the logits of two samples."""
+        found = self.tried(model, self.model, self.example, logits).shape[1]
         if found < self.dataset.num_classes:
             raise LayerCollapseError(
                 f"model: expected logits for the {self.dataset.num_classes} classes of {self.data}, got {found} of "
                 f"{self.model}"
             )
+
+    def tried(
+        self, model: nn.Module, name: str, example: Any, call: Callable[[nn.Module, Any], Any] | None = None
+    ) -> Any:
+        """What a model makes of some samples, a tuple with one tensor or a dict of its arguments.
+
+        Raises:
+            LayerCollapseError: it stops; the message has its name.
+        """
+        inputs = example if isinstance(example, dict) else example[0]
+        try:
+            with evaluating(model), torch.no_grad():
+                if call is not None:
+                    return call(model, inputs)
+                return model(**inputs) if isinstance(inputs, dict) else model(inputs)
+        except LayerCollapseError:
+            raise
+        except Exception as error:
+            raise LayerCollapseError(
+                f"model: expected one that takes {describe(example)} of {self.data}, got {name}, which stopped with "
+                f"{reason(error)}"
+            ) from error
 
     @property
     def _facts(self) -> tuple[bool, bool]:

@@ -1,7 +1,8 @@
-"""`layercollapse collapse FILE.onnx`: the options, and what the command does."""
+"""ONNX files on the command line: `layercollapse collapse FILE.onnx`, and what a file says of its inputs."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,3 +43,28 @@ def collapsed_file(path: Path, samples: Path | None, out: Path | None, *, mode: 
     click.echo(result.explain())
     click.echo(f"model: {folder / 'model.onnx'}, model.safetensors (layercollapse.load), model.pt2 (torch alone)")
     return True
+
+
+def input_shapes(path: str | Path) -> list[list[int | str]]:
+    """Sizes of the inputs that a file declares: numbers, or the names of those that are open.
+
+    Raises:
+        LayerCollapseError: onnx is not installed, or the file is none of ONNX.
+    """
+    graph = importlib.import_module("layercollapse.integrations.onnx").read(path).graph
+    weights = {weight.name for weight in graph.initializer}
+    given = (one.type.tensor_type.shape.dim for one in graph.input if one.name not in weights)
+    return [[dim.dim_value or dim.dim_param for dim in dims] for dims in given]
+
+
+def fixed_batch(path: str | Path) -> int | None:
+    """The number of samples that a file takes; None for any. Raises as `input_shapes`."""
+    first = next((sizes[0] for sizes in input_shapes(path) if sizes), None)
+    return first if isinstance(first, int) else None
+
+
+def open_sizes(path: str | Path, shape: tuple[int, int, int] | None) -> dict[str, int]:
+    """Sizes for what a file leaves open of images (N, C, H, W), by name. Raises as `input_shapes`."""
+    images = [sizes[1:] for sizes in input_shapes(path) if len(sizes) == 4]
+    pairs = [pair for sizes in images for pair in zip(sizes, shape or (), strict=False)]
+    return {name: size for name, size in pairs if isinstance(name, str) and name}

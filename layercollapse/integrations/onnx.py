@@ -42,12 +42,12 @@ def load(path: str | os.PathLike[str], sizes: Mapping[str, int] | None = None) -
         LayerCollapseError: onnx2torch is not installed, the file is none of ONNX, or has an operation that onnx2torch
             does not read.
     """
-    given = _read(path)
+    given = read(path)
     onnx = require("onnx", "onnx")
     with _without_torchvision():
         onnx2torch = require("onnx2torch", "onnx")
     reasons = []
-    for proto in _as_read(onnx, given):
+    for proto in _asread(onnx, given):
         try:
             model = onnx2torch.convert(proto).eval()
             break
@@ -70,7 +70,7 @@ def example_inputs(path: str | os.PathLike[str], sizes: Mapping[str, int] | None
     Raises:
         LayerCollapseError: the file is none of ONNX, or the size of another dimension is not known.
     """
-    return _examples(_read(path), sizes, 2)
+    return _examples(read(path), sizes, 2)
 
 
 def _examples(proto: Any, sizes: Mapping[str, int] | None, batch: int) -> tuple[Tensor, ...]:
@@ -98,7 +98,7 @@ def _examples(proto: Any, sizes: Mapping[str, int] | None, batch: int) -> tuple[
     return tuple(found)
 
 
-def _as_read(onnx: Any, proto: Any) -> Iterator[Any]:
+def _asread(onnx: Any, proto: Any) -> Iterator[Any]:
     """The model with its own set of operations, and with older ones.
 
     onnx2torch reads some operations as they were some sets ago alone. Most differ since in the types that they take:
@@ -236,7 +236,8 @@ def _with_plain_reshapes(model: torch.fx.GraphModule, proto: Any, sizes: Mapping
     model.recompile()
 
 
-def _read(path: Any) -> Any:
+def read(path: Any) -> Any:
+    """The ``onnx.ModelProto`` of a file, checked; raises as `load` does."""
     onnx = require("onnx", "onnx")
     if isinstance(path, onnx.ModelProto):
         return path

@@ -60,7 +60,7 @@ def networks(record: Record, own: bool = False) -> str:
             gone = row == 0 and (part.name, part.rectifier) not in left
             ET.SubElement(group, "title").text = _title(part, gone, reasons)
             high = TALLEST * math.sqrt(part.macs / most)
-            shape = _bend(x, base, unit) if part.rectifier else _box(x, base, unit, max(4.0, high))
+            shape = bend(x, base, unit) if part.rectifier else _box(x, base, unit, max(4.0, high))
             shape.set("class", f"{'bend' if part.rectifier else 'layer'}{' gone' * gone}")
             group.append(shape)
             x += unit * _width(part)
@@ -86,7 +86,7 @@ def _box(x: float, middle: float, unit: float, high: float) -> ET.Element:
     return ET.Element("rect", x=f"{x:.1f}", y=y, width=wide, height=f"{high:.1f}", rx="1.5")
 
 
-def _bend(x: float, middle: float, unit: float) -> ET.Element:
+def bend(x: float, middle: float, unit: float) -> ET.Element:
     """A rectifier, its left end at x: flat, then up."""
     wide = RECTIFIER * unit
     points = ((x, middle), (x + wide / 2, middle), (x + wide, middle - max(4.0, wide)))

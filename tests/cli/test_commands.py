@@ -252,7 +252,7 @@ def test_collapse_again_gives_the_same_model(made):
         (["run", "epoch=3"], "did you mean 'epochs'?"),
         (["run", "mine.yaml"], "recipe: expected a YAML file, got 'mine.yaml'"),
         (["report", "/nowhere"], "run: expected a folder with run.json in it, got /nowhere"),
-        (["analyze", "/nowhere"], "run: expected a folder with run.json"),
+        (["analyze", "/nowhere"], "model: expected a folder with run.json"),
         (["collapse", "/nowhere"], "run: expected a folder with run.json"),
     ],
 )

@@ -46,7 +46,7 @@ def outline(net: Net, linear: Mapping[str, str] | None = None) -> tuple[Part, ..
         op = net.op(node)
         origin = str(ORIGIN.get(node))
         if isinstance(op, Affine):
-            parts.append(Part(str(node.target), _in_words(op), max(1, math.prod(op.size)), macs(op, shape(node))))
+            parts.append(Part(str(node.target), in_words(op), max(1, math.prod(op.size)), macs(op, shape(node))))
         elif isinstance(op, Activation):
             parts.append(Part(op.site, op.kind))
         elif isinstance(op, ChannelAffine) and linear and origin in linear:
@@ -54,7 +54,7 @@ def outline(net: Net, linear: Mapping[str, str] | None = None) -> tuple[Part, ..
     return tuple(parts)
 
 
-def _in_words(op: Affine) -> str:
+def in_words(op: Affine) -> str:
     """A layer as "3x3, 16 → 32, stride 2"; stride, dilation and groups where they are not 1."""
     geometry = op.geometry
     words = ["x".join(map(str, geometry.kernel))] if geometry.kernel else []

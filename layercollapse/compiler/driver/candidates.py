@@ -191,6 +191,11 @@ def _closeness(layer: LayerEntropy) -> str:
     return f" (the rarer sign is {share} of their values)"
 
 
+def unreplaceable(captured: Capture, net: Net, site: Site) -> str | None:
+    """Why the rectifier of a site of a net as lowered cannot be replaced; None where it can."""
+    return None if site.name in bending_sites(net) else _form(captured, site)
+
+
 def _form(captured: Capture, site: Site) -> str:
     """Why there is no record for a rectifier; see `frontend.converters`."""
     operands = captured.call_of(site).all_input_nodes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -11,11 +12,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import fx, nn
+import torch.utils._pytree as pytree
+from torch import Tensor, fx, nn
 from torch.utils._sympy import functions as symbolic
 
 from layercollapse.errors import LayerCollapseError
 from layercollapse.graph.export import reason
+from layercollapse.graph.meta import VALUE
 from layercollapse.zoo.models.wanted import Built, Wanted
 
 SUFFIX = ".pt2"
@@ -57,27 +60,73 @@ def module_of(program: torch.export.ExportedProgram) -> nn.Module:
     return fx.GraphModule(module, module.graph)
 
 
-def build(path: str, wanted: Wanted) -> Built:
+def read(path: str) -> torch.export.ExportedProgram:
     """The program in a file.
 
     Raises:
         LayerCollapseError: there is none, or reading it would run code: pickled objects, or expressions of other
             functions than sizes need.
     """
-    wanted.without_width(path)
-    if wanted.args:
-        raise LayerCollapseError(f"model_args: expected none for an exported program, got {', '.join(wanted.args)}")
     try:
         _check(path)
         with _weights_only():
-            program = torch.export.load(path)
+            return torch.export.load(path)
     except LayerCollapseError:
         raise
     except Exception as error:
         raise LayerCollapseError(
             f"model: expected a program of torch.export in {path}, got: {reason(error)}"
         ) from error
-    return Built(module_of(program), pretrained=True)
+
+
+def build(path: str, wanted: Wanted) -> Built:
+    """The program in a file, as a model.
+
+    Raises:
+        LayerCollapseError: as for `read`.
+    """
+    wanted.without_width(path)
+    if wanted.args:
+        raise LayerCollapseError(f"model_args: expected none for an exported program, got {', '.join(wanted.args)}")
+    return Built(module_of(read(path)), pretrained=True)
+
+
+def example_inputs(
+    program: torch.export.ExportedProgram, shape: tuple[int, int, int] | None = None
+) -> tuple[Any, ...] | dict[str, Any]:
+    """What a program is called with: the example that it keeps, or zeros of the shapes that its graph has.
+
+    Args:
+        program: as `read` gives it.
+        shape: (channels, height, width) of images, for sizes that it leaves open; a batch left open is 2.
+
+    Raises:
+        LayerCollapseError: a size other than the batch is open.
+    """
+    if program.example_inputs is not None:
+        args, kwargs = program.example_inputs
+    else:
+        values = {node.name: VALUE.get(node) for node in program.graph.nodes if node.op == "placeholder"}
+        leaves = [_zeros(name, values.get(name), shape) for name in program.graph_signature.user_inputs]
+        args, kwargs = pytree.tree_unflatten(leaves, program.call_spec.in_spec)
+    if args and kwargs:
+        return dict(inspect.signature(program.module().forward).bind(*args, **kwargs).arguments)
+    return dict(kwargs) if kwargs else tuple(args)
+
+
+def _zeros(name: Any, value: Any, shape: tuple[int, int, int] | None) -> Any:
+    if not isinstance(value, Tensor):
+        return value  # a number, a text or None, which has its own value in the graph
+    sizes = list(value.shape)
+    if shape is not None and len(sizes) == 4:
+        sizes[1:] = shape
+    sizes = [2 if at == 0 and not isinstance(size, int) else size for at, size in enumerate(sizes)]
+    if any(not isinstance(size, int) for size in sizes):
+        raise LayerCollapseError(
+            f"input: expected the size of an image, as --input 3x224x224, for an exported program that takes any, got "
+            f"none for {name!r}"
+        )
+    return torch.zeros(sizes, dtype=value.dtype)
 
 
 def _check(path: str) -> None:

@@ -9,9 +9,11 @@ from typing import Any
 
 from layercollapse.errors import LayerCollapseError, require
 from layercollapse.graph.export import reason
+from layercollapse.zoo.data.split import Text
 from layercollapse.zoo.models.wanted import Built, Wanted
 
 CONFIG = "config.json"
+IMAGE = 224  # pixels on a side, where a configuration does not say
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
@@ -70,6 +72,33 @@ def build(path: str, wanted: Wanted) -> Built:
             f"{wanted.text.vocabulary}: --tokenizer names the one that the model was trained with"
         )
     return Built(model, pretrained=True)
+
+
+def assumed(path: str, shape: tuple[int, int, int] | None, tokens: int, args: dict[str, Any]) -> Wanted:
+    """What the configuration of a model says of its inputs, where there are no data.
+
+    Args:
+        path: as for `build`.
+        shape: of images, if the user says it.
+        tokens: of a text, at most.
+        args: arguments for the model.
+
+    Raises:
+        LayerCollapseError: transformers is not installed, or there is no configuration.
+    """
+    transformers = require("transformers", "text")
+    try:
+        config = transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        raise LayerCollapseError(f"model: expected a folder with {CONFIG}, or such a file, got {path}") from error
+    if shape is not None or hasattr(config, "image_size") or not hasattr(config, "vocab_size"):
+        size = getattr(config, "image_size", IMAGE)
+        height, width = (size, size) if isinstance(size, int) else size
+        return Wanted(config.num_labels, shape or (getattr(config, "num_channels", 3), height, width), args=args)
+    pad = getattr(config, "pad_token_id", None) or 0
+    # RoBERTa's positions count from behind the padding's number.
+    most = min(tokens, getattr(config, "max_position_embeddings", tokens) - pad - 1)
+    return Wanted(config.num_labels, text=Text(None, config.vocab_size, pad, max(3, most)), args=args)
 
 
 @contextmanager

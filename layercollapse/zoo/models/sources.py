@@ -9,11 +9,18 @@ from torch import nn
 
 from layercollapse.errors import LayerCollapseError
 from layercollapse.zoo import factory
+from layercollapse.zoo.data.split import Text
+from layercollapse.zoo.data.text import TOKENS
+from layercollapse.zoo.data.tokenizer import WORDS
 from layercollapse.zoo.models import MODELS, exported, huggingface, timm, torchvision
 from layercollapse.zoo.models import build as build_network
 from layercollapse.zoo.models.transformers import TRANSFORMERS, WIDTHS
 from layercollapse.zoo.models.wanted import Built, Wanted
 
+# What a network is for where there are no data: MNIST's images and classes, or ImageNet's; and words of a language.
+SMALL, CLASSES = (1, 28, 28), 10
+IMAGENET, IMAGENET_CLASSES = (3, 224, 224), 1000
+TEXTS = ("bert", "roberta")
 WIDTH = 16  # of the built-in networks but the transformers
 
 # What stands before the colon -> how a model of the name behind it is built.
@@ -88,6 +95,44 @@ def _own(spec: str, wanted: Wanted) -> Built:
     if not isinstance(model, nn.Module):
         raise LayerCollapseError(f"model: expected a torch.nn.Module from {spec}, got a {type(model).__name__}")
     return Built(model)
+
+
+def assumed(
+    spec: str,
+    shape: tuple[int, int, int] | None = None,
+    *,
+    tokens: int = TOKENS,
+    width: int | None = None,
+    args: dict[str, Any] | None = None,
+) -> Wanted:
+    """What a model is built for where there are no data, only its name.
+
+    Args:
+        spec: see `forms`; no file.
+        shape: (channels, height, width) of images. None: what the network was made for (1x28x28 of the built-in ones).
+        tokens: of a text.
+        width: as for `Wanted`.
+        args: as for `Wanted`.
+
+    Raises:
+        LayerCollapseError: nobody knows what it takes.
+    """
+    kind, colon, name = spec.partition(":")
+    given: dict[str, Any] = {"width": width, "args": args or {}}
+    if spec in TEXTS:
+        return Wanted(CLASSES, text=Text(None, WORDS, 0, tokens), **given)
+    if built_in(spec):
+        return Wanted(CLASSES, shape or SMALL, **given)
+    if kind in ("torchvision", "timm") and name:
+        own = timm.shape(name) if kind == "timm" and shape is None else shape
+        return Wanted(IMAGENET_CLASSES, own or IMAGENET, **given)
+    if kind == "hf" and name:
+        return huggingface.assumed(name, shape, tokens, given["args"])
+    if colon and shape is None:
+        raise LayerCollapseError(
+            f"input: expected the size of an image, as --input 3x224x224, or --data, for {spec}, got none"
+        )
+    return Wanted(CLASSES, shape, **given)
 
 
 def tokenizer(spec: str) -> str | None:

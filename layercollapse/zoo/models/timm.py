@@ -33,5 +33,11 @@ def build(name: str, wanted: Wanted) -> Built:
         raise LayerCollapseError(f"model: {spec} stopped with {reason(error)}") from error
 
 
+def shape(name: str) -> tuple[int, int, int] | None:
+    """Channels, height and width of the images that a network was made for; None if timm does not say."""
+    cfg = imported("timm", "timm").get_pretrained_cfg(name)
+    return None if cfg is None else tuple(cfg.input_size)
+
+
 def _as(names: list[str]) -> str:
     return f", as {', '.join(names)}" if names else ""

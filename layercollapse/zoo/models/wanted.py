@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from layercollapse.errors import LayerCollapseError
 from layercollapse.zoo.data.split import DataSet, Text
@@ -55,6 +56,17 @@ class Wanted:
         if self.text is None:
             raise LayerCollapseError(f"model: expected one for images, got {model!r}, which reads texts")
         return self.text
+
+    def example(self) -> tuple[Tensor, ...] | dict[str, Tensor]:
+        """Two samples of such a shape: zeros (2, C, H, W), or token numbers (2, tokens) with their attention mask.
+
+        Raises:
+            LayerCollapseError: they are neither images nor texts.
+        """
+        if self.text is not None:
+            words = torch.full((2, self.text.tokens), (self.text.pad + 1) % self.text.vocabulary)
+            return {"input_ids": words, "attention_mask": torch.ones_like(words)}
+        return (torch.zeros(2, *self.images("it")),)
 
     def without_width(self, model: str) -> None:
         """Refuse a width.
