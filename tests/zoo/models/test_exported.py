@@ -87,3 +87,25 @@ def test_pickles_are_refused(file: Path, tmp_path: Path) -> None:
     (tmp_path / "none.pt2").write_text("no archive")
     with pytest.raises(LayerCollapseError, match=r"model: expected a program of torch.export in .*none.pt2, got: "):
         exported.build(str(tmp_path / "none.pt2"), WANTED)
+
+
+def test_the_example_that_a_program_keeps(file: Path) -> None:
+    (kept,) = exported.example_inputs(exported.read(str(file)))
+    assert kept.shape == (2, 1, 4, 4)
+
+
+def test_inputs_of_a_program_without_an_example() -> None:
+    class Net(nn.Module):
+        def forward(self, x: torch.Tensor, *, ids: torch.Tensor, times: int = 2) -> torch.Tensor:
+            return times * x.mean() + ids.sum()
+
+    auto = torch.export.Dim.AUTO
+    sizes = {"x": {0: auto, 2: auto, 3: auto}, "ids": {0: auto}, "times": None}
+    values = {"ids": torch.zeros(3, 5, dtype=torch.long), "times": 3}
+    program = torch.export.export(Net(), (torch.randn(3, 1, 8, 8),), values, dynamic_shapes=sizes)
+    program.example_inputs = None
+    with pytest.raises(LayerCollapseError, match="input: expected the size of an image"):
+        exported.example_inputs(program)
+    example = exported.example_inputs(program, (1, 4, 6))
+    assert list(example) == ["x", "ids", "times"]
+    assert (example["x"].shape, example["ids"].shape, example["ids"].dtype) == ((2, 1, 4, 6), (2, 5), torch.int64)

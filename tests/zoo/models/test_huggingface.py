@@ -66,3 +66,14 @@ def test_what_does_not_fit(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(LayerCollapseError, match=r"model: hf:.* stopped with "):
         huggingface.build(str(tmp_path), TEXTS)
+
+
+def test_what_a_configuration_says_of_its_inputs(folder: Path, tmp_path: Path) -> None:
+    assert huggingface.assumed(str(folder), None, 64, {}) == Wanted(2, text=Text(None, 50, 0, 64))
+    transformers.RobertaConfig(vocab_size=70, max_position_embeddings=20, pad_token_id=1).save_pretrained(tmp_path)
+    assert huggingface.assumed(str(tmp_path), None, 64, {}).text == Text(None, 70, 1, 18)
+    transformers.ViTConfig(image_size=(8, 12), num_channels=1, num_labels=4).save_pretrained(tmp_path)
+    assert huggingface.assumed(str(tmp_path), None, 64, {}) == Wanted(4, (1, 8, 12))
+    assert huggingface.assumed(str(tmp_path), (3, 16, 16), 64, {}).shape == (3, 16, 16)
+    with pytest.raises(LayerCollapseError, match="model: expected a folder with config.json, or such a file"):
+        huggingface.assumed(str(tmp_path / "nothing"), None, 64, {})

@@ -79,3 +79,13 @@ def test_what_is_wrong(spec: str, wanted: Wanted, message: str) -> None:
         pytest.importorskip("transformers")
     with pytest.raises(LayerCollapseError, match=message):
         sources.build(spec, wanted)
+
+
+def test_what_is_assumed_without_data() -> None:
+    assert sources.assumed("resnet18") == Wanted(10, (1, 28, 28))
+    assert sources.assumed("vit", (3, 8, 8), width=32) == Wanted(10, (3, 8, 8), width=32)
+    assert sources.assumed("bert", tokens=5).text == Text(None, 8192, 0, 5)
+    assert sources.assumed("torchvision:resnet50", args={"a": 1}) == Wanted(1000, (3, 224, 224), args={"a": 1})
+    assert sources.assumed("mine:Net", (3, 8, 8)) == Wanted(10, (3, 8, 8))
+    with pytest.raises(LayerCollapseError, match="input: expected the size of an image"):
+        sources.assumed("mine:Net")
