@@ -75,5 +75,5 @@ def test_what_a_configuration_says_of_its_inputs(folder: Path, tmp_path: Path) -
     transformers.ViTConfig(image_size=(8, 12), num_channels=1, num_labels=4).save_pretrained(tmp_path)
     assert huggingface.assumed(str(tmp_path), None, 64, {}) == Wanted(4, (1, 8, 12))
     assert huggingface.assumed(str(tmp_path), (3, 16, 16), 64, {}).shape == (3, 16, 16)
-    with pytest.raises(LayerCollapseError, match="model: expected a folder with config.json, or such a file"):
+    with pytest.raises(LayerCollapseError, match=r"model: expected a folder with config.json, or such a file"):
         huggingface.assumed(str(tmp_path / "nothing"), None, 64, {})
