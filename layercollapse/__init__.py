@@ -16,6 +16,7 @@ from layercollapse.entropy.probe import EntropyProbe, EntropyReport
 from layercollapse.errors import LayerCollapseError
 from layercollapse.graph.capture import capture
 from layercollapse.pipeline.api import run
+from layercollapse.pipeline.progress import ProgressBar
 from layercollapse.prune.least_squares import fit_lines
 from layercollapse.prune.linearize import linearize
 from layercollapse.prune.pruner import Pruner
@@ -30,6 +31,7 @@ __all__ = [
     "EntropyReport",
     "Inspection",
     "LayerCollapseError",
+    "ProgressBar",
     "Pruner",
     "__version__",
     "capture",

@@ -17,18 +17,19 @@ from layercollapse.cli.group import DATA_DIR, about, keys_given, layercollapse
 from layercollapse.cli.introduction import introduction, started
 from layercollapse.cli.onnx import collapsed_file, file_options
 from layercollapse.cli.options import GroupedCommand, options
-from layercollapse.cli.progress import RunDisplay
 from layercollapse.cli.recipe import FILE as RECIPE_FILE
 from layercollapse.cli.recipe import Recipe, parse, read, written
 from layercollapse.cli.subject import chosen, recorded
 from layercollapse.compiler.driver.check import MODES
 from layercollapse.errors import LayerCollapseError, require
+from layercollapse.integrations.logs import LOGS
 from layercollapse.ops import bench as timings
 from layercollapse.pipeline import checkpoint
 from layercollapse.pipeline.api import run as run_schedule
 from layercollapse.pipeline.batches import Inputs, measure_entropy
 from layercollapse.pipeline.finish import collapse_and_compare
 from layercollapse.pipeline.metric import Metric
+from layercollapse.pipeline.progress import ProgressBar
 from layercollapse.pipeline.schedule import settled
 from layercollapse.report import compare
 from layercollapse.report import render as report
@@ -77,6 +78,7 @@ def run(
     if recipe.weights is not None and recipe.init is not None:
         raise LayerCollapseError(f"init: expected either weights or init, got {recipe.weights!r} and {recipe.init!r}")
     console = Console()
+    logs = [LOGS[name]() for name in recipe.log]
     job = Job.taken(recipe.model_dump())
     job.check()
     folder = writable_folder(out or free_folder(job.title))
@@ -88,7 +90,7 @@ def run(
         console.print(line, highlight=False, soft_wrap=True)
     train_first = recipe.weights is None if recipe.train_first is None else recipe.train_first
     try:
-        with RunDisplay(console, steps=recipe.steps, epochs=job.epochs, batches=job.batches_per_epoch) as display:
+        with ProgressBar(console, steps=recipe.steps, epochs=job.epochs, batches=job.batches_per_epoch) as display:
             result = run_schedule(
                 model,
                 train=lambda model: job.fit(model, progress=display.tick),
@@ -112,7 +114,7 @@ def run(
                 out=folder,
                 resume=resume,
                 settings={**job.settings, "weights": recipe.weights},
-                progress=started(recipe, job, folder, display.show),
+                progress=[*logs, started(recipe, job, folder, display.show)],
             )
     except KeyboardInterrupt:
         done = f"what is finished is in {folder}" if (folder / FILE).exists() else "nothing was finished"

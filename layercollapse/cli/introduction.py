@@ -10,7 +10,7 @@ from torch import nn
 from layercollapse._util.files import write_text
 from layercollapse.cli.experiment import Job
 from layercollapse.cli.recipe import Recipe, save
-from layercollapse.pipeline.schedule import Event
+from layercollapse.pipeline.events import Event
 from layercollapse.zoo.data import tokenizer
 from layercollapse.zoo.models import MODELS
 

@@ -11,13 +11,13 @@ from layercollapse._util.files import writable_folder, write_text
 from layercollapse.cli.experiment import Job
 from layercollapse.cli.group import DATA_DIR, about, keys_given, layercollapse
 from layercollapse.cli.options import GroupedCommand, options
-from layercollapse.cli.progress import RunDisplay
 from layercollapse.cli.recipe import ModelKeys, TrainingKeys
 from layercollapse.cli.subject import Subject
 from layercollapse.errors import LayerCollapseError, require
 from layercollapse.graph.capture import capture
 from layercollapse.graph.prunable import by_reason, prunable
 from layercollapse.pipeline.batches import Inputs, measure_entropy
+from layercollapse.pipeline.progress import ProgressBar
 from layercollapse.report.inspection import Inspection, inspect
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def analyze(
         job = Job(**keys)
         job.check()
         model = job.build()
-        with RunDisplay(console, steps=0, epochs=job.epochs, batches=job.batches_per_epoch) as display:
+        with ProgressBar(console, steps=0, epochs=job.epochs, batches=job.batches_per_epoch) as display:
             job.fit(model, progress=display.tick)
         model.eval()
         batches, example = job.training_batches, job.example

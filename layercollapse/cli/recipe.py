@@ -16,6 +16,7 @@ from layercollapse._util.files import write_text
 from layercollapse.cli.keys import Keys, key, named_values, one_of, several
 from layercollapse.compiler.driver.check import MODES
 from layercollapse.errors import LayerCollapseError, require
+from layercollapse.integrations.logs import LOGS
 from layercollapse.prune.budget import GLOBAL, RULES
 from layercollapse.strategies import STRATEGIES
 from layercollapse.zoo import data as data_sources
@@ -33,11 +34,12 @@ if TYPE_CHECKING:
     Rule: TypeAlias = str
     Mode: TypeAlias = str
     Epochs: TypeAlias = tuple[int, ...]
+    Logs: TypeAlias = tuple[str, ...]
     Arguments: TypeAlias = dict[str, Any]
 else:
     Crop, Optimizer, Schedule = one_of(CROPS), one_of(OPTIMIZERS), one_of(SCHEDULES)
     Rule, Mode = one_of([*RULES, GLOBAL]), one_of(MODES)
-    Epochs, Arguments = several(int), named_values()
+    Epochs, Logs, Arguments = several(int), several(one_of(LOGS)), named_values()
 
 FILE = "recipe.yaml"
 SUFFIXES = (".yaml", ".yml")
@@ -167,6 +169,10 @@ class Recipe(TrainingKeys):
     )
     patterns: bool = key(
         False, "Also count the joint patterns of signs: the linear pieces that every site uses on the data."
+    )
+    log: Logs = key(
+        (),
+        f"Where every step is written as well, in the run's folder: {', '.join(LOGS)}, or both with a comma between.",
     )
     seed: int = key(0, "Of torch's generator, for weights and the order of the data.")
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
@@ -23,10 +24,11 @@ from layercollapse.compiler.driver.check import check_mode
 from layercollapse.compiler.driver.result import CollapseResult
 from layercollapse.errors import LayerCollapseError
 from layercollapse.pipeline.batches import Inputs
+from layercollapse.pipeline.events import Event, Listeners, Progress
 from layercollapse.pipeline.latency import environment
 from layercollapse.pipeline.metric import Metric, check_unit, number
 from layercollapse.pipeline.rehearsal import rehearse
-from layercollapse.pipeline.schedule import Event, Schedule, how_to_go_on
+from layercollapse.pipeline.schedule import Schedule, how_to_go_on
 from layercollapse.prune.budget import GLOBAL, RULES
 from layercollapse.prune.pruner import Pruner, checked_share
 from layercollapse.report import render as report
@@ -87,7 +89,7 @@ def run(
     out: str | Path | None = None,
     resume: bool = False,
     settings: dict[str, Any] | None = None,
-    progress: Callable[[Event], object] | None = None,
+    progress: Progress | Sequence[Progress] | None = None,
 ) -> RunResult:
     """Train, prune step by step, and collapse the shallowest network that stays within the accuracy budget.
 
@@ -141,7 +143,9 @@ def run(
             `steps` and `max_drop` may be others than before; what is chosen is among the steps whose weights are
             still there: the dense one, the one chosen before, and the last.
         settings: anything JSON that should be on record beside the arguments above.
-        progress: called at every stage.
+        progress: a function that is called with an `Event` at every stage, or several, such as
+            `layercollapse.ProgressBar` and the loggers of `layercollapse.integrations.logs`. What has a method `close`
+            is closed at the end, however the run ends.
 
     Raises:
         LayerCollapseError: bad arguments (before anything is trained), or a model that cannot be captured.
@@ -156,6 +160,7 @@ def run(
     strategy_of(strategy)
     check_unit(unit)
     check_mode(mode)
+    told = Listeners(progress)
     inputs = Inputs(data, "data", model, example_inputs)
     test_inputs = inputs if test_data is None else Inputs(test_data, "test_data", model, example_inputs)
     example = inputs.first(2) if example_inputs is None else example_inputs
@@ -197,7 +202,7 @@ def run(
         box=box,
         mode=mode,
         patterns=patterns,
-        progress=progress or (lambda event: None),
+        progress=told,
     )
     if resume and (folder / FILE).exists():
         schedule.resume()
@@ -213,8 +218,9 @@ def run(
             folder=folder,
             box=box,
         )
-    schedule.go()
-    result = schedule.finish(example, test_inputs)
+    with closing(told):
+        schedule.go()
+        result = schedule.finish(example, test_inputs)
     if record.failed:
         warnings.warn(
             f"the end of the run failed in part: {'; '.join(record.failed)}; the collapsed model is returned, and "

@@ -19,6 +19,7 @@ from layercollapse.errors import LayerCollapseError
 from layercollapse.graph.export import reason
 from layercollapse.pipeline import checkpoint
 from layercollapse.pipeline.batches import Inputs, measure_entropy
+from layercollapse.pipeline.events import Event
 from layercollapse.pipeline.finish import collapse_and_compare
 from layercollapse.pipeline.history import taken
 from layercollapse.pipeline.metric import Metric
@@ -32,21 +33,6 @@ TRAININGS = 2
 
 # What runs were made with before these settings could be chosen.
 _DEFAULTS = {"unit": "percent", "max_layer_share": 1.0, "train_first": True, "strategy": "prune"}
-
-
-@dataclass(frozen=True)
-class Event:
-    """What `progress` is called with.
-
-    Attributes:
-        stage: "train", "measure", "step" (a step is done), "interrupted", "collapse" or "done".
-        step: the step it belongs to; 0 is the dense network.
-        record: the run so far.
-    """
-
-    stage: str
-    step: int
-    record: Record
 
 
 def choose(steps: Sequence[Step], max_drop: float) -> int:
@@ -113,7 +99,7 @@ class Schedule:
                 raise
             record.interrupted = True
             record.stopped = f"interrupted in step {len(record.steps)}"
-            self.progress(Event("interrupted", len(record.steps), record))
+            self._tell("interrupted", len(record.steps))
         except Exception as error:
             if not record.steps:
                 raise
@@ -161,7 +147,7 @@ class Schedule:
 
     def _step(self, number: int) -> EntropyReport:
         started, record = time.perf_counter(), self.record
-        self.progress(Event("train", number, record))
+        self._tell("train", number)
         torch.manual_seed(record.settings["seed"] + number)
         if number or record.settings["train_first"]:
             self.model.train()
@@ -194,7 +180,7 @@ class Schedule:
         record.chosen = self._choice()
         record.save(self.folder)
         checkpoint.keep_only(self.folder, {0, record.chosen, number})
-        self.progress(Event("step", number, record))
+        self._tell("step", number)
         return report
 
     def _choice(self) -> int:
@@ -203,7 +189,7 @@ class Schedule:
         return choose(steps, self.record.settings["max_drop"])
 
     def _measure(self, number: int) -> EntropyReport:
-        self.progress(Event("measure", number, self.record))
+        self._tell("measure", number)
         self.model.eval()
         return measure_entropy(self.model, self.inputs, patterns=self.patterns)
 
@@ -222,7 +208,7 @@ class Schedule:
         """Collapse the chosen step, compare, and write the model, the record and the report."""
         record = self.record
         record.chosen = self._choice()
-        self.progress(Event("collapse", record.chosen, record))
+        self._tell("collapse", record.chosen)
         try:
             self.model.train()
             checkpoint.load(self.folder, record.chosen, self.model, self.pruner)
@@ -246,8 +232,11 @@ class Schedule:
             _raise_with_the_way_on(error, self.folder)
         finally:  # also of a collapse that fails: the steps were expensive
             self._write()
-        self.progress(Event("done", record.chosen, record))
+        self._tell("done", record.chosen)
         return replace(result, notes=(record.choice,)) if record.choice else result
+
+    def _tell(self, stage: str, step: int) -> None:
+        self.progress(Event(stage, step, self.record, self.folder))
 
     def _write(self) -> None:
         """The record and the report, or what kept them from being written."""

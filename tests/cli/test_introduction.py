@@ -9,7 +9,7 @@ import pytest
 from layercollapse.cli import introduction
 from layercollapse.cli.experiment import Job
 from layercollapse.cli.recipe import Recipe, read
-from layercollapse.pipeline.schedule import Event
+from layercollapse.pipeline.events import Event
 from records import make_record
 
 

@@ -104,6 +104,24 @@ def test_the_stages_are_announced_in_order(finished):
     assert events == [*steps, ("collapse", result.record.chosen), ("done", result.record.chosen)]
 
 
+def test_who_is_told_is_closed_however_the_run_ends(tmp_path):
+    class Told:
+        closed = 0
+
+        def __call__(self, event):
+            assert event.folder == tmp_path / "run"
+            if event.stage == "measure":
+                raise OSError("no space left")
+
+        def close(self):
+            self.closed += 1
+
+    told = Told()
+    with pytest.raises(OSError, match="no space left"):
+        start(tmp_path / "run", job=SMALL, progress=[print, told])
+    assert told.closed == 1
+
+
 def test_densities_follow_the_amount(finished):
     densities = [step.density for step in finished[2].record.steps]
     assert densities[0] == 1.0
