@@ -50,7 +50,7 @@ INTERRUPTED = 130  # 128 + SIGINT, what shells expect
 @options(Recipe)
 @DATA_DIR
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the results.  [default: runs/DATA-MODEL]")
-@click.option("--resume", is_flag=True, help="Go on with the run in --out after its last finished step.")
+@click.option("--resume", is_flag=True, help="Go on with the run in --out where it was, or begin it.")
 @click.option("--print-recipe", is_flag=True, help="Print the recipe with all keys and what they mean, and end.")
 def run(
     *,
@@ -93,7 +93,7 @@ def run(
         with ProgressBar(console, steps=recipe.steps, epochs=job.epochs, batches=job.batches_per_epoch) as display:
             result = run_schedule(
                 model,
-                train=lambda model: job.fit(model, progress=display.tick),
+                train=partial(job.fit, progress=display.tick),
                 evaluate=job.evaluate,
                 data=job.training_batches,
                 example_inputs=job.example,

@@ -19,6 +19,7 @@ from layercollapse.errors import LayerCollapseError
 from layercollapse.graph.export import describe, reason
 from layercollapse.pipeline import checkpoint
 from layercollapse.pipeline.norms import has_norms
+from layercollapse.pipeline.training import TrainingCheckpoint
 from layercollapse.prune.linearize import linearize
 from layercollapse.report.record import Record
 from layercollapse.zoo import data, models
@@ -209,8 +210,13 @@ class Job(TrainingKeys):
         pixels = math.prod(self.dataset.shape or (1,))
         return min(EVALUATION_BATCH, max(EVALUATION_PIXELS // pixels, self.training_batch))
 
-    def fit(self, model: nn.Module, progress: Callable[[], object] | None = None) -> None:
-        """Train with `layercollapse.train`, as the keys say.
+    def fit(
+        self,
+        model: nn.Module,
+        progress: Callable[[], object] | None = None,
+        checkpoint: TrainingCheckpoint | None = None,
+    ) -> None:
+        """Train with `layercollapse.train`, as the keys say, from the epoch on where the checkpoint is.
 
         Images with channels last, which takes a fifth to a third less time on a CPU (ResNet-18 on MNIST-5k, one thread:
         2.4 instead of 3.0 to 3.7 s an epoch); the weights are contiguous again afterwards.
@@ -219,7 +225,13 @@ class Job(TrainingKeys):
         if images:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a gap in the stubs
         try:
-            fit(model, self.dataset.train, progress=progress, **self.trainer)
+            fit(
+                model,
+                self.dataset.train,
+                progress=progress,
+                epochs_left=None if checkpoint is None else checkpoint.epochs,
+                **self.trainer,
+            )
         finally:
             if images:
                 model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]

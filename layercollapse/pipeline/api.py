@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from layercollapse._util.files import free_folder, writable_folder
+from layercollapse._util.files import free_folder, locked, writable_folder
 from layercollapse.compiler.driver.check import check_mode
 from layercollapse.compiler.driver.result import CollapseResult
 from layercollapse.errors import LayerCollapseError
@@ -67,7 +67,7 @@ class RunResult:
 def run(
     model: nn.Module,
     *,
-    train: Callable[[nn.Module], object],
+    train: Callable[..., object],
     evaluate: Callable[[nn.Module], Any],
     data: Iterable[Any],
     example_inputs: Any = None,
@@ -104,7 +104,10 @@ def run(
     Args:
         model: gives logits (N, classes), alone or in a dict or a model output of transformers; trained in place, left
             with the chosen sparse weights.
-        train: trains the model it is given, in place; called once per step with the original recipe.
+        train: trains the model it is given, in place; called once per step with the original recipe. With an argument
+            `checkpoint` it goes on at the epoch where it was interrupted, to the same bits:
+            ``for epoch in checkpoint.epochs(10, optimizer=optimizer, scheduler=scheduler)``; see
+            `layercollapse.pipeline.training.TrainingCheckpoint`.
         evaluate: validation accuracy of the model it is given (not on the test split: it chooses), higher is better;
             any number, NumPy scalar or tensor of one element. It is called with collapsed models too, which take the
             arguments that `example_inputs` has, by the same names, and give the same classes of outputs.
@@ -136,10 +139,11 @@ def run(
             budget, twice at most (with new batch norms behind its convolutions, if the model has any). If it never is,
             fits of an R² of 0.9 and then 0.97 are tried in the place of 0.8, and at last the exact collapse is taken.
         patterns: whether to count the joint sign patterns of every site at every step, for the record and the report.
-        seed: torch is seeded with seed + step before each training.
-        out: folder for the results; must not hold another run unless `resume`. By default the first of `runs/run`,
-            `runs/run-2`, ... that is not there yet.
-        resume: go on after the last finished step of the run in `out`, or collapse it again if none is left to do.
+        seed: the generators of torch, NumPy and Python are seeded with seed + step before each step and its training.
+        out: folder for the results; must not hold another run unless `resume`, and no other run may write there
+            meanwhile. By default the first of `runs/run`, `runs/run-2`, ... that is not there yet.
+        resume: go on after the last finished step of the run in `out` (or after the last epoch, see `train`), begin it
+            if there is none, or collapse it again if nothing is left to do.
             `steps` and `max_drop` may be others than before; what is chosen is among the steps whose weights are
             still there: the dense one, the one chosen before, and the last.
         settings: anything JSON that should be on record beside the arguments above.
@@ -204,21 +208,20 @@ def run(
         patterns=patterns,
         progress=told,
     )
-    if resume and (folder / FILE).exists():
-        schedule.resume()
-    if len(record.steps) <= steps:
-        rehearse(
-            model,
-            pruner,
-            example,
-            evaluate=schedule.evaluate,
-            test=schedule.test if test else None,
-            test_inputs=test_inputs,
-            record=record,
-            folder=folder,
-            box=box,
-        )
-    with closing(told):
+    with locked(folder), closing(told):
+        schedule.start(resume=resume)
+        if len(record.steps) <= steps:
+            rehearse(
+                model,
+                pruner,
+                example,
+                evaluate=schedule.evaluate,
+                test=schedule.test if test else None,
+                test_inputs=test_inputs,
+                record=record,
+                folder=folder,
+                box=box,
+            )
         schedule.go()
         result = schedule.finish(example, test_inputs)
     if record.failed:

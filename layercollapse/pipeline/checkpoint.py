@@ -18,9 +18,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from layercollapse._util.files import atomic, writable_folder
 from layercollapse._util.tensors import raw_bytes
 from layercollapse.errors import LayerCollapseError
+from layercollapse.pipeline.states import write
 from layercollapse.prune.pruner import Pruner, lines_in
 
 FOLDER = "checkpoints"
@@ -45,12 +45,9 @@ def save(folder: Path, step: int, model: nn.Module, pruner: Pruner) -> None:
     Raises:
         LayerCollapseError: something in the model's state cannot be written; the message names it.
     """
-    tensors, header = _packed(model)
-    writable_folder(folder / FOLDER)
-    with atomic(path(folder, step)) as temporary:
-        safetensors.torch.save_file(tensors, str(temporary), header)
-    with atomic(_masks_path(folder, step)) as temporary:
-        safetensors.torch.save_file(pruner.state_dict(), str(temporary))
+    tensors, header = packed(model)
+    write(path(folder, step), tensors, header)
+    write(_masks_path(folder, step), pruner.state_dict())
 
 
 def load(folder: Path, step: int, model: nn.Module, pruner: Pruner | None = None) -> None:
@@ -61,7 +58,7 @@ def load(folder: Path, step: int, model: nn.Module, pruner: Pruner | None = None
     """
     file = path(folder, step)
     try:
-        _restore(model, *_read(file))
+        restore(model, *_read(file))
     except (OSError, RuntimeError, ValueError, KeyError, safetensors.SafetensorError) as error:
         raise LayerCollapseError(f"run: expected the weights of step {step} in {file}, got: {error}") from error
     if pruner is not None:
@@ -101,7 +98,7 @@ def load_weights(file: str | Path, model: nn.Module) -> None:
         LayerCollapseError: no such file, or not the weights of this model.
     """
     with _named(file, "weights"):
-        _restore(model, *_state_of(file))
+        restore(model, *_state_of(file))
 
 
 def load_fitting(file: str | Path, model: nn.Module) -> list[str]:
@@ -161,7 +158,7 @@ def _state_in(loaded: Any) -> dict[str, Tensor]:
     return state
 
 
-def _packed(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+def packed(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The state of a model as tensors that safetensors takes, and the header that says what else there is."""
     tensors, header, complexes, extra = dict[str, Tensor](), dict[str, str](), list[str](), dict[str, Any]()
     first: dict[tuple, str] = {}
@@ -198,6 +195,12 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     with safetensors.safe_open(str(file), framework="pt") as opened:
         header = dict(opened.metadata() or {})
         state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    return unpacked(state, header)
+
+
+def unpacked(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the extra state in what `packed` gave."""
+    state, header = dict(tensors), dict(header)
     header.pop("format", None)
     extra = json.loads(header.pop(_EXTRA, "{}"))
     for name in json.loads(header.pop(_COMPLEX, "[]")):
@@ -207,7 +210,7 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return state, extra
 
 
-def _restore(model: nn.Module, state: Mapping[str, Tensor], extra: Mapping[str, Any]) -> None:
+def restore(model: nn.Module, state: Mapping[str, Tensor], extra: Mapping[str, Any]) -> None:
     """Load a state; buffers whose elements share memory, which cannot be written to, get memory of their own."""
     for module in model.modules():
         for name, buffer in module._buffers.items():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
 from itertools import islice
@@ -12,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from layercollapse._util.files import temporary_folder
 from layercollapse._util.modes import evaluating
 from layercollapse.compiler.driver.api import collapse
 from layercollapse.errors import LayerCollapseError
@@ -58,7 +58,7 @@ def rehearse(
         json.dumps(asdict(record))
     except (TypeError, ValueError) as error:
         raise LayerCollapseError(f"settings: expected what JSON can hold, got: {error}") from error
-    with tempfile.TemporaryDirectory(prefix=".try-", dir=folder) as temporary, evaluating(model):
+    with temporary_folder(folder) as temporary, evaluating(model):
         checkpoint.check(Path(temporary), model, pruner)
         result = collapse(model, example, box=box, cost="macs", captured=pruner.capture)
         result.model.eval()

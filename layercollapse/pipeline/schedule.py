@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
 from torch import nn
 
+from layercollapse._util.files import clear
 from layercollapse.compiler.driver.result import CollapseResult
 from layercollapse.entropy.probe import EntropyReport
 from layercollapse.errors import LayerCollapseError
 from layercollapse.graph.export import reason
-from layercollapse.pipeline import checkpoint
+from layercollapse.pipeline import checkpoint, training
 from layercollapse.pipeline.batches import Inputs, measure_entropy
 from layercollapse.pipeline.events import Event
 from layercollapse.pipeline.finish import collapse_and_compare
 from layercollapse.pipeline.history import taken
 from layercollapse.pipeline.metric import Metric
+from layercollapse.pipeline.states import seed
+from layercollapse.pipeline.training import TrainingCheckpoint, call, interrupted, put_back
 from layercollapse.prune.pruner import Pruner, StepResult
-from layercollapse.report.record import Pieces, Record, Step, histogram
+from layercollapse.report.record import FILE, Pieces, Record, Step, histogram
 from layercollapse.report.render import write_html
 from layercollapse.strategies import Situation, Strategy, with_lines
 
@@ -53,7 +55,7 @@ class Schedule:
 
     model: nn.Module
     pruner: Pruner
-    train: Callable[[nn.Module], object]
+    train: Callable[..., object]
     evaluate: Metric
     test: Metric
     inputs: Inputs
@@ -65,30 +67,57 @@ class Schedule:
     box: Any = None
     mode: str = "exact"
     patterns: bool = False
-    pruned: StepResult | None = None  # what the last step removed
+    emptied: int = 0  # sites that lost the last of their weights before the training that is to come
+    guarded: Sequence[str] = ()  # sites at which that kept weights
+    interrupted: dict[str, Any] | None = None  # the state of a training that was not finished
 
-    def resume(self) -> None:
+    def start(self, *, resume: bool) -> None:
+        """Clear away what killed processes left half written; take over what there is of a run that goes on."""
+        for folder in (self.folder, self._training.parent):
+            clear(folder)
+        if resume:
+            self._resume()
+        else:
+            self._training.unlink(missing_ok=True)
+
+    def _resume(self) -> None:
         """Take over the steps and the last weights of the run in the folder."""
-        earlier = Record.load(self.folder, "out")
-        ours, theirs = self.record.settings, _DEFAULTS | earlier.settings
+        record = self.record
+        if (self.folder / FILE).exists():
+            earlier = Record.load(self.folder, "out")
+            self._check(earlier.settings)
+            record.sites, record.channels = earlier.sites, earlier.channels
+            record.steps, record.dense_top1 = earlier.steps, earlier.dense_top1
+        if record.steps:
+            self.model.train()  # the mode in which weights are saved
+            self.evaluate.unit = self.test.unit = record.settings["unit"]
+            checkpoint.load(self.folder, record.steps[-1].step, self.model, self.pruner)
+        self.interrupted = interrupted(self._training, len(record.steps))
+        if self.interrupted is not None:
+            self._check(self.interrupted["extra"]["settings"])
+
+    def _check(self, theirs: Mapping[str, Any]) -> None:
+        """Refuse to go on with what was made with other settings."""
+        ours, theirs = self.record.settings, {**_DEFAULTS, **theirs}
         free = ("steps", "max_drop")  # they change when to stop and what to choose, not what was trained
         if other := [key for key in ours if key not in free and ours[key] != theirs.get(key)]:
             raise LayerCollapseError(
                 f"resume: expected the settings of the run in {self.folder}, got "
                 + ", ".join(f"{key}={ours[key]!r} instead of {theirs.get(key)!r}" for key in other)
             )
-        self.record.sites, self.record.channels = earlier.sites, earlier.channels
-        self.record.steps, self.record.dense_top1 = earlier.steps, earlier.dense_top1
-        if earlier.steps:
-            self.model.train()  # the mode in which weights are saved
-            self.evaluate.unit = self.test.unit = ours["unit"]
-            checkpoint.load(self.folder, earlier.steps[-1].step, self.model, self.pruner)
+
+    @property
+    def _training(self) -> Path:
+        """Where the state of the training under way is."""
+        return self.folder / checkpoint.FOLDER / training.FILE
 
     def go(self) -> None:
         """Take the steps; returns when they are done, when going on is pointless, or at Ctrl-C."""
         record = self.record
         try:
-            report = self._measure(record.steps[-1].step) if record.steps else None
+            report = None
+            if record.steps and self.interrupted is None:
+                report = self._measure(record.steps[-1].step)
             self.model.train()  # which layers that merge adapters for evaluation are pruned and saved in
             while len(record.steps) <= record.settings["steps"] and not self._pointless():
                 if report is not None and not self._act(report):
@@ -107,6 +136,8 @@ class Schedule:
 
     def _act(self, report: EntropyReport) -> bool:
         """Do what the strategy proposes; False: it ends the run."""
+        self._seed(len(self.record.steps))
+        pruned: StepResult | None = None
         try:
             action = self.strategy.propose(self._situation(report))
             if action is None or action.empty:
@@ -117,19 +148,19 @@ class Schedule:
                 checkpoint.load(self.folder, self._choice(), self.model, self.pruner)
             if action.linear:
                 self.pruner.linearize(with_lines(action.linear, self.model, self.pruner, self.inputs))
-            self.pruned = None
             if action.prune is not None:
                 if action.linear:
                     report = self._measure(len(self.record.steps))
-                self.pruned = self.pruner.step(report, **action.prune)
+                pruned = self.pruner.step(report, **action.prune)
         except LayerCollapseError as error:
             if len(self.record.steps) == 1:
                 raise  # not even one step: the caller should know
             self.record.stopped = str(error)
             return False
-        if self.pruned is not None and not (any(self.pruned.removed.values()) or action.linear or action.rest):
+        if pruned is not None and not (any(pruned.removed.values()) or action.linear or action.rest):
             self.record.stopped = "nothing left to prune"
             return False
+        self.emptied, self.guarded = (len(pruned.emptied), list(pruned.floors)) if pruned else (0, [])
         return True
 
     def _situation(self, report: EntropyReport) -> Situation:
@@ -148,11 +179,8 @@ class Schedule:
     def _step(self, number: int) -> EntropyReport:
         started, record = time.perf_counter(), self.record
         self._tell("train", number)
-        torch.manual_seed(record.settings["seed"] + number)
         if number or record.settings["train_first"]:
-            self.model.train()
-            with self.pruner.attach():
-                self.train(self.model)
+            started -= self._train(number)
         report = self._measure(number)
         top1 = self.evaluate(self.model)
         if number == 0:
@@ -169,8 +197,8 @@ class Schedule:
             entropy=[float(layer.mean) for layer in report.layers],
             mixed=[int(layer.mixed) for layer in report.layers],
             seconds=time.perf_counter() - started,
-            emptied=len(self.pruned.emptied) if self.pruned else 0,
-            guarded=list(self.pruned.floors) if self.pruned else [],
+            emptied=self.emptied,
+            guarded=list(self.guarded),
             patterns=[Pieces.of(layer.patterns) for layer in report.layers if layer.patterns is not None],
             linear=list(self.pruner.linear),
             histograms=[histogram(layer.entropy) for layer in report.layers],
@@ -180,8 +208,34 @@ class Schedule:
         record.chosen = self._choice()
         record.save(self.folder)
         checkpoint.keep_only(self.folder, {0, record.chosen, number})
+        self._training.unlink(missing_ok=True)
         self._tell("step", number)
         return report
+
+    def _train(self, number: int) -> float:
+        """Train, or go on with a training that was interrupted; returns the seconds that this had taken before."""
+        before, started, self.interrupted = self.interrupted, time.perf_counter(), None
+        self._seed(number)
+        self.model.train()
+        spent = 0.0
+        if before is not None:
+            put_back(before, self.model, self.pruner)
+            self.emptied, self.guarded, spent = (before["extra"][key] for key in ("emptied", "guarded", "seconds"))
+        about = {"settings": self.record.settings, "emptied": self.emptied, "guarded": self.guarded}
+        state = TrainingCheckpoint(
+            self.model,
+            self.pruner,
+            self._training,
+            number,
+            lambda: {**about, "seconds": spent + time.perf_counter() - started},
+        )
+        with self.pruner.attach():
+            call(self.train, self.model, state)
+        return spent
+
+    def _seed(self, number: int) -> None:
+        """Put the generators of torch, NumPy and Python where they are in a step, also in one that is resumed."""
+        seed(self.record.settings["seed"] + number)
 
     def _choice(self) -> int:
         """The step to collapse, of those whose weights are still there: another budget may want one that is gone."""
@@ -191,6 +245,7 @@ class Schedule:
     def _measure(self, number: int) -> EntropyReport:
         self._tell("measure", number)
         self.model.eval()
+        self._seed(number)
         return measure_entropy(self.model, self.inputs, patterns=self.patterns)
 
     def _pointless(self) -> bool:
@@ -263,16 +318,16 @@ def _raise_with_the_way_on(error: Exception, folder: Path) -> NoReturn:
     raise error
 
 
-def settled(model: nn.Module, *, train: Callable[[nn.Module], object], evaluate: Metric, record: Record) -> bool:
+def settled(model: nn.Module, *, train: Callable[..., object], evaluate: Metric, record: Record) -> bool:
     """Train a collapsed model in place until it is within the accuracy budget, `TRAININGS` times at most.
 
     Whether it is. The record's `retrained` counts the trainings.
     """
     limit = record.steps[0].top1_validation - record.settings["max_drop"]
     for _ in range(TRAININGS):
-        torch.manual_seed(record.settings["seed"] + len(record.steps) + record.retrained)
+        seed(record.settings["seed"] + len(record.steps) + record.retrained)
         model.train()
-        train(model)
+        call(train, model, TrainingCheckpoint(model))
         model.eval()
         record.retrained += 1
         if evaluate(model) >= limit:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -38,6 +38,7 @@ def fit(
     flip: bool = False,
     pruner: Pruner | None = None,
     progress: Callable[[], object] | None = None,
+    epochs_left: Callable[..., Iterable[int]] | None = None,
 ) -> None:
     """Train in place with cross-entropy, on the device where the model and the split are.
 
@@ -56,7 +57,9 @@ def fit(
         milestones: the same.
         flip: whether half of the images of a batch, by chance, are mirrored left to right.
         pruner: keeps its pruned weights at zero through momentum and weight decay.
-        progress: called after every optimizer step.
+        progress: called after every optimizer step, also for those that an earlier process has taken.
+        epochs_left: the `epochs` of the checkpoint that `layercollapse.run` gives, for a training that goes on where it
+            was interrupted.
 
     Raises:
         LayerCollapseError: no epochs, no samples, other inputs than images to flip, or a loss that is no longer finite.
@@ -72,7 +75,13 @@ def fit(
     attached = None if pruner is None else pruner.attach(stepper)
     model.train()
     try:
-        for epoch in range(epochs):
+        done = 0
+        left = range(epochs) if epochs_left is None else epochs_left(epochs, optimizer=stepper, schedule=rates)
+        for epoch in left:
+            for _ in range((epoch - done) * len(batches)):
+                if progress is not None:
+                    progress()
+            done = epoch + 1
             for inputs, labels in batches:
                 stepper.zero_grad(set_to_none=True)
                 loss = F.cross_entropy(logits(model, _mirrored(inputs) if flip else inputs), labels)
