@@ -27,10 +27,9 @@ from layercollapse.ops import bench as timings
 from layercollapse.pipeline import checkpoint
 from layercollapse.pipeline.api import run as run_schedule
 from layercollapse.pipeline.batches import Inputs, measure_entropy
-from layercollapse.pipeline.finish import collapse_and_compare
+from layercollapse.pipeline.finish import collapse_and_compare, settled
 from layercollapse.pipeline.metric import Metric
 from layercollapse.pipeline.progress import ProgressBar
-from layercollapse.pipeline.schedule import settled
 from layercollapse.report import compare
 from layercollapse.report import render as report
 from layercollapse.report.record import FILE, Record

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,8 +20,8 @@ from layercollapse.graph.export import reason
 from layercollapse.pipeline import checkpoint, training
 from layercollapse.pipeline.batches import Inputs, measure_entropy
 from layercollapse.pipeline.events import Event
-from layercollapse.pipeline.finish import collapse_and_compare
-from layercollapse.pipeline.history import taken
+from layercollapse.pipeline.finish import collapse_and_compare, settled
+from layercollapse.pipeline.history import check_settings, choose, taken
 from layercollapse.pipeline.metric import Metric
 from layercollapse.pipeline.states import seed
 from layercollapse.pipeline.training import TrainingCheckpoint, call, interrupted, put_back
@@ -29,24 +29,6 @@ from layercollapse.prune.pruner import Pruner, StepResult
 from layercollapse.report.record import FILE, Pieces, Record, Step, histogram
 from layercollapse.report.render import write_html
 from layercollapse.strategies import Situation, Strategy, with_lines
-
-# Of a collapsed network that is not exact: it has a fraction of the layers, so two cost less than the last step did.
-TRAININGS = 2
-
-# What runs were made with before these settings could be chosen.
-_DEFAULTS = {"unit": "percent", "max_layer_share": 1.0, "train_first": True, "strategy": "prune"}
-
-
-def choose(steps: Sequence[Step], max_drop: float) -> int:
-    """The step to collapse: within the accuracy budget, most collapsed sites, then best accuracy.
-
-    Args:
-        steps: at least the dense step; the first is what accuracy is compared with.
-        max_drop: percentage points.
-    """
-    limit = steps[0].top1_validation - max_drop
-    eligible = [step for step in steps if step.top1_validation >= limit]
-    return max(eligible, key=lambda step: (step.sites_collapsed, step.top1_validation)).step
 
 
 @dataclass
@@ -85,7 +67,7 @@ class Schedule:
         record = self.record
         if (self.folder / FILE).exists():
             earlier = Record.load(self.folder, "out")
-            self._check(earlier.settings)
+            check_settings(record.settings, earlier.settings, self.folder)
             record.sites, record.channels = earlier.sites, earlier.channels
             record.steps, record.dense_top1 = earlier.steps, earlier.dense_top1
         if record.steps:
@@ -94,17 +76,7 @@ class Schedule:
             checkpoint.load(self.folder, record.steps[-1].step, self.model, self.pruner)
         self.interrupted = interrupted(self._training, len(record.steps))
         if self.interrupted is not None:
-            self._check(self.interrupted["extra"]["settings"])
-
-    def _check(self, theirs: Mapping[str, Any]) -> None:
-        """Refuse to go on with what was made with other settings."""
-        ours, theirs = self.record.settings, {**_DEFAULTS, **theirs}
-        free = ("steps", "max_drop")  # they change when to stop and what to choose, not what was trained
-        if other := [key for key in ours if key not in free and ours[key] != theirs.get(key)]:
-            raise LayerCollapseError(
-                f"resume: expected the settings of the run in {self.folder}, got "
-                + ", ".join(f"{key}={ours[key]!r} instead of {theirs.get(key)!r}" for key in other)
-            )
+            check_settings(record.settings, self.interrupted["extra"]["settings"], self.folder)
 
     @property
     def _training(self) -> Path:
@@ -115,9 +87,8 @@ class Schedule:
         """Take the steps; returns when they are done, when going on is pointless, or at Ctrl-C."""
         record = self.record
         try:
-            report = None
-            if record.steps and self.interrupted is None:
-                report = self._measure(record.steps[-1].step)
+            goes_on = bool(record.steps) and self.interrupted is None
+            report = self._measure(record.steps[-1].step) if goes_on else None
             self.model.train()  # which layers that merge adapters for evaluation are pruned and saved in
             while len(record.steps) <= record.settings["steps"] and not self._pointless():
                 if report is not None and not self._act(report):
@@ -316,20 +287,3 @@ def _raise_with_the_way_on(error: Exception, folder: Path) -> NoReturn:
         raise LayerCollapseError(f"{error}; {how_to_go_on(folder)}") from error
     getattr(error, "add_note", warnings.warn)(how_to_go_on(folder))  # notes: from Python 3.11 on
     raise error
-
-
-def settled(model: nn.Module, *, train: Callable[..., object], evaluate: Metric, record: Record) -> bool:
-    """Train a collapsed model in place until it is within the accuracy budget, `TRAININGS` times at most.
-
-    Whether it is. The record's `retrained` counts the trainings.
-    """
-    limit = record.steps[0].top1_validation - record.settings["max_drop"]
-    for _ in range(TRAININGS):
-        seed(record.settings["seed"] + len(record.steps) + record.retrained)
-        model.train()
-        call(train, model, TrainingCheckpoint(model))
-        model.eval()
-        record.retrained += 1
-        if evaluate(model) >= limit:
-            return True
-    return False

@@ -10,7 +10,8 @@ from torch import nn
 from layercollapse.compiler.driver import api as collapse_api
 from layercollapse.errors import LayerCollapseError
 from layercollapse.pipeline.api import run
-from layercollapse.pipeline.finish import _good_enough
+from layercollapse.pipeline.finish import _good_enough, settled
+from layercollapse.pipeline.metric import Metric
 from layercollapse.pipeline.norms import has_norms
 from layercollapse.report.record import Record
 from records import make_record
@@ -180,3 +181,29 @@ def test_a_network_with_batch_norms_trains_once_more_with_new_ones(tmp_path, mon
 def test_an_unknown_mode_is_refused_before_anything_is_trained(tmp_path):
     with pytest.raises(LayerCollapseError, match="mode: expected 'exact', 'repad' or 'refit', got 'fast'"):
         run(wide_pair(), train=pytest.fail, evaluate=pytest.fail, data=[torch.rand(6, 1, 8, 8)], mode="fast")
+
+
+@pytest.mark.parametrize(
+    ("scores", "good", "trainings"),
+    [
+        ([96.5], True, 1),  # the limit itself is inside
+        ([96.4, 96.6], True, 2),
+        ([90.0, 96.4, 99.0], False, 2),  # two trainings at most
+    ],
+)
+def test_a_collapsed_network_is_trained_until_it_is_within_the_budget(scores, good, trainings):
+    record, seen, model = make_record(), [], nn.Dropout()
+    record.settings["seed"] = 5
+
+    def train(given):
+        assert given is model
+        assert given.training
+        seen.append(torch.initial_seed())
+
+    left = iter(scores)
+    assert (
+        settled(model, train=train, evaluate=Metric(lambda _: next(left), "evaluate", "percent"), record=record) == good
+    )
+    assert record.retrained == trainings
+    assert seen == [8, 9][:trainings]  # the seed, and a number for each of three steps
+    assert not model.training

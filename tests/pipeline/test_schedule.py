@@ -1,53 +1,62 @@
-"""Which step is chosen, and how long a collapsed network is trained."""
+"""Runs that go on: with the same settings, alone in their folder, and clear of what was left half written."""
+
+import functools
+import threading
 
 import pytest
-import torch
-from torch import nn
 
-from layercollapse.pipeline.metric import Metric
-from layercollapse.pipeline.schedule import choose, settled
-from layercollapse.report.record import Step
-from records import make_record
+from interrupted import EPOCHS, Job, Killed
+from layercollapse.errors import LayerCollapseError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.mark.parametrize(
-    ("steps", "max_drop", "expected"),
-    [
-        ([(90.0, 0), (91.0, 1), (89.6, 3), (80.0, 9)], 0.5, 2),  # the most collapsed within the budget
-        ([(90.0, 0), (89.4, 5)], 0.5, 0),  # outside it
-        ([(90.0, 0), (89.5, 5)], 0.5, 1),  # the limit itself is inside
-        ([(90.0, 2), (92.0, 2), (91.0, 2)], 0.5, 1),  # equally shallow: the best
-        ([(90.0, 0), (10.0, 4)], 100, 1),
-    ],
-)
-def test_choose(steps, max_drop, expected):
-    made = [Step(n, 1.0, top1, sites, [], [], 0.0) for n, (top1, sites) in enumerate(steps)]
-    assert choose(made, max_drop) == expected
+def test_other_settings_or_another_training_are_refused(tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(Killed):
+        Job(kill_in=1).run(out)
+    before = {path.name: path.read_bytes() for path in (out / "checkpoints").iterdir()}
+    with pytest.raises(LayerCollapseError, match=r"resume: expected the settings .* seed=7 instead of 0"):
+        Job().run(out, resume=True, seed=7)
+
+    def shorter(model, checkpoint):
+        checkpoint.epochs(2).__next__()
+
+    with pytest.raises(LayerCollapseError, match=r"checkpoint: .* of 3 epochs .* got 2 epochs with nothing"):
+        Job().run(out, resume=True, train=shorter)
+    assert {path.name: path.read_bytes() for path in (out / "checkpoints").iterdir()} == before
+    assert not (out / "run.json").exists()
+    job = Job()
+    job.run(out)  # a new run, from the beginning
+    assert job.seen[:EPOCHS] == [*range(EPOCHS)]
 
 
-@pytest.mark.parametrize(
-    ("scores", "good", "trainings"),
-    [
-        ([96.5], True, 1),  # the limit itself is inside
-        ([96.4, 96.6], True, 2),
-        ([90.0, 96.4, 99.0], False, 2),  # two trainings at most
-    ],
-)
-def test_a_collapsed_network_is_trained_until_it_is_within_the_budget(scores, good, trainings):
-    record, seen, model = make_record(), [], nn.Dropout()
-    record.settings["seed"] = 5
+def test_two_runs_in_one_folder(tmp_path):
+    inside, go_on = threading.Event(), threading.Event()
 
-    def train(given):
-        assert given is model
-        assert given.training
-        seen.append(torch.initial_seed())
+    def waits(model):
+        inside.set()
+        assert go_on.wait(60)
 
-    left = iter(scores)
-    assert (
-        settled(model, train=train, evaluate=Metric(lambda _: next(left), "evaluate", "percent"), record=record) == good
-    )
-    assert record.retrained == trainings
-    assert seen == [8, 9][:trainings]  # the seed, and a number for each of three steps
-    assert not model.training
+    first = threading.Thread(target=functools.partial(Job().run, tmp_path / "run", train=waits))
+    first.start()
+    try:
+        assert inside.wait(60)
+        with pytest.raises(LayerCollapseError, match=r"out: expected a folder that nothing else is writing"):
+            Job().run(tmp_path / "run", resume=True)
+    finally:
+        go_on.set()
+        first.join()
+    Job().run(tmp_path / "run", resume=True)
+
+
+def test_what_a_killed_writer_left_is_cleared_away(tmp_path):
+    out = tmp_path / "run"
+    (out / "checkpoints").mkdir(parents=True)
+    (out / ".part-run.json.abc").write_text("{")
+    (out / ".part-try").mkdir()
+    (out / "checkpoints" / ".part-step-00.safetensors.xyz").write_text("")
+    (out / "mine.txt").write_text("kept")
+    Job().run(out, train=lambda model: None)
+    assert not [path for path in out.rglob("*") if ".part" in path.name]
+    assert (out / "mine.txt").exists()
