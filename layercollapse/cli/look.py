@@ -72,8 +72,11 @@ def analyze(
         batches, example = job.training_batches, job.example
     entropy = measure_entropy(model, Inputs(batches, "data", model), patterns=patterns)
     click.echo(entropy.table())
-    for line in by_reason(prunable(model, capture(model, example)).unfed):
-        click.echo(f"nothing to prune before {line}")
+    try:
+        for line in by_reason(prunable(model, capture(model, example)).unfed):
+            click.echo(f"nothing to prune before {line}")
+    except LayerCollapseError as error:  # the entropies are right all the same
+        click.echo(f"it cannot be pruned or collapsed as it is: {error}")
     if json_file is not None:
         writable_folder(json_file.parent, "json")
         write_text(json_file, entropy.to_json())

@@ -13,7 +13,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from torch import nn
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
 
 from layercollapse.cli.experiment import Job
 from layercollapse.cli.onnx import fixed_batch, open_sizes
@@ -162,18 +163,23 @@ class Subject:
             model, _, example = self.with_batches()
             return model, example
         shape = parsed_shape(self.given["input"]) if "input" in self.given else None
-        if self.kind == SAVED:
-            return load(self.name).eval(), exported.example_inputs(exported.read(f"{self.name}/{_PROGRAM}"), shape)
-        if self.kind == ONNX:
+        if self.kind == MODEL:
+            job = self._job()
+            tokens = TOKENS if job.tokens is None else job.tokens
+            wanted = sources.assumed(self.name, shape, tokens=tokens, width=job.width, args=job.model_args)
+            model, example = job.begun(sources.build(self.name, wanted).model), wanted.example()
+        elif self.kind == ONNX:
             sizes = open_sizes(self.name, shape)
-            return onnx().load(self.name, sizes), onnx().example_inputs(self.name, sizes)
-        job = self._job()
-        if self.kind == PROGRAM:
-            program = exported.read(self.name)
-            return self._weighted(exported.module_of(program)), exported.example_inputs(program, shape)
-        tokens = TOKENS if job.tokens is None else job.tokens
-        wanted = sources.assumed(self.name, shape, tokens=tokens, width=job.width, args=job.model_args)
-        return self._weighted(job.begun(sources.build(self.name, wanted).model)), wanted.example()
+            model, example = onnx().load(self.name, sizes), onnx().example_inputs(self.name, sizes)
+        else:
+            program = exported.read(self.name if self.kind == PROGRAM else f"{self.name}/{_PROGRAM}")
+            model = exported.module_of(program) if self.kind == PROGRAM else load(self.name)
+            example = exported.example_inputs(program, shape)
+        images = [tuple(x.shape[1:]) for x in pytree.tree_leaves(example) if isinstance(x, Tensor) and x.ndim == 4]
+        if shape is not None and shape not in images:
+            takes = " or ".join("x".join(map(str, sizes)) for sizes in images) or "none, as it takes no images"
+            raise LayerCollapseError(f"input: expected {takes} with {self.name}, got {self.given['input']}")
+        return self._weighted(model), example
 
     def _job(self) -> Job:
         named: dict[str, Any] = {"model": self.name} if self.kind in (MODEL, PROGRAM) else {}

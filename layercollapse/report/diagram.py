@@ -159,7 +159,7 @@ def _start(text: str, most: int) -> str:
 
 def mermaid(seen: Inspection) -> str:
     """Regions are boxes around layers, rectifiers say what is saved without them, dotted lines what stays two."""
-    boxes, sites = seen.boxes, {site.name: site for site in seen.sites}
+    boxes, sites, regions = seen.boxes, {site.name: site for site in seen.sites}, seen.regions
     lines = ["flowchart TD", *(f"  %% {line}" for line in seen.headline())]
     inside: dict[int | None, list[str]] = {}
     for place, box in enumerate(boxes):
@@ -168,7 +168,7 @@ def mermaid(seen: Inspection) -> str:
         if number is None:
             lines += [f"  {member}" for member in members]
             continue
-        share = seen.share(seen.regions[number].macs)
+        share = seen.share(regions[number].macs)
         head = f'  subgraph r{number} ["region {number}: {share} of the work"]'
         lines += [head, *(f"    {member}" for member in members), "  end"]
     lines += [f"  b{read} --> b{place}" for place, box in enumerate(boxes) for read in box.reads]

@@ -111,12 +111,12 @@ class Inspection:
         for site in self.sites:
             saves = [self.share(amount) for amount in _amounts(site.saving)]
             rows.append((_cut(site.name), site.kind, f"{site.neurons:,}", _some(site.feeding), *saves))
-        lines += ["", *_aligned(rows, right=(2, 4, 5, 6)), "", *_LEGEND, "", "linear regions:"]
+        lines += ["", *_aligned(rows, right=(2, 4, 5, 6)), "", *_LEGEND]
         cells = [
             (f"{number}", _some(region.layers), self.share(region.macs), f"read by {_some(region.read_by)}")
             for number, region in self.regions.items()
         ]
-        lines += _aligned(cells, right=(0, 2))
+        lines += ["", "linear regions:", *_aligned(cells, right=(0, 2))] if cells else []
         apart = grouped(kept for site in self.sites if site.saving is not None for kept in site.saving.barriers)
         if apart:
             lines += ["", "what keeps layers apart where a rectifier alone has become the identity:", *apart]

@@ -109,6 +109,24 @@ def test_resuming_takes_the_recipe_of_the_run(tmp_path):
     assert re.findall(r"^step (\d)", result.output, re.MULTILINE) == ["2"]
 
 
+def test_the_steps_are_logged_and_a_resumed_run_goes_on_with_its_log(tmp_path):
+    files = pytest.importorskip("tensorboard.backend.event_processing.event_file_loader")
+    out = tmp_path / "run"
+    assert call("run", *SMALL, "--steps", 1, "--max-drop", 100, "--out", out, "--log", "tensorboard").exit_code == 0
+    assert "log:\n- tensorboard\n" in (out / "recipe.yaml").read_text()
+    assert call("run", "--resume", "--out", out, "--steps", 2).exit_code == 0
+    logged = {}
+    for file in sorted((out / "tensorboard").glob("events.*")):
+        for event in files.LegacyEventFileLoader(str(file)).Load():
+            for value in event.summary.value:
+                logged.setdefault(value.tag, []).append((event.step, pytest.approx(value.simple_value)))
+    metrics = json.loads((out / "metrics.json").read_text())
+    for key in ("top1_validation", "density", "sites_collapsed"):
+        assert [(step["step"], step[key]) for step in metrics["steps"]] == logged[key]
+    assert len(logged["entropy/layers.relu4"]) == 3
+    assert len(logged["before and after/text_summary"]) == 2  # the second of the run as it ended now
+
+
 def test_the_recipe_is_printed_with_what_is_given(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = call("run", "vgg16_bn-digits", "steps=3", "--max-drop", 2, "--print-recipe")
@@ -249,6 +267,7 @@ def test_collapse_again_gives_the_same_model(made):
         (["run", "--data", "cifar"], "data: expected one of digits"),
         (["run", "--data-dir", "/nowhere"], "data: expected a folder of IDX files, got /nowhere"),
         (["run", "--model", "mlq"], "model: expected one of resnet18"),
+        (["run", *SMALL, "--log", "tensorbord"], "log: expected one of tensorboard, wandb, got 'tensorbord'"),
         (["run", "epoch=3"], "did you mean 'epochs'?"),
         (["run", "mine.yaml"], "recipe: expected a YAML file, got 'mine.yaml'"),
         (["report", "/nowhere"], "run: expected a folder with run.json in it, got /nowhere"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,33 @@ def test_a_fresh_network_is_the_same_each_time(here: Path) -> None:
     one, two, other = (call("analyze", "mlp", "--width", 2, "--data", "digits", "--seed", s).output for s in (0, 0, 1))
     assert one == two != other
     assert "layers.relu1" in one
+
+
+MINE = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.fc = nn.Linear(64, num_classes)
+
+    def forward(self, x):
+        y = self.fc(x.flatten(1))
+        return torch.relu(y) if x.sum() > 0 else torch.relu(y) + 1
+"""
+
+
+def test_what_cannot_be_captured_has_entropies_all_the_same(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (here / "mine_of_looks.py").write_text(MINE)
+    result = call("analyze", "mine_of_looks:Net", "--data", "digits", "--json", "counts.json")
+    assert result.exit_code == 0, result.output
+    assert "it cannot be pruned or collapsed as it is: model: torch.export must be able to capture Net" in result.output
+    assert len(json.loads(Path("counts.json").read_text())["layers"]) == 1
+    result = call("inspect", "mine_of_looks:Net", "--input", "1x8x8")
+    assert result.exit_code == 2
+    assert "Error: model: torch.export must be able to capture Net; it stopped at" in result.output
 
 
 def test_without_a_model_it_is_trained_and_has_no_weights() -> None:

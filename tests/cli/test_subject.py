@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -129,6 +130,12 @@ def test_texts_by_name() -> None:
     assert model(**example).logits.shape == (2, 10)
 
 
+def test_a_size_that_nothing_takes(here: Path) -> None:
+    pytest.importorskip("transformers")
+    with pytest.raises(LayerCollapseError, match="input: expected none, as it takes no images with bert, got 1x8x8"):
+        Subject.of("bert", {"width": 16, "input": "1x8x8"}, None).with_example()
+
+
 def test_a_model_of_ones_own_needs_a_shape(here: Path) -> None:
     with pytest.raises(LayerCollapseError, match="input: expected the size of an image, as --input 3x224x224, or --da"):
         Subject.of("mine_of_subjects:Net", {}, None).with_example()
@@ -168,6 +175,7 @@ def test_an_exported_program(here: Path) -> None:
     model, example = Subject.of("net.pt2", {}, None).with_example()
     assert shapes(example) == [(3, 1, 8, 8)]
     assert [site.kind for site in lc.inspect(model, example).sites] == ["relu"]
+    assert shapes(Subject.of("net.pt2", {"input": "1x4x16"}, None).with_example()[1]) == [(3, 1, 4, 16)]
     assert shapes(Subject.of("net.pt2", {"data": "digits"}, None).with_batches()[2]) == [(2, 1, 8, 8)]
     with pytest.raises(LayerCollapseError, match=r"model: expected a program of torch.export in gone.pt2"):
         Subject.of("gone.pt2", {}, None).with_example()
@@ -181,15 +189,18 @@ def test_a_batch_of_which_the_size_is_fixed() -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("fixed", [False, True])
 def test_an_onnx_file(here: Path, fixed: bool) -> None:
-    for needed in ("onnx2torch", "onnxscript"):
-        pytest.importorskip(needed)
+    pytest.importorskip("onnxscript")
+    if importlib.util.find_spec("onnx2torch") is None:  # which does not import by itself without torchvision
+        pytest.skip("needs onnx2torch")
     sizes = None if fixed else ({0: torch.export.Dim("batch")},)
     torch.onnx.export(small(), (torch.randn(3, 1, 8, 8),), "net.onnx", dynamo=True, dynamic_shapes=sizes)
     model, example = Subject.of("net.onnx", {}, None).with_example()
     assert shapes(example) == [(3 if fixed else 2, 1, 8, 8)]
+    with pytest.raises(LayerCollapseError, match=r"input: expected 1x8x8 with net.onnx, got 1x9x9"):
+        Subject.of("net.onnx", {"input": "1x9x9"}, None).with_example()
     _, batches, _ = Subject.of("net.onnx", {"data": "digits"}, None).with_batches()
     images, _ = next(iter(batches))
-    assert len(images) == (3 if fixed else 512)
+    assert len(images) == (3 if fixed else 500)
     assert lc.inspect(model, example).macs == 64 * 8 + 8 * 10
 
 

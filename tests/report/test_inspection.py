@@ -90,6 +90,12 @@ def test_sites_that_are_linear_already() -> None:
     assert "made linear" in site.notes[0]
 
 
+def test_what_the_outputs_would_not_depend_on() -> None:
+    seen = lc.inspect(nn.ReLU(), torch.randn(2, 4))
+    assert [(site.saving.identity, site.saving.constant) for site in seen.sites] == [(0, None)]
+    assert "linear regions" not in seen.table().partition("\n")[2]
+
+
 @pytest.mark.parametrize(
     ("model", "example", "message"),
     [

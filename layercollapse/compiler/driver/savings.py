@@ -17,7 +17,7 @@ from layercollapse.compiler.analysis.cost import macs, net_depth
 from layercollapse.compiler.analysis.obstacles import Kept, obstacles, sequences
 from layercollapse.compiler.ir.graph import Net, shape
 from layercollapse.compiler.ir.names import identifier
-from layercollapse.compiler.ir.records import Activation, Affine, ConstantMap
+from layercollapse.compiler.ir.records import Activation, Affine, ChannelAffine, ConstantMap
 from layercollapse.compiler.passes.context import PassContext
 from layercollapse.compiler.passes.linearize import ConstantInput, Known, NeuronStates, linearize
 from layercollapse.compiler.passes.registry import run_passes
@@ -76,25 +76,29 @@ def savings(net: Net, feeding: Mapping[str, Collection[str]]) -> Savings:
     """
     base = _without(net, {})
     before, apart, live = _macs(base), _apart(base), _live(base)
-    taken, by_site, rest = dict[str, Known](), dict[str, Saving](), base
+    taken, zero, by_site, rest = dict[str, Known](), set[str](), dict[str, Saving](), base
     for node, op in base.records(Activation):
         channels = shape(node)[op.channel_dim]
         line = NeuronStates(torch.full((channels,), ON, dtype=torch.int8))
         nothing = ConstantInput(torch.zeros(channels, dtype=torch.float64))
-        identity, constant = (_without(base, {op.site: known}) for known in (line, nothing))
-        possible = _live(constant) == live
+        identity = _without(base, {op.site: line})
+        constant = _without(base, {op.site: nothing}) if _live(base, {op.site}) == live else None
+        if constant is not None and _live(constant) != live:  # a product of it and another, say
+            constant = None
         # Each time from the network as it came: layers that merged early would keep others from merging better.
-        rest = _without(base, taken | {op.site: nothing if possible else line})
-        if possible and _live(rest) != live:  # one branch of several may be constant, and not all
-            rest = _without(base, taken | {op.site: line})
-            taken[op.site] = line
+        both = None
+        if constant is not None and _live(base, zero | {op.site}) == live:  # one branch may be constant, and not all
+            both = _without(base, taken | {op.site: nothing})
+        if both is not None and _live(both) == live:
+            rest, taken[op.site] = both, nothing
+            zero.add(op.site)
         else:
-            taken[op.site] = nothing if possible else line
+            rest, taken[op.site] = _without(base, taken | {op.site: line}), line
         before_it = set(map(identifier, feeding[op.site]))
         now = {pair: why for pair, why in _apart(identity).items() if pair[0] in before_it}
         by_site[op.site] = Saving(
             identity=before - _macs(identity),
-            constant=before - _macs(constant) if possible else None,
+            constant=None if constant is None else before - _macs(constant),
             together=before - _macs(rest),
             barriers=tuple(Kept(pair, why) for pair, why in now.items() if apart.get(pair) != why),
         )
@@ -119,11 +123,13 @@ def _apart(net: Net) -> dict[tuple[str, str], str]:
     return {**obstacles(net), **pairs}
 
 
-def _live(net: Net) -> list[bool]:
-    """Whether each output depends on an input."""
+def _live(net: Net, zero: Collection[str] = ()) -> list[bool]:
+    """Whether each output depends on an input, with some sites constant."""
     depends = dict[fx.Node, bool]()
     for node in net.graph.nodes:
-        dead = does(node) is Does.SIZE or isinstance(net.op(node), ConstantMap)
+        op = net.op(node)
+        dead = isinstance(op, ConstantMap) or (isinstance(op, ChannelAffine) and not bool(op.scale.any()))
+        dead = dead or does(node) is Does.SIZE or (isinstance(op, Activation) and op.site in zero)
         depends[node] = node.op == "placeholder" or (not dead and any(depends[x] for x in node.all_input_nodes))
     output = next(node for node in net.graph.nodes if node.op == "output")
     return [depends[x] for x in pytree.tree_leaves(output.args) if isinstance(x, fx.Node)]

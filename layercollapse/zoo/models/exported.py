@@ -98,13 +98,14 @@ def example_inputs(
 
     Args:
         program: as `read` gives it.
-        shape: (channels, height, width) of images, for sizes that it leaves open; a batch left open is 2.
+        shape: (channels, height, width) of images, in the place of those in the example, and for sizes that are open; a
+            batch left open is 2.
 
     Raises:
         LayerCollapseError: a size other than the batch is open.
     """
     if program.example_inputs is not None:
-        args, kwargs = program.example_inputs
+        args, kwargs = pytree.tree_map_only(Tensor, lambda x: _of_shape(x, shape), program.example_inputs)
     else:
         values = {node.name: VALUE.get(node) for node in program.graph.nodes if node.op == "placeholder"}
         leaves = [_zeros(name, values.get(name), shape) for name in program.graph_signature.user_inputs]
@@ -112,6 +113,10 @@ def example_inputs(
     if args and kwargs:
         return dict(inspect.signature(program.module().forward).bind(*args, **kwargs).arguments)
     return dict(kwargs) if kwargs else tuple(args)
+
+
+def _of_shape(x: Tensor, shape: tuple[int, int, int] | None) -> Tensor:
+    return x if shape is None or x.ndim != 4 else x.new_zeros(len(x), *shape)
 
 
 def _zeros(name: Any, value: Any, shape: tuple[int, int, int] | None) -> Any:
