@@ -133,7 +133,7 @@ class Ranks:
         raise LayerCollapseError(f"rank {rank}: {bytes(texts[rank, : sizes[rank]].tolist()).decode()}")
 
     def check_same(self, what: str, values: Mapping[str, Any], parts: Mapping[str, Any] | None = None) -> None:
-        """Raise on all ranks unless what each has of every name is the same; 8 bytes a name are compared.
+        """Raise on all ranks unless what each has of every name is the same; of each, 16 bytes go to all.
 
         Args:
             what: for the message.

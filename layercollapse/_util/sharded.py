@@ -67,7 +67,12 @@ def plain_type(module: nn.Module) -> type[nn.Module]:
 
 
 def hollow(tensor: Tensor) -> Tensor:
-    """A parameter of the shape, type and device of a tensor, without memory: to trace with, not to compute with."""
+    """A parameter of the shape, type and device of a DTensor, without memory: to trace with, not to compute with.
+
+    A plain tensor is given back itself.
+    """
+    if not is_sharded(tensor):
+        return tensor
     values = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
     values.untyped_storage().resize_(0)
     return nn.Parameter(values, tensor.requires_grad)
@@ -79,7 +84,7 @@ def plain(model: nn.Module, replace: Callable[[Tensor], Tensor]) -> Iterator[Non
 
     Args:
         model: afterwards as it was.
-        replace: what stands for a DTensor; called once for each, in the order of `named_parameters`, then buffers.
+        replace: what stands for a parameter or buffer, or this itself; called once for each, the parameters first.
     """
     reshard(model)
     made: dict[int, Tensor] = {}
@@ -89,13 +94,14 @@ def plain(model: nn.Module, replace: Callable[[Tensor], Tensor]) -> Iterator[Non
     containers: list[dict] = [m._parameters for m in modules] + [m._buffers for m in modules]
     try:
         for container in containers:
-            sharded = {name: value for name, value in container.items() if is_sharded(value)}
-            for value in sharded.values():
+            own = {name: value for name, value in container.items() if value is not None}
+            for value in own.values():
                 if id(value) not in made:
                     made[id(value)] = replace(value)
-            if sharded:
+            new = {name: made[id(value)] for name, value in own.items() if made[id(value)] is not value}
+            if new:
                 changed.append((container, dict(container)))
-                container.update({name: made[id(value)] for name, value in sharded.items()})
+                container.update(new)
         for module in modules:
             for hooks in (module._forward_pre_hooks, module._forward_hooks):
                 if any(map(_distributed, hooks.values())):

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from layercollapse import ops
+from layercollapse._util.sharded import whole
 from layercollapse.errors import LayerCollapseError
 from layercollapse.graph import rectifiers
 from layercollapse.graph.channel_dims import Move, name_of
@@ -253,7 +254,7 @@ class ForwardWatch(TorchFunctionMode):
             x, dim = x.detach().reshape(-1, 1), 1
         if lower == 0 and self._explicit is self._found is None and not self._patterns:
             return Signs(self._buffers.count(x, dim, upper), None)
-        x = x.detach()
+        x = whole(x.detach())
         with torch.no_grad(), torch.inference_mode(False):
             x, dim = self._data(x, dim)
             hashes = ops.sign_hashes(_from(x, lower), channel_dim=dim) if self._patterns else None
@@ -294,7 +295,8 @@ class CountBuffers:
             torch._foreach_zero_(self._buffers)
 
     def count(self, x: Tensor, dim: int, upper: float | None) -> Tensor:
-        """As `ops.sign_histogram`, into the next buffer."""
+        """As `ops.sign_histogram`, into the next buffer; of a DTensor, what its ranks gather."""
+        x = whole(x)
         at, self._next = self._next, self._next + 1
         known = self._buffers[at] if at < len(self._buffers) else None
         if known is not None and known.shape == (x.shape[dim], 4 if upper is None else 5) and known.device == x.device:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from layercollapse._util.ranks import Ranks
 from layercollapse.errors import LayerCollapseError
-from layercollapse.prune.shards import CHUNK, Held
+from layercollapse.prune.shards import Held, chunk_of
 
 
 def magnitudes(held: Sequence[Held], ranks: Ranks) -> dict[str, float]:
@@ -28,7 +28,8 @@ def magnitudes(held: Sequence[Held], ranks: Ranks) -> dict[str, float]:
     largest = torch.zeros(len(held), dtype=torch.float64, device=ranks.device)
     for at, one in enumerate(held):
         if one.weight.numel():
-            largest[at] = one.weight.abs().max()
+            low, high = torch.aminmax(one.weight)
+            largest[at] = torch.maximum(-low, high)
     infinity = float("inf")
     tops = ranks.max_(largest.nan_to_num(nan=infinity, posinf=infinity)).tolist()
     bad = [one.name for one, top in zip(held, tops, strict=True) if top == infinity]
@@ -53,6 +54,7 @@ def _sum(held: Held, bits: int) -> Tensor:
     kept, flat = held.kept().flatten(), held.weight.reshape(-1)
     half = bits // 2  # 2^bits may be no float64
     total = torch.zeros((), dtype=torch.int64, device=flat.device)
-    for part, keep in zip(flat.split(CHUNK), kept.split(CHUNK), strict=True):
+    step = chunk_of(flat.device)
+    for part, keep in zip(flat.split(step), kept.split(step), strict=True):
         total += (part.abs().double().mul_(2.0**half).mul_(2.0 ** (bits - half)).mul_(keep)).long().sum()
     return total

@@ -1,6 +1,5 @@
 """Pruning under FSDP2 and DistributedDataParallel in real processes: what one process does, on any number of them."""
 
-import gc
 import weakref
 
 import pytest
@@ -230,7 +229,6 @@ def gathering(rank, size):
     alive, most, gather = [], [], DTensor.full_tensor
 
     def watched(tensor, **options):
-        gc.collect()
         full = gather(tensor, **options)
         if full.ndim > 1:
             alive.append((weakref.ref(full.untyped_storage()), full.nbytes))
@@ -248,3 +246,83 @@ def test_no_rank_gathers_more_than_one_weight_at_a_time():
     for most, everything in processes.run(2, gathering, 2):
         assert most == 80 * 7  # bools of the largest
         assert everything > 2 * most
+
+
+def collapsing(rank, size, state):
+    x = images()
+    model = sharded(size).eval() if size > 1 else network().eval()
+    pruner = lc.Pruner(model, x, keep_zeros=True)
+    pruner.load_state_dict(state)
+    kept = dict(model.named_parameters()) | {"hooks": len(model._forward_pre_hooks)}
+    result = lc.collapse(model, x, measured(model, x), data=[(x,)], cost="macs", captured=pruner.capture)
+    assert kept == dict(model.named_parameters()) | {"hooks": len(model._forward_pre_hooks)}
+    outputs = model(x).detach()  # as before
+    try:
+        lc.collapse(model, x, data=[(x[:, :, :3],)], cost="macs")
+    except LayerCollapseError as error:
+        message = str(error)
+    if rank:
+        return result, outputs, message
+    return result.model.state_dict(), result.model(x), result.explain(), outputs, message
+
+
+@pytest.mark.long
+def test_collapse_gives_the_first_rank_the_network_of_one_process():
+    model, x = network().eval(), images()
+    pruner = lc.Pruner(model, x)
+    pruner.step(measured(model, x), 0.8)
+    state, outputs, said, _, message = collapsing(0, 1, pruner.state_dict())
+    first, *others = processes.run(3, collapsing, 3, pruner.state_dict())
+    its_state, its_outputs, it_said, of_model, its_message = first
+    assert its_state.keys() == state.keys()
+    assert all(torch.equal(its_state[name], state[name]) for name in state)
+    assert torch.equal(its_outputs, outputs)
+    assert (it_said, its_message) == (said, message)
+    assert torch.allclose(its_outputs, of_model, atol=1e-4)
+    for result, outputs_there, message_there in others:
+        assert result is None
+        assert torch.equal(outputs_there, of_model)
+        assert message_there == f"rank 0: {message}"
+
+
+def perceptron(hidden=8):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, hidden), nn.ReLU(), nn.Linear(hidden, 5), nn.ReLU(), nn.Linear(5, 2))
+
+
+def vectors():
+    return torch.randn(10, 6, generator=torch.Generator().manual_seed(3))
+
+
+def tensor_parallel(rank, hidden, local):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+    model, mesh = perceptron(hidden), init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+    parallelize_module(model, mesh["tensor"], {"0": ColwiseParallel(use_local_output=local), "2": RowwiseParallel()})
+    fully_shard(model, mesh=mesh["data"])
+    try:
+        report, pruner = measured(model, vectors()), lc.Pruner(model, vectors())
+        pruner.step(report, 0.4)
+        pruner.step(report, 0.4, "global")
+    except LayerCollapseError as error:
+        return str(error)
+    return {layer.name: layer.counts for layer in report}, pruner.state_dict()
+
+
+@pytest.mark.long
+def test_tensor_parallel_weights_that_are_sharded_again():
+    model = perceptron()
+    report, pruner = measured(model, vectors()), lc.Pruner(model, vectors())
+    pruner.step(report, 0.4)
+    pruner.step(report, 0.4, "global")
+    for counts, state in processes.run(4, tensor_parallel, 8, False):
+        assert all(torch.equal(counts[layer.name], layer.counts) for layer in report)
+        assert state.keys() == pruner.state_dict().keys()
+        assert all(torch.equal(state[name], mask) for name, mask in pruner.state_dict().items())
+    for error in processes.run(4, tensor_parallel, 8, True):
+        assert "'1' is relu with 8 neurons in it, relu with 4 neurons in the report" in error
+    for error in processes.run(4, tensor_parallel, 10, False):
+        assert "weight '0.weight': expected one whose ranks hold a block each, got (10, 6) with the placements" in error
+        assert "_StridedShard(dim=0, sf=2), Shard(dim=0)" in error

@@ -24,11 +24,16 @@ def test_a_plain_model_is_left_alone():
         assert all(value is own[name] for name, value in model.named_parameters())
 
 
-def test_a_hollow_tensor_has_a_shape_and_no_memory():
-    like = torch.zeros(4, 3, dtype=torch.bfloat16)
+def test_a_hollow_tensor_has_a_shape_and_no_memory(group):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    plain = torch.zeros(4, 3, dtype=torch.bfloat16)
+    like = distribute_tensor(plain, init_device_mesh("cpu", (1,)), [Shard(0)])
     hollow = sharded.hollow(like)
     assert (hollow.shape, hollow.dtype, hollow.stride()) == (like.shape, like.dtype, like.stride())
     assert hollow.untyped_storage().size() == 0
+    assert sharded.hollow(plain) is plain
 
 
 def test_a_model_is_plain_for_a_while(group):

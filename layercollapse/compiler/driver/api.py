@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -39,6 +39,7 @@ from layercollapse.compiler.driver.check import (
     check_refit,
     check_statistics,
 )
+from layercollapse.compiler.driver.gather import Moved, moved, on_first, sharded
 from layercollapse.compiler.driver.result import CollapseResult, SiteResult
 from layercollapse.compiler.driver.search import Search
 from layercollapse.compiler.driver.verdicts import Verdicts
@@ -83,6 +84,10 @@ def collapse(
     by one sample of other sizes, twice, and inputs of other sizes are an error then (`CollapseResult.fixed_sizes`).
     What its Python decides by the size of the batch is decided as for the example.
     So are inputs that are no tensors (numbers, texts, None) where they are not those of the example.
+
+    A model whose parameters are sharded over processes (FSDP2, DTensors) is gathered, one tensor at a time, on the CPU
+    of the first of them, where all of this happens, timing included. All processes call this together; the others wait,
+    and get None. What fails there raises on all.
 
     Args:
         model: the trained, pruned model; it must be what `torch.export` can capture.
@@ -131,6 +136,25 @@ def collapse(
     check_refit(mode, min_r2, data)
     check_example(example_inputs)
     model = unwrapped(model)
+    if sharded(model):
+        here = next(model.parameters()).is_cpu
+        result = on_first(
+            model,
+            lambda: collapse(
+                model,
+                moved(example_inputs),
+                report,
+                data=None if data is None else Moved(data),
+                box=box,
+                mode=mode,
+                tolerance=tolerance,
+                cost=cost,
+                partial=partial,
+                min_r2=min_r2,
+                captured=captured if here else None,  # that of another device does not fit
+            ),
+        )
+        return cast(CollapseResult, result)  # that it may be None is for the few who have sharded models to ask
     check_values(model, example_inputs)
     # In evaluation mode throughout: the weights are those of the graph, also of layers that merge adapters then.
     with torch.inference_mode(False), evaluating(model):
