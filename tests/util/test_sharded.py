@@ -1,16 +1,9 @@
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 
+import processes
 from layercollapse._util import sharded
-
-
-@pytest.fixture
-def group(tmp_path):
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 def test_a_plain_model_is_left_alone():
@@ -24,19 +17,19 @@ def test_a_plain_model_is_left_alone():
         assert all(value is own[name] for name, value in model.named_parameters())
 
 
-def test_a_hollow_tensor_has_a_shape_and_no_memory(group):
+def hollow(rank):
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Shard, distribute_tensor
 
-    plain = torch.zeros(4, 3, dtype=torch.bfloat16)
-    like = distribute_tensor(plain, init_device_mesh("cpu", (1,)), [Shard(0)])
-    hollow = sharded.hollow(like)
-    assert (hollow.shape, hollow.dtype, hollow.stride()) == (like.shape, like.dtype, like.stride())
-    assert hollow.untyped_storage().size() == 0
-    assert sharded.hollow(plain) is plain
+    value = torch.zeros(4, 3, dtype=torch.bfloat16)
+    like = distribute_tensor(value, init_device_mesh("cpu", (1,)), [Shard(0)])
+    empty = sharded.hollow(like)
+    assert (empty.shape, empty.dtype, empty.stride()) == (like.shape, like.dtype, like.stride())
+    assert empty.untyped_storage().size() == 0
+    assert sharded.hollow(value) is value
 
 
-def test_a_model_is_plain_for_a_while(group):
+def plain(rank):
     from torch.distributed.fsdp import fully_shard
 
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
@@ -70,7 +63,7 @@ def test_a_model_is_plain_for_a_while(group):
     assert torch.equal(copy.full_tensor(), 2 * part)
 
 
-def test_a_hook_behind_that_of_fully_shard_is_known(group):
+def hooked(rank):
     from torch.distributed.fsdp import fully_shard
 
     model = nn.Linear(3, 4)
@@ -81,3 +74,11 @@ def test_a_hook_behind_that_of_fully_shard_is_known(group):
     model.register_forward_pre_hook(first, prepend=True)
     assert not sharded.gathers_before(model, first)
     assert sharded.gathers_before(model, last)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "work", [hollow, plain, hooked], ids=["no memory", "plain for a while", "hooks in front of that of fully_shard"]
+)
+def test_of_one_process(work):  # of its own: gloo may wait for ever where another test drops its groups
+    processes.run(1, work)

@@ -1,43 +1,44 @@
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 
+import processes
 from layercollapse import LayerCollapseError
 from layercollapse.compiler.driver.gather import Moved, moved, on_first, sharded
 
 
-def test_a_sharded_model_is_whole_and_on_the_cpu_while_it_works(tmp_path):
+def gathered(rank):
+    from torch.distributed.fsdp import fully_shard
+
     model, x = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), torch.randn(5, 3)
     assert not sharded(model)
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
-        from torch.distributed.fsdp import fully_shard
+    model[0].bias.requires_grad_(False)
+    before, outputs = model[0].weight.detach().clone(), model.eval()(x)
+    fully_shard(model)
+    model(x)  # leaves the parameters gathered
+    assert sharded(model)
+    kept = dict(model.named_parameters())
 
-        model[0].bias.requires_grad_(False)
-        before, outputs = model[0].weight.detach().clone(), model.eval()(x)
-        fully_shard(model)
-        model(x)  # leaves the parameters gathered
-        assert sharded(model)
-        kept = dict(model.named_parameters())
+    def work():
+        assert type(model) is nn.Sequential
+        assert torch.equal(model[0].weight, before)
+        assert [p.requires_grad for p in model.parameters()] == [True, False, True, True]
+        return model(x)
 
-        def work():
-            assert type(model) is nn.Sequential
-            assert torch.equal(model[0].weight, before)
-            assert [p.requires_grad for p in model.parameters()] == [True, False, True, True]
-            return model(x)
+    assert torch.equal(on_first(model, work), outputs)
 
-        assert torch.equal(on_first(model, work), outputs)
+    def fail():
+        raise LayerCollapseError("x: expected this, got that")
 
-        def fail():
-            raise LayerCollapseError("x: expected this, got that")
+    with pytest.raises(LayerCollapseError, match="x: expected this"):
+        on_first(model, fail)
+    assert all(p is kept[name] for name, p in model.named_parameters())
+    assert torch.equal(model(x), outputs)
 
-        with pytest.raises(LayerCollapseError, match="x: expected this"):
-            on_first(model, fail)
-        assert all(p is kept[name] for name, p in model.named_parameters())
-        assert torch.equal(model(x), outputs)
-    finally:
-        dist.destroy_process_group()
+
+@pytest.mark.long
+def test_a_sharded_model_is_whole_and_on_the_cpu_while_it_works():
+    processes.run(1, gathered)
 
 
 def test_batches_may_be_gone_through_again():
