@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import layercollapse as lc
 from layercollapse import LayerCollapseError
+from layercollapse.zoo.models import sources
 
 pytestmark = pytest.mark.usefixtures("seeded")
 
@@ -127,3 +128,21 @@ def test_it_takes_seconds_and_one_capture(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(seen.sites) == 17
     # Both convolutions of a block go where their rectifier is constant; those behind sums cannot be.
     assert [site.saving.constant is None for site in seen.sites] == [True, False] * 8 + [True]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("name", "sites", "saves"), [("mobilenet_v2", 35, 0.8), ("vit", 4, 0.6), ("bert", 4, 0.6)])
+def test_networks_of_the_command_line(name: str, sites: int, saves: float) -> None:
+    if name in ("vit", "bert"):
+        pytest.importorskip("transformers")
+    wanted = sources.assumed(name)
+    seen = lc.inspect(sources.build(name, wanted).model, wanted.example())
+    assert len(seen.sites) == sites
+    assert saves * seen.macs < seen.most < seen.macs
+    together = [site.saving.together for site in seen.sites]
+    for site, before in zip(seen.sites, [0, *together], strict=False):
+        assert site.saving.together >= max(before, site.saving.most) * 0.999
+        assert site.feeding
+    layers = [box.name for box in seen.boxes if box.kind == "layer"]
+    assert sorted(layers) == sorted(layer for region in seen.regions.values() for layer in region.layers)
+    assert sum(region.macs for region in seen.regions.values()) >= seen.macs
