@@ -21,7 +21,7 @@ export OMP_WAIT_POLICY ?= passive
 PYTEST := $(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 test test-long test-isa: export OMP_NUM_THREADS ?= 1
 
-.PHONY: help run test test-long test-isa lint bench sanitize clean
+.PHONY: help run test test-long test-isa lint docs bench sanitize clean
 .DEFAULT_GOAL := help
 
 help:            ## this list
@@ -46,6 +46,9 @@ lint: $(VENV)/.dev  ## ruff, mypy, and which package may import which
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(VENV)/.dev  ## the documentation as a site, in build/site; what is not right in it is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 bench: $(VENV)/.dev  ## time the ops on this machine
 	$(BIN)/layercollapse bench $(ARGS)
