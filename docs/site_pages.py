@@ -42,8 +42,8 @@ def recipe() -> str:
         "# Recipe",
         "",
         "A recipe is a YAML file with any of these keys; what it does not name has its default. Every run writes its "
-        "own into its folder. `layercollapse run recipe.yaml KEY=VALUE` changes one, `layercollapse run --print-recipe` "
-        "prints all, and [the schema](../recipe.schema.json) is for editors.",
+        "own into its folder. `layercollapse run recipe.yaml KEY=VALUE` changes one, "
+        "`layercollapse run --print-recipe` prints all, and [the schema](../recipe.schema.json) is for editors.",
     ]
     for heading, names in groups(Recipe):
         lines += ["", f"## {heading}", "", "| key | meaning | default |", "|---|---|---|"]
