@@ -66,6 +66,14 @@ def plain_type(module: nn.Module) -> type[nn.Module]:
     return bases[bases.index(kind) + 1]
 
 
+def flattened(model: nn.Module) -> str | None:
+    """Path of the first module whose parameters FullyShardedDataParallel has made one, ``the root`` for the model."""
+    kind = _of("torch.distributed.fsdp", "FullyShardedDataParallel")
+    paths = (path for path, module in model.named_modules() if kind is not None and isinstance(module, kind))
+    path = next(paths, None)
+    return path if path is None else path or "the root"
+
+
 def hollow(tensor: Tensor) -> Tensor:
     """A parameter of the shape, type and device of a DTensor, without memory: to trace with, not to compute with.
 

@@ -21,7 +21,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
 from layercollapse._util.modes import evaluating
-from layercollapse._util.sharded import plain_type
+from layercollapse._util.sharded import flattened, plain_type
 from layercollapse._util.tensors import check_values, undense
 from layercollapse.errors import LayerCollapseError
 from layercollapse.graph import calls, written
@@ -188,6 +188,11 @@ def capture(model: nn.Module, example_inputs: Any) -> Capture:
     """
     args, kwargs = call_arguments(example_inputs)
     model = unwrapped(model)
+    if (path := flattened(model)) is not None:
+        raise LayerCollapseError(
+            f"model: expected weights as tensors of their own, whole or sharded by fully_shard (FSDP2), got those that "
+            f"FullyShardedDataParallel has flattened at {path}"
+        )
     check_values(model, args, kwargs)
     with evaluating(model), unwarned(), torch.no_grad():
         try:

@@ -2,7 +2,9 @@ import pytest
 import torch
 from torch import nn
 
+import layercollapse as lc
 import processes
+from layercollapse import LayerCollapseError
 from layercollapse._util import sharded
 
 
@@ -76,9 +78,24 @@ def hooked(rank):
     assert sharded.gathers_before(model, last)
 
 
+def flat(rank):
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    assert sharded.flattened(model) is None
+    model[0] = FullyShardedDataParallel(model[0], device_id=torch.device("cpu"))
+    assert sharded.flattened(model) == "0"
+    with pytest.raises(
+        LayerCollapseError, match=r"sharded by fully_shard .* FullyShardedDataParallel has flattened at 0"
+    ):
+        lc.capture(model, torch.randn(5, 3))
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(
-    "work", [hollow, plain, hooked], ids=["no memory", "plain for a while", "hooks in front of that of fully_shard"]
+    "work",
+    [hollow, plain, hooked, flat],
+    ids=["no memory", "plain for a while", "hooks in front of that of fully_shard", "of FSDP1"],
 )
 def test_of_one_process(work):  # of its own: gloo may wait for ever where another test drops its groups
     processes.run(1, work)
