@@ -103,4 +103,4 @@ def on_page_markdown(markdown: str, page: Any, files: Files, **_: Any) -> str:
                 return os.path.relpath(candidate, posixpath.dirname(uri) or ".")
         return match[0]  # mkdocs says so
 
-    return LINK.sub(on_site, re.sub(r"^```python needs=\S+$", "```python", markdown, flags=re.MULTILINE))
+    return LINK.sub(on_site, re.sub(r"^```python .+$", "```python", markdown, flags=re.MULTILINE))
