@@ -57,9 +57,9 @@ def outcome(folder: Path) -> dict[str, Any]:
 
 def progress(folder: Path) -> str:
     """How far a run is, for the count of where it was killed."""
-    record, training = folder / "run.json", folder / "checkpoints" / "training.safetensors"
+    record, training = folder / "run.json", list(folder.glob("checkpoints/training-*"))
     steps = len(json.loads(record.read_text())["steps"]) if record.exists() else 0
-    return f"after {steps} steps{', in a training' * training.exists()}"
+    return f"after {steps} steps{', in a training' * bool(training)}"
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ Sums and gathers go over the groups of a device mesh one after the other, so tha
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -68,10 +69,34 @@ class Ranks:
         device = torch.device(kind, torch.get_device_module(kind).current_device()) if kind != "cpu" else "cpu"
         return cls(groups, ranks[0], device)
 
+    @classmethod
+    def default(cls, device: torch.device | str = "cpu") -> Ranks:
+        """The ranks of the default group, if there is one.
+
+        Args:
+            device: where their tensors are.
+        """
+        if not dist.is_available() or not dist.is_initialized():
+            return cls()
+        return cls([dist.group.WORLD], 0, device)
+
     @property
     def alone(self) -> bool:
         """Whether there is no other rank."""
         return not self.groups
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+        return math.prod(dist.get_world_size(group) for group in self.groups) if self.groups else 1
+
+    @property
+    def rank(self) -> int:
+        """Which of them this is, from 0 on, in the order of `gather`."""
+        rank = 0
+        for group in self.groups:
+            rank = rank * dist.get_world_size(group) + dist.get_rank(group)
+        return rank
 
     @property
     def first(self) -> bool:
@@ -104,6 +129,35 @@ class Ranks:
             gathered = torch.cat(parts)
         return gathered.cpu()
 
+    def same_(self, tensor: Tensor) -> Tensor:
+        """Take what the first rank gives, in place."""
+        moved = tensor.to(self.device).contiguous()
+        for group in self.groups:
+            dist.broadcast(moved, dist.get_process_group_ranks(group)[0], group)
+        if self.groups and moved is not tensor:
+            tensor.copy_(moved)
+        return tensor
+
+    def tell(self, data: bytes) -> bytes:
+        """What the first rank says; what the others give does not count."""
+        if self.alone:
+            return data
+        size = self.same_(torch.tensor([len(data)]))
+        told = torch.zeros(int(size), dtype=torch.uint8)
+        if self.first:
+            told = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else told
+        return self.same_(told).numpy().tobytes()
+
+    def hear(self, data: bytes) -> list[bytes]:
+        """What every rank says, in one order everywhere."""
+        if self.alone:
+            return [data]
+        sizes = self.gather(torch.tensor([len(data)])).flatten().tolist()
+        padded = torch.zeros(max(sizes), dtype=torch.uint8)
+        if data:
+            padded[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        return [row[:size].numpy().tobytes() for row, size in zip(self.gather(padded), sizes, strict=True)]
+
     def decide(self, value: bool) -> bool:
         """What the first rank says."""
         return bool(self.gather(torch.tensor([value], dtype=torch.uint8))[0]) if self.groups else value
@@ -120,17 +174,13 @@ class Ranks:
             result, error = work(), None
         except LayerCollapseError as raised:
             error = raised
-        text = str(error or "").encode()
-        sizes = self.gather(torch.tensor([len(text) if error is not None else -1])).flatten().tolist()
-        if max(sizes) < 0:
+        said = self.hear(b"" if error is None else b"!" + str(error).encode())
+        if not any(said):
             return result
-        padded = torch.zeros(max(sizes), dtype=torch.uint8)
-        padded[: len(text)] = torch.tensor(list(text), dtype=torch.uint8)
-        texts = self.gather(padded)
         if error is not None:
             raise error
-        rank = next(rank for rank, size in enumerate(sizes) if size >= 0)
-        raise LayerCollapseError(f"rank {rank}: {bytes(texts[rank, : sizes[rank]].tolist()).decode()}")
+        rank = next(rank for rank, text in enumerate(said) if text)
+        raise LayerCollapseError(f"rank {rank}: {said[rank][1:].decode()}")
 
     def check_same(self, what: str, values: Mapping[str, Any], parts: Mapping[str, Any] | None = None) -> None:
         """Raise on all ranks unless what each has of every name is the same; of each, 16 bytes go to all.

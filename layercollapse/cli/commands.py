@@ -29,6 +29,7 @@ from layercollapse.pipeline.api import run as run_schedule
 from layercollapse.pipeline.batches import Inputs, measure_entropy
 from layercollapse.pipeline.finish import collapse_and_compare, settled
 from layercollapse.pipeline.metric import Metric
+from layercollapse.pipeline.processes import from_first, joined
 from layercollapse.pipeline.progress import ProgressBar
 from layercollapse.report import compare
 from layercollapse.report import render as report
@@ -76,11 +77,18 @@ def run(
         return
     if recipe.weights is not None and recipe.init is not None:
         raise LayerCollapseError(f"init: expected either weights or init, got {recipe.weights!r} and {recipe.init!r}")
-    console = Console()
-    logs = [LOGS[name]() for name in recipe.log]
+    with joined(recipe.device):
+        status = _run(recipe, out, resume=resume)
+    sys.exit(status)
+
+
+def _run(recipe: Recipe, out: Path | None, *, resume: bool) -> int:
+    """The whole job, in one process or as one of several; the status with which to end."""
     job = Job.taken(recipe.model_dump())
     job.check()
-    folder = writable_folder(out or free_folder(job.title))
+    console = Console(quiet=not job.ranks.first)
+    logs = [LOGS[name]() for name in recipe.log] if job.ranks.first else []
+    folder = Path(from_first(job.ranks, lambda: str(writable_folder(out or free_folder(job.title)))))
     torch.manual_seed(recipe.seed)
     model = job.build()
     if recipe.weights is not None:
@@ -118,12 +126,11 @@ def run(
     except KeyboardInterrupt:
         done = f"what is finished is in {folder}" if (folder / FILE).exists() else "nothing was finished"
         console.print(f"Interrupted; {done}.")
-        sys.exit(INTERRUPTED)
+        return INTERRUPTED
     _show(console, result.record, folder)
     if result.record.interrupted:
-        sys.exit(INTERRUPTED)
-    if result.record.failed:
-        sys.exit(1)
+        return INTERRUPTED
+    return 1 if result.record.failed else 0
 
 
 @layercollapse.command()
@@ -139,7 +146,7 @@ def collapse(folder: Path, *, mode: str, tolerance: float, explain: bool, **file
     job, record = recorded(folder)
     model = job.load(folder, chosen(record))
     inputs = Inputs(job.training_batches, "data")
-    result = collapse_and_compare(
+    _, result = collapse_and_compare(
         model,
         job.example,
         measure_entropy(model, inputs),
@@ -154,7 +161,7 @@ def collapse(folder: Path, *, mode: str, tolerance: float, explain: bool, **file
         box=job.dataset.box,
     )
     report.write_html(record, folder)
-    if explain:
+    if explain and result is not None:
         click.echo(result.explain())
     _show(Console(), record, folder)
 

@@ -17,16 +17,18 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from layercollapse._util.ranks import Ranks
 from layercollapse.entropy.layer import AVERAGES, STATES, ZEROS, LayerEntropy
 from layercollapse.entropy.report import EntropyReport
 from layercollapse.errors import LayerCollapseError
 from layercollapse.graph import rectifiers
 from layercollapse.graph.observer import ForwardObserver
-from layercollapse.graph.watch import RectifierCall, Signs
+from layercollapse.graph.watch import RectifierCall, Signs, group_of
 from layercollapse.ops.patterns import SignPatterns
 
 __all__ = ["AVERAGES", "STATES", "ZEROS", "EntropyProbe", "EntropyReport", "LayerEntropy"]
@@ -46,15 +48,19 @@ class EntropyProbe(ForwardObserver):
         model: the model to watch; call it as ``model(x)``, not as ``model.forward(x)``.
         patterns: whether to count the joint sign patterns of every site, too (`layercollapse.ops.sign_patterns`, up to
             65,536 of them exactly): a second read of each activation, and a sort of 8 bytes for each of its rows.
+        group: the process group of the processes that count together: `report` adds up what all have counted, and all
+            call it. None: those over which the model is sharded, those of its DistributedDataParallel, or the default
+            group of torch.distributed, if there is one. ``dist.new_subgroups(1)[0]``: this process by itself.
 
     Raises:
         LayerCollapseError: the model has scripted parts, which cannot be watched.
     """
 
-    def __init__(self, model: nn.Module, *, patterns: bool = False) -> None:
+    def __init__(self, model: nn.Module, *, patterns: bool = False, group: Any = None) -> None:
         if not isinstance(patterns, bool):
             raise LayerCollapseError(f"patterns: expected True or False, got {patterns!r}")
         super().__init__(model, patterns=patterns)
+        self._group = group_of(model) if group is None else group
         self._forwards = 0
         self._sites: dict[str, _Site] = {}
         self._lock = threading.Lock()  # torch's DataParallel runs replicas in threads
@@ -88,6 +94,32 @@ class EntropyProbe(ForwardObserver):
         Raises:
             LayerCollapseError: no forward pass was seen, the model called no rectifier, or activations are NaN.
         """
+        ranks = Ranks.of(self.model, self._group)
+        ranks.together(self._check)
+        ranks.check_same("sites", self.calls())
+        with torch.inference_mode(False):
+            counts = _gathered([site.counts for site in self._sites.values()])
+            patterns = [site.all_patterns() for site in self._sites.values()]
+            if not ranks.alone:
+                flat = ranks.sum_(torch.cat([table.flatten() for table in counts]))
+                parts = flat.split([table.numel() for table in counts])
+                counts = [part.view(table.shape) for part, table in zip(parts, counts, strict=True)]
+                patterns = [
+                    state and reduce(SignPatterns.merge, map(SignPatterns.from_tensor, ranks.gather(state.to_tensor())))
+                    for state in patterns
+                ]
+        bad = [name for name, table in zip(self._sites, counts, strict=True) if bool((table[:, 3] > 0).any())]
+        if bad:
+            raise LayerCollapseError(f"activations: expected numbers, got NaN at {', '.join(bad)}")
+        return EntropyReport(
+            [
+                LayerEntropy(name, site.call.kind, table, zeros, average, state)
+                for (name, site), table, state in zip(self._sites.items(), counts, patterns, strict=True)
+            ]
+        )
+
+    def _check(self) -> None:
+        """Raise if there is nothing to report."""
         if not self._forwards:
             raise LayerCollapseError(
                 "probe: expected at least one forward pass of the model inside the `with`, got none: is the loader "
@@ -99,17 +131,6 @@ class EntropyProbe(ForwardObserver):
                 "or mask from the number 0, or written out of functions of one tensor and numbers), got none called "
                 f"by {type(self.model).__name__}"
             )
-        with torch.inference_mode(False):
-            counts = _gathered([site.counts for site in self._sites.values()])
-        bad = [name for name, table in zip(self._sites, counts, strict=True) if bool((table[:, 3] > 0).any())]
-        if bad:
-            raise LayerCollapseError(f"activations: expected numbers, got NaN at {', '.join(bad)}")
-        return EntropyReport(
-            [
-                LayerEntropy(name, site.call.kind, table, zeros, average, site.all_patterns())
-                for (name, site), table in zip(self._sites.items(), counts, strict=True)
-            ]
-        )
 
     def calls(self) -> dict[str, RectifierCall]:
         """What was called at every site so far, in the order in which they were first seen."""

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,19 @@ import torch
 from torch import nn
 
 from layercollapse._util.files import free_folder, locked, writable_folder
+from layercollapse._util.ranks import Ranks
 from layercollapse.compiler.driver.check import check_mode
 from layercollapse.compiler.driver.result import CollapseResult
 from layercollapse.errors import LayerCollapseError
+from layercollapse.graph.watch import group_of, unwrapped
 from layercollapse.pipeline.batches import Inputs
 from layercollapse.pipeline.events import Event, Listeners, Progress
+from layercollapse.pipeline.history import how_to_go_on
 from layercollapse.pipeline.latency import environment
 from layercollapse.pipeline.metric import Metric, check_unit, number
+from layercollapse.pipeline.processes import from_first, same_weights
 from layercollapse.pipeline.rehearsal import rehearse
-from layercollapse.pipeline.schedule import Schedule, how_to_go_on
+from layercollapse.pipeline.schedule import Schedule
 from layercollapse.prune.budget import GLOBAL, RULES
 from layercollapse.prune.pruner import Pruner, checked_share
 from layercollapse.report import render as report
@@ -41,6 +46,8 @@ SAMPLES = 16  # on which the pruner looks whether the outputs still vary
 @dataclass(frozen=True)
 class RunResult:
     """The collapsed model, how it was made, and the record of the run (see `layercollapse.report.record`).
+
+    Of several processes that run together, only the first has how it was made.
 
     `record.notes` says what is to be known of it: that no pruned network was within the budget, say.
     """
@@ -89,6 +96,7 @@ def run(
     out: str | Path | None = None,
     resume: bool = False,
     settings: dict[str, Any] | None = None,
+    group: Any = None,
     progress: Progress | Sequence[Progress] | None = None,
 ) -> RunResult:
     """Train, prune step by step, and collapse the shallowest network that stays within the accuracy budget.
@@ -146,6 +154,11 @@ def run(
             if there is none, or collapse it again if nothing is left to do.
             `steps` and `max_drop` may be others than before; what is chosen is among the steps whose weights are
             still there: the dense one, the one chosen before, and the last.
+        group: the process group of the processes that run together, and all call this; `train` may put the model into
+            DistributedDataParallel. None: the default group of torch.distributed, if there is one;
+            ``dist.new_subgroups(1)[0]`` is this process by itself. Each measures its own `data`, and the counts are
+            added up; `evaluate` and `test` are called on all, and what the first gets counts. The first writes the
+            folder, which all must see.
         settings: anything JSON that should be on record beside the arguments above.
         progress: a function that is called with an `Event` at every stage, or several, such as
             `layercollapse.ProgressBar` and the loggers of `layercollapse.integrations.logs`. What has a method `close`
@@ -167,12 +180,12 @@ def run(
     told = Listeners(progress)
     inputs = Inputs(data, "data", model, example_inputs)
     test_inputs = inputs if test_data is None else Inputs(test_data, "test_data", model, example_inputs)
-    example = inputs.first(2) if example_inputs is None else example_inputs
-    folder = writable_folder(out or free_folder("run"))
-    if (folder / FILE).exists() and not resume:
-        raise LayerCollapseError(
-            f"out: expected a folder without a run in it, got {folder}; resume that run, or choose another folder"
-        )
+    ranks = Ranks.of(model, group_of(model) if group is None else group)
+    same_weights(unwrapped(model), ranks)
+    given = inputs.first(2) if example_inputs is None else example_inputs
+    # What all look at, whatever part of the data each has.
+    example, samples = from_first(ranks, lambda: (given, inputs.first(SAMPLES)))
+    folder = Path(from_first(ranks, partial(_folder, out, resume=resume)))
     record = Record(
         settings={
             **(settings or {}),
@@ -190,14 +203,15 @@ def run(
         environment=environment(next((p.device for p in model.parameters()), torch.device("cpu"))),
         top1_split="test" if test else "validation",
     )
-    pruner = Pruner(model, example, ignore=list(ignore), keep_zeros=True, samples=inputs.first(SAMPLES))
-    score = Metric(evaluate, "evaluate", unit)
+    ranks.check_same("settings", record.settings)
+    pruner = Pruner(model, example, ignore=list(ignore), keep_zeros=True, samples=samples, group=group)
+    score = Metric(evaluate, "evaluate", unit, ranks)
     schedule = Schedule(
         model=model,
         pruner=pruner,
         train=train,
         evaluate=score,
-        test=Metric(test, "test", unit) if test else score,
+        test=Metric(test, "test", unit, ranks) if test else score,
         inputs=inputs,
         rule=rule,
         strategy=strategy_of(strategy),
@@ -207,8 +221,12 @@ def run(
         mode=mode,
         patterns=patterns,
         progress=told,
+        group=group,
+        ranks=ranks,
     )
-    with locked(folder), closing(told):
+    with ExitStack() as stack:
+        ranks.together(lambda: stack.enter_context(locked(folder)) if ranks.first else None)
+        stack.enter_context(closing(told))
         schedule.start(resume=resume)
         if len(record.steps) <= steps:
             rehearse(
@@ -223,7 +241,9 @@ def run(
                 box=box,
             )
         schedule.go()
-        result = schedule.finish(example, test_inputs)
+        network, result = schedule.finish(example, test_inputs)
+    ranks.together(lambda: None)  # until the first has written
+    record = record if ranks.first else Record.load(folder, "out")
     if record.failed:
         warnings.warn(
             f"the end of the run failed in part: {'; '.join(record.failed)}; the collapsed model is returned, and "
@@ -231,7 +251,17 @@ def run(
             RuntimeWarning,
             stacklevel=2,
         )
-    return RunResult(result.model, result, record, folder)
+    return RunResult(network, result, record, folder)  # type: ignore[arg-type]  # None on the other processes
+
+
+def _folder(out: str | Path | None, *, resume: bool) -> str:
+    """The folder of a run; text, to be told to other processes."""
+    folder = writable_folder(out or free_folder("run"))
+    if (folder / FILE).exists() and not resume:
+        raise LayerCollapseError(
+            f"out: expected a folder without a run in it, got {folder}; resume that run, or choose another folder"
+        )
+    return str(folder)
 
 
 def _plain(value: Any, argument: str) -> int | float:

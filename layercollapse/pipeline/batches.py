@@ -68,12 +68,14 @@ class Inputs:
 
 
 @torch.no_grad()
-def measure_entropy(model: nn.Module, inputs: Iterable[Any], *, patterns: bool = False) -> EntropyReport:
+def measure_entropy(
+    model: nn.Module, inputs: Iterable[Any], *, patterns: bool = False, group: Any = None
+) -> EntropyReport:
     """The sign entropy of every site over all batches (tensors or dicts), in the mode the model is in.
 
-    With `patterns`, also the joint patterns of the signs.
+    With `patterns`, also the joint patterns of the signs; over all processes of a group, as `EntropyProbe` has it.
     """
-    with EntropyProbe(model, patterns=patterns) as probe:
+    with EntropyProbe(model, patterns=patterns, group=group) as probe:
         for batch in inputs:
             args, kwargs = call_arguments(batch)
             model(*args, **kwargs)

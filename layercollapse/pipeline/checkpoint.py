@@ -18,6 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from layercollapse._util.ranks import Ranks
 from layercollapse._util.tensors import raw_bytes
 from layercollapse.errors import LayerCollapseError
 from layercollapse.pipeline.states import write
@@ -39,15 +40,21 @@ def _masks_path(folder: Path, step: int) -> Path:
     return folder / FOLDER / f"step-{step:02d}.masks.safetensors"
 
 
-def save(folder: Path, step: int, model: nn.Module, pruner: Pruner) -> None:
-    """Write the weights and the masks of a step.
+def save(folder: Path, step: int, model: nn.Module, pruner: Pruner, ranks: Ranks | None = None) -> None:
+    """Write the weights and the masks of a step, on the first of the processes that have the model.
 
     Raises:
-        LayerCollapseError: something in the model's state cannot be written; the message names it.
+        LayerCollapseError: something in the model's state cannot be written, or a file; the message names it.
     """
-    tensors, header = packed(model)
-    write(path(folder, step), tensors, header)
-    write(_masks_path(folder, step), pruner.state_dict())
+    masks = pruner.state_dict()
+
+    def work() -> None:
+        tensors, header = packed(model)
+        write(path(folder, step), tensors, header)
+        write(_masks_path(folder, step), masks)
+
+    ranks = ranks or Ranks()
+    ranks.together(work if ranks.first else lambda: None)
 
 
 def load(folder: Path, step: int, model: nn.Module, pruner: Pruner | None = None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,9 @@ from typing import Any
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
-from layercollapse._util.files import write_text
+from layercollapse._util.files import temporary_folder, write_text
+from layercollapse._util.ranks import Ranks
+from layercollapse.compiler.backend.serialize import load
 from layercollapse.compiler.driver.api import collapse
 from layercollapse.compiler.driver.result import CollapseResult
 from layercollapse.entropy.probe import EntropyReport
@@ -24,6 +26,7 @@ from layercollapse.pipeline import checkpoint
 from layercollapse.pipeline.latency import BATCH_SIZES, file_mib, latency, repeat_to
 from layercollapse.pipeline.metric import Metric
 from layercollapse.pipeline.norms import has_norms, with_norms, without_norms
+from layercollapse.pipeline.processes import from_first
 from layercollapse.pipeline.states import seed
 from layercollapse.pipeline.training import TrainingCheckpoint, call
 from layercollapse.report.record import Record, Region, Side, Verdict
@@ -48,8 +51,9 @@ def collapse_and_compare(
     record: Record,
     folder: Path,
     settle: Callable[[nn.Module], bool] | None = None,
+    ranks: Ranks | None = None,
     **options: Any,
-) -> CollapseResult:
+) -> tuple[nn.Module, CollapseResult | None]:
     """Collapse a sparse model and write the collapsed model and the completed record to the run's folder.
 
     Args:
@@ -65,16 +69,46 @@ def collapse_and_compare(
             (``mode="refit"``), in place, and says whether its accuracy is good enough; if not, the exact
             collapse is taken. None leaves such a model untrained. Of a model with batch norms it is given one with new
             ones, which are folded when it is trained.
+        ranks: the processes that call this together. The first collapses, compares and writes; all train and test.
         options: for `collapse`, for example ``tolerance``.
 
     Returns:
-        The collapse. What fails after it is in the record's `failed`, and what could not be measured is not there.
+        The collapsed model, and on the first process the collapse. What fails after it is in the record's `failed`, and
+        what could not be measured is not there.
     """
+    ranks = ranks or Ranks()
     assert record.chosen is not None
     assert record.dense_top1 is not None
     record.failed, record.before, record.after, record.max_abs_error, record.retrained = [], None, None, None, 0
-    result = _good_enough(model, partial(collapse, model, example, report, data=data, **options), data, settle, record)
-    result.model.eval()
+    network, result = _good_enough(
+        model,
+        partial(collapse, model, example, report, data=data, **options),
+        data,
+        settle,
+        record=record,
+        folder=folder,
+        ranks=ranks,
+    )
+    network.eval()
+    if result is not None:
+        _write(model, result, report, test_data, record=record, folder=folder)
+    with _noted(record, "measuring the collapsed model"):
+        top1 = test(network)
+        if result is not None:
+            _measure(model, result, example, top1=top1, record=record, folder=folder)
+    return network, result
+
+
+def _write(
+    model: nn.Module,
+    result: CollapseResult,
+    report: EntropyReport,
+    test_data: Iterable[Any],
+    *,
+    record: Record,
+    folder: Path,
+) -> None:
+    """Save the collapsed model, compare it with the sparse one, and put on record how it came about."""
     with _noted(record, "saving the collapsed model"):
         result.save(folder)
         write_text(folder / ENTROPY_FILE, report.to_json())
@@ -93,9 +127,6 @@ def collapse_and_compare(
         for region in result.regions
     ]
     record.verdicts = [Verdict(site.name, site.kind, site.status, site.guarantee, site.reason) for site in result.sites]
-    with _noted(record, "measuring the collapsed model"):
-        _measure(model, result, example, test=test, record=record, folder=folder)
-    return result
 
 
 def _good_enough(
@@ -103,45 +134,78 @@ def _good_enough(
     collapsed: Callable[..., CollapseResult],
     data: Iterable[Any],
     settle: Callable[[nn.Module], bool] | None,
+    *,
     record: Record,
-) -> CollapseResult:
+    folder: Path,
+    ranks: Ranks,
+) -> tuple[nn.Module, CollapseResult | None]:
     """The first collapse that is exact, or good enough once it is trained.
 
     Fits have to explain more of the variance each time. At last the exact collapse is taken.
     """
-    tried: list[tuple[str, ...]] = []
+    tried: list[list[str]] = []
     for least in FITS:
-        result = collapsed(min_r2=least)
-        if settle is None or not (result.repadded or result.refitted):
-            return result
-        replaced = (*result.repadded, *(f"{one.layers} {one.by}" for one in result.refitted))
+        network, result, replaced = _everywhere(partial(collapsed, min_r2=least), folder, ranks)
+        if settle is None or not replaced:
+            return network, result
         if replaced in tried:
             continue
         tried.append(replaced)
         good: bool | None = None
         with _noted(record, "training the collapsed model"):
-            result, good = _settled(model, result, data, settle)
+            network, result, good = _settled(model, network, result, data, settle)
         if good:
-            return result
-        if good is None or not result.refitted:  # what fails once would fail again
+            return network, result
+        if good is None or not from_first(ranks, partial(_refitted, result)):  # what fails once would fail again
             break
-    return collapsed(mode="exact")
+    network, result, _ = _everywhere(partial(collapsed, mode="exact"), folder, ranks)
+    return network, result
+
+
+def _refitted(result: CollapseResult | None) -> bool:
+    return result is not None and bool(result.refitted)
+
+
+def _everywhere(
+    collapsed: Callable[[], CollapseResult], folder: Path, ranks: Ranks
+) -> tuple[nn.Module, CollapseResult | None, list[str]]:
+    """A collapse on the first process; its model on all, and what was replaced in it that was no rectifier."""
+    result: CollapseResult | None = None
+
+    def first() -> list[str]:
+        nonlocal result
+        result = collapsed()
+        return [*result.repadded, *(f"{one.layers} {one.by}" for one in result.refitted)]
+
+    replaced = from_first(ranks, first)
+    if ranks.alone:
+        assert result is not None
+        return result.model, result, replaced
+    with ExitStack() as stack:
+        made = from_first(ranks, lambda: stack.enter_context(temporary_folder(folder)))
+        ranks.together(lambda: None if result is None else result.save(made))
+        network = result.model if result is not None else load(made)
+        ranks.together(lambda: None)  # before the folder goes
+    return network, result, replaced
 
 
 def _settled(
     model: nn.Module,
-    result: CollapseResult,
+    network: nn.Module,
+    result: CollapseResult | None,
     data: Iterable[Any],
     settle: Callable[[nn.Module], bool],
-) -> tuple[CollapseResult, bool]:
+) -> tuple[nn.Module, CollapseResult | None, bool]:
     """The collapse trained, and whether it is good enough."""
-    if not has_norms(model) or not isinstance(result.model, fx.GraphModule):
-        return result, settle(result.model)
-    trained = with_norms(result.model, data)
+    if not has_norms(model) or not isinstance(network, fx.GraphModule):
+        return network, result, settle(network)
+    trained = with_norms(network, data)
     good = settle(trained)
     folded = without_norms(trained)
-    after = replace(result.after, parameters=sum(parameter.numel() for parameter in folded.parameters()))
-    return replace(result, model=folded, after=after), good
+    if result is not None:
+        after = replace(result.after, parameters=sum(parameter.numel() for parameter in folded.parameters()))
+        result = replace(result, model=folded, after=after)
+    return folded, result, good
 
 
 def settled(model: nn.Module, *, train: Callable[..., object], evaluate: Metric, record: Record) -> bool:
@@ -166,14 +230,13 @@ def _measure(
     result: CollapseResult,
     example: Any,
     *,
-    test: Callable[[nn.Module], float],
+    top1: float,
     record: Record,
     folder: Path,
 ) -> None:
     """Complete the record with both sides of the comparison, and write it."""
     assert record.chosen is not None
     assert record.dense_top1 is not None
-    top1 = test(result.model)
     timings: tuple[dict[str, float], dict[str, float]] = ({}, {})
     for batch_size in BATCH_SIZES:
         try:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from layercollapse.errors import LayerCollapseError
 from layercollapse.report.record import Record, Step
@@ -59,3 +60,19 @@ def check_settings(ours: Mapping[str, Any], theirs: Mapping[str, Any], folder: P
             f"resume: expected the settings of the run in {folder}, got "
             + ", ".join(f"{key}={ours[key]!r} instead of {theirs.get(key)!r}" for key in other)
         )
+
+
+def how_to_go_on(folder: Path) -> str:
+    """The calls that continue a run."""
+    return (
+        f"the finished steps are in {folder}: run(..., out={str(folder)!r}, resume=True) goes on from them, or "
+        f"`layercollapse run --resume --out {folder}` where the command line began it"
+    )
+
+
+def raise_with_the_way_on(error: Exception, folder: Path) -> NoReturn:
+    """The same error, which says how to go on."""
+    if isinstance(error, LayerCollapseError):
+        raise LayerCollapseError(f"{error}; {how_to_go_on(folder)}") from error
+    getattr(error, "add_note", warnings.warn)(how_to_go_on(folder))  # notes: from Python 3.11 on
+    raise error

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from numbers import Real
 from typing import Any
 
 from torch import nn
 
+from layercollapse._util.ranks import Ranks
 from layercollapse.errors import LayerCollapseError
+from layercollapse.pipeline.processes import from_first
 
 UNITS = ("percent", "fraction")
 _SLACK = 1e-3  # per cent: a sum of float32 may be a little above 100
@@ -53,11 +55,13 @@ class Metric:
         argument: what messages call it.
         unit: ``"percent"``, or ``"fraction"``, which is multiplied by 100. None: percent, but that a first number from
             0 to 1 is refused, as it may be either.
+        ranks: the processes that call it together; what the first of them gets counts for all.
     """
 
     function: Callable[[nn.Module], Any]
     argument: str
     unit: str | None = None
+    ranks: Ranks = field(default_factory=Ranks)
 
     def __call__(self, model: nn.Module) -> float:
         """The accuracy of a model in percent.
@@ -68,7 +72,8 @@ class Metric:
         unit = self.unit or "percent"
         scale = "in percent" if unit == "percent" else "from 0 to 1 (unit='fraction')"
         expected = f"a function that returns an accuracy {scale}"
-        value = number(self.function(model), self.argument, expected)
+        found = self.function(model)
+        value = from_first(self.ranks, lambda: number(found, self.argument, expected))
         if self.unit is None and 0 <= value <= 1:
             raise LayerCollapseError(
                 f"{self.argument}: expected an accuracy in percent, as max_drop is in percentage points, got "

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from torch import nn
 
 from layercollapse._util.files import clear
+from layercollapse._util.ranks import Ranks
 from layercollapse.compiler.driver.result import CollapseResult
 from layercollapse.entropy.probe import EntropyReport
 from layercollapse.errors import LayerCollapseError
@@ -21,10 +21,12 @@ from layercollapse.pipeline import checkpoint, training
 from layercollapse.pipeline.batches import Inputs, measure_entropy
 from layercollapse.pipeline.events import Event
 from layercollapse.pipeline.finish import collapse_and_compare, settled
-from layercollapse.pipeline.history import check_settings, choose, taken
+from layercollapse.pipeline.history import check_settings, choose, raise_with_the_way_on, taken
 from layercollapse.pipeline.metric import Metric
+from layercollapse.pipeline.processes import from_first
 from layercollapse.pipeline.states import seed
 from layercollapse.pipeline.training import TrainingCheckpoint, call, interrupted, put_back
+from layercollapse.prune.linearize import Becomes, lines_of
 from layercollapse.prune.pruner import Pruner, StepResult
 from layercollapse.report.record import FILE, Pieces, Record, Step, histogram
 from layercollapse.report.render import write_html
@@ -49,18 +51,23 @@ class Schedule:
     box: Any = None
     mode: str = "exact"
     patterns: bool = False
-    emptied: int = 0  # sites that lost the last of their weights before the training that is to come
+    emptied: int = 0  # sites that lost the last of their weights before the next training
     guarded: Sequence[str] = ()  # sites at which that kept weights
     interrupted: dict[str, Any] | None = None  # the state of a training that was not finished
+    group: Any = None
+    ranks: Ranks = field(default_factory=Ranks)  # of the group: the processes that train together; the first writes
+
+    def __post_init__(self) -> None:
+        self._checkpoints = self.folder / checkpoint.FOLDER
 
     def start(self, *, resume: bool) -> None:
         """Clear away what killed processes left half written; take over what there is of a run that goes on."""
-        for folder in (self.folder, self._training.parent):
-            clear(folder)
+        for folder in (self.folder, self._checkpoints):
+            self._first(partial(clear, folder))
         if resume:
             self._resume()
         else:
-            self._training.unlink(missing_ok=True)
+            self._first(lambda: training.clear(self._checkpoints))
 
     def _resume(self) -> None:
         """Take over the steps and the last weights of the run in the folder."""
@@ -74,14 +81,13 @@ class Schedule:
             self.model.train()  # the mode in which weights are saved
             self.evaluate.unit = self.test.unit = record.settings["unit"]
             checkpoint.load(self.folder, record.steps[-1].step, self.model, self.pruner)
-        self.interrupted = interrupted(self._training, len(record.steps))
+        self.interrupted = interrupted(self._checkpoints, len(record.steps), self.ranks)
         if self.interrupted is not None:
             check_settings(record.settings, self.interrupted["extra"]["settings"], self.folder)
 
-    @property
-    def _training(self) -> Path:
-        """Where the state of the training under way is."""
-        return self.folder / checkpoint.FOLDER / training.FILE
+    def _first(self, work: Callable[[], object]) -> None:
+        """Do what one process does for all, who wait for it."""
+        self.ranks.together(work if self.ranks.first else lambda: None)
 
     def go(self) -> None:
         """Take the steps; returns when they are done, when going on is pointless, or at Ctrl-C."""
@@ -95,7 +101,7 @@ class Schedule:
                     break
                 report = self._step(len(record.steps))
         except KeyboardInterrupt:
-            if not record.steps:
+            if not record.steps or not self.ranks.alone:  # others may be in a step from which they wait for this one
                 raise
             record.interrupted = True
             record.stopped = f"interrupted in step {len(record.steps)}"
@@ -103,14 +109,14 @@ class Schedule:
         except Exception as error:
             if not record.steps:
                 raise
-            _raise_with_the_way_on(error, self.folder)
+            raise_with_the_way_on(error, self.folder)
 
     def _act(self, report: EntropyReport) -> bool:
         """Do what the strategy proposes; False: it ends the run."""
         self._seed(len(self.record.steps))
         pruned: StepResult | None = None
         try:
-            action = self.strategy.propose(self._situation(report))
+            action = self.ranks.together(partial(self.strategy.propose, self._situation(report)))
             if action is None or action.empty:
                 self.record.stopped = "nothing left to make linear"
                 return False
@@ -118,7 +124,7 @@ class Schedule:
                 self.model.train()
                 checkpoint.load(self.folder, self._choice(), self.model, self.pruner)
             if action.linear:
-                self.pruner.linearize(with_lines(action.linear, self.model, self.pruner, self.inputs))
+                self.pruner.linearize(self._become(action.linear))
             if action.prune is not None:
                 if action.linear:
                     report = self._measure(len(self.record.steps))
@@ -133,6 +139,14 @@ class Schedule:
             return False
         self.emptied, self.guarded = (len(pruned.emptied), list(pruned.floors)) if pruned else (0, [])
         return True
+
+    def _become(self, linear: Mapping[str, Becomes]) -> Mapping[str, Becomes]:
+        """What sites become; on the first of several processes, as it may depend on the data."""
+        sites = self.ranks.together(partial(with_lines, linear, self.model, self.pruner, self.inputs))
+        if self.ranks.alone:
+            return sites
+        lines = lines_of(self.pruner.capture, sites)
+        return from_first(self.ranks, lambda: {name: line.tensor() for name, line in lines.items()})
 
     def _situation(self, report: EntropyReport) -> Situation:
         pruning = {name: self.record.settings[name] for name in ("amount", "max_layer_share")}
@@ -174,14 +188,19 @@ class Schedule:
             linear=list(self.pruner.linear),
             histograms=[histogram(layer.entropy) for layer in report.layers],
         )
-        checkpoint.save(self.folder, number, self.model, self.pruner)
+        checkpoint.save(self.folder, number, self.model, self.pruner, self.ranks)
         record.steps.append(step)
         record.chosen = self._choice()
-        record.save(self.folder)
-        checkpoint.keep_only(self.folder, {0, record.chosen, number})
-        self._training.unlink(missing_ok=True)
+        self._first(self._kept)
         self._tell("step", number)
         return report
+
+    def _kept(self) -> None:
+        """Write that a step is done, then remove what is of no use any more."""
+        record = self.record
+        record.save(self.folder)
+        checkpoint.keep_only(self.folder, {0, record.chosen or 0, record.steps[-1].step})
+        training.clear(self._checkpoints)
 
     def _train(self, number: int) -> float:
         """Train, or go on with a training that was interrupted; returns the seconds that this had taken before."""
@@ -196,9 +215,10 @@ class Schedule:
         state = TrainingCheckpoint(
             self.model,
             self.pruner,
-            self._training,
-            number,
-            lambda: {**about, "seconds": spent + time.perf_counter() - started},
+            self._checkpoints,
+            label=number,
+            extra=lambda: {**about, "seconds": spent + time.perf_counter() - started},
+            ranks=self.ranks,
         )
         with self.pruner.attach():
             call(self.train, self.model, state)
@@ -217,7 +237,7 @@ class Schedule:
         self._tell("measure", number)
         self.model.eval()
         self._seed(number)
-        return measure_entropy(self.model, self.inputs, patterns=self.patterns)
+        return measure_entropy(self.model, self.inputs, patterns=self.patterns, group=self.group)
 
     def _pointless(self) -> bool:
         steps = self.record.steps
@@ -230,8 +250,12 @@ class Schedule:
             self.record.stopped = f"accuracy below the budget for {self.strategy.patience} steps in a row"
         return bool(self.record.stopped)
 
-    def finish(self, example: Any, test_inputs: Inputs) -> CollapseResult:
-        """Collapse the chosen step, compare, and write the model, the record and the report."""
+    def finish(self, example: Any, test_inputs: Inputs) -> tuple[nn.Module, CollapseResult | None]:
+        """Collapse the chosen step, compare, and write the model, the record and the report.
+
+        Returns:
+            The collapsed model, and on the first process how it came about.
+        """
         record = self.record
         record.chosen = self._choice()
         self._tell("collapse", record.chosen)
@@ -240,10 +264,10 @@ class Schedule:
             checkpoint.load(self.folder, record.chosen, self.model, self.pruner)
             self.model.eval()
             captured = self.pruner.capture
-            result = collapse_and_compare(
+            network, result = collapse_and_compare(
                 self.model,
                 example,
-                measure_entropy(self.model, self.inputs),
+                measure_entropy(self.model, self.inputs, group=self.group),
                 data=self.inputs,
                 test_data=test_inputs,
                 test=self.test,
@@ -252,17 +276,20 @@ class Schedule:
                 settle=partial(settled, train=self.train, evaluate=self.evaluate, record=record),
                 box=self.box,
                 mode=self.mode,
+                ranks=self.ranks,
                 captured=None if captured.misfit(self.pruner.model, example) else captured,
             )
         except Exception as error:
-            _raise_with_the_way_on(error, self.folder)
+            raise_with_the_way_on(error, self.folder)
         finally:  # also of a collapse that fails: the steps were expensive
-            self._write()
+            if self.ranks.first:
+                self._write()
         self._tell("done", record.chosen)
-        return replace(result, notes=(record.choice,)) if record.choice else result
+        return network, replace(result, notes=(record.choice,)) if result and record.choice else result
 
     def _tell(self, stage: str, step: int) -> None:
-        self.progress(Event(stage, step, self.record, self.folder))
+        if self.ranks.first:
+            self.progress(Event(stage, step, self.record, self.folder))
 
     def _write(self) -> None:
         """The record and the report, or what kept them from being written."""
@@ -271,19 +298,3 @@ class Schedule:
             write_html(self.record, self.folder)
         except Exception as error:
             self.record.failed.append(f"writing the report stopped with {reason(error)}")
-
-
-def how_to_go_on(folder: Path) -> str:
-    """The calls that continue a run."""
-    return (
-        f"the finished steps are in {folder}: run(..., out={str(folder)!r}, resume=True) goes on from them, or "
-        f"`layercollapse run --resume --out {folder}` where the command line began it"
-    )
-
-
-def _raise_with_the_way_on(error: Exception, folder: Path) -> NoReturn:
-    """The same error, which says how to go on."""
-    if isinstance(error, LayerCollapseError):
-        raise LayerCollapseError(f"{error}; {how_to_go_on(folder)}") from error
-    getattr(error, "add_note", warnings.warn)(how_to_go_on(folder))  # notes: from Python 3.11 on
-    raise error

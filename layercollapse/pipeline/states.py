@@ -1,4 +1,4 @@
-"""The states of optimizers, schedulers and random number generators in one safetensors file, without pickle."""
+"""The states of optimizers, schedulers and generators in a file, or told to other processes; without pickle."""
 
 from __future__ import annotations
 
@@ -20,6 +20,24 @@ from layercollapse.errors import LayerCollapseError
 
 _HEADER = "layercollapse.state"
 _PLAIN = (bool, int, float, str, type(None))
+
+
+def dumped(state: Any) -> bytes:
+    """A state, as `save` takes it, as bytes.
+
+    Raises:
+        LayerCollapseError: something else is in it.
+    """
+    tensors: dict[str, Tensor] = {}
+    header = {_HEADER: json.dumps(_encoded(state, "state", tensors))}
+    return safetensors.torch.save(tensors, header)
+
+
+def loaded(data: bytes) -> Any:
+    """What `dumped` was given."""
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])["__metadata__"]
+    return _decoded(json.loads(header[_HEADER]), safetensors.torch.load(data))
 
 
 def save(file: Path, state: Any) -> None:

@@ -9,11 +9,12 @@ from typing import Any
 
 from torch import nn
 
+from layercollapse._util.ranks import Ranks
 from layercollapse.errors import LayerCollapseError
 from layercollapse.pipeline import checkpoint, states
+from layercollapse.pipeline.processes import from_first
 from layercollapse.prune.pruner import Pruner
 
-FILE = "training.safetensors"
 ARGUMENT = "checkpoint"
 
 
@@ -27,21 +28,25 @@ class TrainingCheckpoint:
 
     Args:
         model: what is trained.
-        pruner: of the model, where there is a file.
-        file: where the state is; None keeps none.
+        pruner: of the model, where there is a folder.
+        folder: where the states are; None keeps none.
         label: of the training; a state of another is not gone on with.
         extra: gives what is kept with the state.
+        ranks: the processes that train together; each keeps the states of its objects.
     """
 
     def __init__(
         self,
         model: nn.Module,
         pruner: Pruner | None = None,
-        file: Path | None = None,
+        folder: Path | None = None,
+        *,
         label: int = 0,
         extra: Callable[[], Any] = lambda: None,
+        ranks: Ranks | None = None,
     ) -> None:
-        self._model, self._pruner, self._file, self._label, self._extra = model, pruner, file, label, extra
+        self._model, self._pruner, self._folder, self._label, self._extra = model, pruner, folder, label, extra
+        self._ranks = ranks or Ranks()
         self._begun = False
 
     def epochs(self, total: int, **objects: Any) -> Iterator[int]:
@@ -74,29 +79,30 @@ class TrainingCheckpoint:
     def _epochs(self, total: int, objects: Mapping[str, Any]) -> Iterator[int]:
         for epoch in range(self._restored(total, objects), total):
             yield epoch
-            if epoch + 1 < total and self._file is not None:
-                self._save(epoch + 1, total, objects)
+            if epoch + 1 < total and self._folder is not None:
+                self._save(self._folder, epoch + 1, total, objects)
 
-    def _save(self, done: int, total: int, objects: Mapping[str, Any]) -> None:
-        assert self._file is not None
+    def _save(self, folder: Path, done: int, total: int, objects: Mapping[str, Any]) -> None:
         assert self._pruner is not None
-        tensors, header = checkpoint.packed(self._model)
+        masks = self._pruner.state_dict()
         state = {
             "label": self._label,
             "done": done,
             "total": total,
-            "extra": self._extra(),
-            "model": tensors,
-            "header": header,
-            "masks": self._pruner.state_dict(),
             "objects": {name: value.state_dict() for name, value in objects.items()},
             "random": states.random_state(),
         }
-        states.save(self._file, state)
+        if self._ranks.first:
+            tensors, header = checkpoint.packed(self._model)
+            state |= {"extra": self._extra(), "model": tensors, "header": header, "masks": masks}
+        own = _file(folder, done, self._ranks.rank, self._ranks.size)
+        self._ranks.together(lambda: states.save(own, state))
+        if self._ranks.first:  # those of the epochs before are of no use once all have written theirs
+            clear(folder, but=done)
 
     def _restored(self, total: int, objects: Mapping[str, Any]) -> int:
         """How many epochs are done; the objects are as they were after these."""
-        state = interrupted(self._file, self._label)
+        state = interrupted(self._folder, self._label, self._ranks)
         if state is None:
             return 0
         if state["total"] != total or state["objects"].keys() != objects.keys():
@@ -111,12 +117,37 @@ class TrainingCheckpoint:
         return state["done"]
 
 
-def interrupted(file: Path | None, label: int) -> dict[str, Any] | None:
-    """The state of the training that was interrupted, if it was the one of this label."""
-    if file is None or not file.is_file():
+def _file(folder: Path, done: int | str, rank: int | str, size: int | str) -> Path:
+    """Where one of `size` processes keeps its state after so many epochs."""
+    return folder / f"training-{done}-{rank}of{size}.safetensors"
+
+
+def clear(folder: Path, but: int | None = None) -> None:
+    """Remove the states of interrupted trainings, but those after so many epochs."""
+    for path in folder.glob(_file(folder, "*", "*", "*").name):
+        if but is None or not path.name.startswith(f"training-{but}-"):
+            path.unlink()
+
+
+def interrupted(folder: Path | None, label: int, ranks: Ranks) -> dict[str, Any] | None:
+    """The state of the training that was interrupted, if it was the one of this label, by as many processes."""
+    if folder is None:
         return None
-    state = states.load(file)
-    return state if state["label"] == label else None
+
+    def latest() -> int | None:
+        """The most epochs after which every process has written its state."""
+        first = folder.glob(_file(folder, "*", 0, ranks.size).name)
+        done = (int(path.name.split("-")[1]) for path in first)
+        every = [n for n in done if all(_file(folder, n, rank, ranks.size).is_file() for rank in range(ranks.size))]
+        return max(every, default=None)
+
+    done = from_first(ranks, latest)
+    if done is None:
+        return None
+    common = states.load(_file(folder, done, 0, ranks.size))
+    if common["label"] != label:
+        return None
+    return common if ranks.first else {**common, **states.load(_file(folder, done, ranks.rank, ranks.size))}
 
 
 def put_back(state: Mapping[str, Any], model: nn.Module, pruner: Pruner) -> None:

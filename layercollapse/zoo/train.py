@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layercollapse._util.modes import evaluating
+from layercollapse._util.ranks import Ranks
 from layercollapse.errors import LayerCollapseError
 from layercollapse.graph.agreement import tensors_of
 from layercollapse.graph.export import arguments_in, call_arguments, describe
@@ -124,10 +125,15 @@ def logits(model: nn.Module, inputs: Samples) -> Tensor:
 
 
 @torch.inference_mode()
-def accuracy(model: nn.Module, split: Part, batch_size: int = EVALUATION_BATCH) -> float:
-    """Top-1 in percent, in evaluation mode; the model's mode is put back afterwards."""
+def accuracy(model: nn.Module, split: Part, batch_size: int = EVALUATION_BATCH, ranks: Ranks | None = None) -> float:
+    """Top-1 in percent, in evaluation mode; the model's mode is put back afterwards.
+
+    With `ranks`, of what all processes have of a part that they share.
+    """
     if len(split) == 0:
         raise LayerCollapseError("split: expected at least one sample, got an empty split")
     with evaluating(model):
         correct = sum(int((logits(model, x).argmax(1) == labels).sum()) for x, labels in split.batches(batch_size))
+    if ranks is not None:
+        correct = int(ranks.sum_(torch.tensor([correct])))
     return 100 * correct / len(split)

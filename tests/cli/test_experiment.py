@@ -6,12 +6,14 @@ import pytest
 import torch
 from torch import nn
 
+import processes
 from layercollapse.cli import experiment
 from layercollapse.cli.experiment import Job
 from layercollapse.errors import LayerCollapseError
 from layercollapse.pipeline import checkpoint
 from layercollapse.prune.pruner import Pruner
 from layercollapse.report.record import Record
+from layercollapse.zoo.train import accuracy
 
 DIGITS = Job(data="digits", model="mlp", width=2, epochs=1)  # 1,258, 180 and 359 images of 8 × 8
 
@@ -133,3 +135,50 @@ def test_the_weights_of_a_step_are_loaded(tmp_path):
     loaded = DIGITS.load(tmp_path, 1)
     assert not loaded.training
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+class Spare(nn.Module):
+    """Has a layer that no output depends on, as the poolers of transformers."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.spare = nn.Linear(64, 10), nn.Linear(2, 2)
+
+    def forward(self, x):
+        return self.fc(x.flatten(1))
+
+
+def in_parallel(rank):
+    found = []
+    torch.manual_seed(0)  # the weights are those of the first process anyway
+    for model in (DIGITS.build(), Spare()):
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        parallel = DIGITS._parallel(model.train())
+        assert model.training
+        assert all(parameter.grad is None for parameter in model.parameters())
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+        for _ in range(2):  # the second raises where a parameter without a gradient was not known of
+            parallel(DIGITS.example[0]).sum().backward()
+        found.append(parallel.find_unused_parameters)
+    with pytest.raises(
+        LayerCollapseError, match="batch_size: expected at least 2 samples for each of 2 processes, got 3"
+    ):
+        Job(data="digits", model="mlp", width=2, epochs=1, batch_size=3).fit(DIGITS.build())
+    job = Job(data="digits", model="mlp", width=2, epochs=1)
+    seen = [len(list(part)) for part in (job.training_batches, job.test_batches)]
+    return found, seen, job.evaluate(DIGITS.build().eval())
+
+
+@pytest.mark.long
+def test_two_processes_share_the_work():
+    (found, seen, top1), (other, rest, same) = processes.run(2, in_parallel)
+    assert found == other == [False, True]
+    assert (seen, rest) == ([2, 1], [1, 1])  # the first compares on all of test
+    assert top1 == same
+
+
+def test_the_accuracy_is_that_of_all_samples():
+    torch.manual_seed(0)
+    model, part = DIGITS.build().eval(), DIGITS.dataset.test
+    shares = [accuracy(model, part.share(rank, 3), 50) for rank in range(3)]
+    assert sum(shares) == pytest.approx(accuracy(model, part, 50))

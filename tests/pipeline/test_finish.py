@@ -1,12 +1,14 @@
 """The collapse at the end of a run: trained again where the border changes, and taken if it is good enough."""
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
+from layercollapse._util.ranks import Ranks
 from layercollapse.compiler.driver import api as collapse_api
 from layercollapse.errors import LayerCollapseError
 from layercollapse.pipeline.api import run
@@ -105,6 +107,11 @@ def test_a_model_with_fitted_layers_is_trained_again_and_taken_if_it_is_good_eno
     assert ("0 … 2 (2 layers): one 5x5 convolution, R²" in text) == holds
 
 
+def good(collapsed, settle, record):
+    _, result = _good_enough(nn.Linear(1, 1), collapsed, [], settle, record=record, folder=Path(), ranks=Ranks())
+    return result
+
+
 @pytest.mark.parametrize(
     ("enough", "taken", "asked"),
     [
@@ -127,7 +134,7 @@ def test_better_fits_are_asked_for_where_one_is_not_good_enough(enough, taken, a
         trained.append(model)
         return len(trained) == enough
 
-    assert _good_enough(nn.Linear(1, 1), collapsed, [], settle, make_record()).by == taken
+    assert good(collapsed, settle, make_record()).by == taken
     assert came == asked
     assert len(trained) == min(2, enough)
 
@@ -143,7 +150,7 @@ def test_a_training_that_fails_is_not_tried_again():
         trained.append(model)
         raise RuntimeError("no memory")
 
-    assert _good_enough(nn.Linear(1, 1), collapsed, [], settle, record).mode == "exact"
+    assert good(collapsed, settle, record).mode == "exact"
     assert len(trained) == 1
     assert len(record.failed) == 1
     assert record.failed[0].startswith("training the collapsed model stopped with")

@@ -9,7 +9,7 @@ from torch import nn
 
 from interrupted import EPOCHS, STEPS, Job, Killed, outcome
 from layercollapse.errors import LayerCollapseError
-from layercollapse.pipeline.training import FILE, TrainingCheckpoint
+from layercollapse.pipeline.training import TrainingCheckpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -20,7 +20,7 @@ def whole(tmp_path_factory):
     job = Job()
     job.run(folder)
     assert job.seen == [*range(EPOCHS)] * (STEPS + 1)
-    assert not (folder / "checkpoints" / FILE).exists()
+    assert not list(folder.glob("checkpoints/training-*"))
     return outcome(folder)
 
 
@@ -28,7 +28,7 @@ def whole(tmp_path_factory):
 def test_killed_in_any_epoch(tmp_path, whole, kill_in):
     with pytest.raises(Killed):
         Job(kill_in).run(tmp_path / "run")
-    assert (tmp_path / "run" / "checkpoints" / FILE).exists() == (kill_in % EPOCHS > 0)
+    assert len(list((tmp_path / "run").glob("checkpoints/training-*"))) == (kill_in % EPOCHS > 0)
     # Whatever the new process has drawn so far.
     torch.rand(3), np.random.rand(3), random.random()  # noqa: NPY002
     job = Job()

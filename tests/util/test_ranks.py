@@ -15,6 +15,11 @@ def test_alone_nothing_waits():
     assert ranks.sum_(torch.tensor([2, 3])).tolist() == [2, 3]
     assert ranks.decide(True)
     assert ranks.together(lambda: 7) == 7
+    assert (ranks.rank, ranks.size) == (0, 1)
+    assert ranks.tell(b"a") == b"a"
+    assert ranks.hear(b"a") == [b"a"]
+    assert ranks.same_(torch.tensor([2])).tolist() == [2]
+    assert Ranks.default().alone
     ranks.check_same("x", {"a": object()})
     with pytest.raises(LayerCollapseError, match=r"group: expected one of an initialized torch\.distributed"):
         Ranks.of(nn.Linear(2, 2), group=object())
@@ -55,9 +60,19 @@ def on_ranks(rank, size):
         said(lambda: every.check_same("what", {"a": 1, str(rank): 0})),
         said(lambda: every.check_same("what", dict.fromkeys(range(1 + rank // 2)))),
     ]
+    words = [b"", b"of two", b"\x00\xff"]
+    assert [every.tell(word if rank == 0 else b"no") for word in words] == words
+    assert every.hear(words[rank % 3]) == [words[other % 3] for other in range(size)]
+    assert every.same_(torch.tensor([rank, 3 * rank + 1])).tolist() == [0, 1]
+    assert (every.rank, every.size, own.rank, own.size) == (rank, size, 0, 1)
+    assert (Ranks.default().rank, Ranks.default().size) == (rank, size)
     square = init_device_mesh("cpu", (2, size // 2), mesh_dim_names=("a", "b"))
     model.weight = nn.Parameter(distribute_tensor(model.weight.data, square, [Shard(0), Shard(1)]))
     mesh = Ranks.of(model)
+    assert (mesh.rank, mesh.size) == (rank, size)
+    assert mesh.gather(torch.tensor(rank)).tolist() == [*range(size)]
+    assert mesh.tell(b"x" * (rank + 1)) == b"x"
+    assert mesh.hear(bytes([rank])) == [bytes([other]) for other in range(size)]
     results += [len(mesh.groups), mesh.gather(torch.tensor(rank)).tolist(), mesh.sum_(torch.tensor(rank)).tolist()]
     return [*results, said(lambda: Ranks.of(model, square.get_group("b")))]
 

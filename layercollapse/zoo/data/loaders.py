@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from layercollapse.errors import LayerCollapseError
 from layercollapse.zoo.data.split import DataSet, Samples, checked_batch_size
@@ -29,12 +30,16 @@ class Decoded:
         training: the same with crops by chance; what is trained on.
         workers: processes that decode; 0 decodes in this one.
         device: where the batches go.
+        rank: of the process that has a share of it.
+        size: how many there are.
     """
 
     samples: Dataset
     training: Dataset
     workers: int
     device: torch.device | str = "cpu"
+    rank: int = 0
+    size: int = 1
 
     def __len__(self) -> int:
         return len(self.samples)  # type: ignore[arg-type]  # a data set without a length is none of ours
@@ -43,20 +48,52 @@ class Decoded:
         """The same part, whose batches go to another device."""
         return replace(self, device=device)
 
+    def share(self, rank: int, size: int) -> Decoded:
+        """The part as one of `size` processes has it; see `Part.share`."""
+        return replace(self, rank=rank, size=size)
+
     def batches(self, batch_size: int) -> Loaded:
         """A re-iterable of (inputs, labels) in order; the last batch may be smaller."""
         size = checked_batch_size(batch_size, len(self))
-        return Loaded(DataLoader(self.samples, size, num_workers=self._needed(size)), self.device)
+        return self._loaded(self.samples, Share(range(len(self)), size, self.rank, self.size), size)
 
     def shuffled(self, batch_size: int) -> Loaded:
         """A re-iterable of (inputs, labels): each pass in a new random order, without a last, smaller batch."""
         size = checked_batch_size(batch_size, len(self))
-        loader = DataLoader(self.training, size, shuffle=True, drop_last=True, num_workers=self._needed(size))
-        return Loaded(loader, self.device)
+        return self._loaded(self.training, Share(range(len(self)), size, self.rank, self.size, shuffled=True), size)
+
+    def _loaded(self, samples: Dataset, batches: Share, batch_size: int) -> Loaded:
+        return Loaded(DataLoader(samples, batch_sampler=batches, num_workers=self._needed(batch_size)), self.device)
 
     def _needed(self, batch_size: int) -> int:
         """No more processes than there are batches."""
         return min(self.workers, -(-len(self) // batch_size) if len(self) > batch_size else 0)
+
+
+@dataclass(frozen=True)
+class Share(Sampler[list[int]]):
+    """The batches of indices that one of several processes loads; see `Part.share`."""
+
+    indices: range
+    batch_size: int
+    rank: int
+    size: int
+    shuffled: bool = False
+
+    def __len__(self) -> int:
+        whole = len(self.indices) // self.batch_size
+        if self.shuffled:
+            return whole
+        return len(range(self.rank, whole + (len(self.indices) % self.batch_size > 0), self.size))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        if not self.shuffled:
+            for start in range(self.rank * self.batch_size, len(self.indices), self.size * self.batch_size):
+                yield [*self.indices[start : start + self.batch_size]]
+            return
+        order = torch.randperm(len(self.indices)).split(self.batch_size)
+        for batch in order[: len(self)]:
+            yield batch[self.rank :: self.size].tolist()
 
 
 def from_pictures(
@@ -102,12 +139,16 @@ class Loaded:
     Attributes:
         loader: its batches are pairs, or dicts with the labels among them.
         device: where they go.
-            argument: what messages call it.
+        argument: what messages call it.
+        rank: from which sample of a batch on every `size`-th is taken.
+        size: 1: all are.
     """
 
     loader: Any
     device: torch.device | str
     argument: str = "data"
+    rank: int = 0
+    size: int = 1
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -115,12 +156,15 @@ class Loaded:
     def __iter__(self) -> Iterator[tuple[Samples, Tensor]]:
         try:
             for batch in self.loader:
-                inputs, labels = pair(batch, self.argument)
-                yield pytree.tree_map_only(Tensor, lambda x: x.to(self.device, non_blocking=True), (inputs, labels))
+                yield pytree.tree_map_only(Tensor, self._taken, pair(batch, self.argument))
         except LayerCollapseError as error:
             # A worker's error comes with the worker's traceback in front of what it says.
             last = next(line for line in reversed(str(error).splitlines()) if line.strip())
             raise LayerCollapseError(last.rpartition("LayerCollapseError: ")[2]) from error
+
+    def _taken(self, x: Tensor) -> Tensor:
+        own = x[self.rank :: self.size] if self.size > 1 else x
+        return own.to(self.device, non_blocking=True)
 
 
 def pair(batch: Any, argument: str) -> tuple[Samples, Tensor]:
@@ -161,12 +205,16 @@ class Given:
         samples: how many there are.
         device: where the batches go.
         argument: what messages call it.
+        rank: of the process that has a share of it.
+        size: how many there are.
     """
 
     loader: Iterable[Any]
     samples: int
     device: torch.device | str = "cpu"
     argument: str = "data"
+    rank: int = 0
+    size: int = 1
 
     def __len__(self) -> int:
         return self.samples
@@ -175,11 +223,32 @@ class Given:
         """The same part, whose batches go to another device."""
         return replace(self, device=device)
 
+    def share(self, rank: int, size: int) -> Given:
+        """The part as one of `size` processes has it; see `Part.share`. All of them read all batches."""
+        return replace(self, rank=rank, size=size)
+
     def batches(self, batch_size: int) -> Loaded:
         """The loader's batches."""
-        return Loaded(self.loader, self.device, self.argument)
+        return Loaded(Every(self.loader, self.rank, self.size), self.device, self.argument)
 
-    shuffled = batches
+    def shuffled(self, batch_size: int) -> Loaded:
+        """The loader's batches, in the order in which it gives them."""
+        return Loaded(self.loader, self.device, self.argument, self.rank, self.size)
+
+
+@dataclass(frozen=True)
+class Every:
+    """Every `size`-th batch of a loader, from a rank on."""
+
+    loader: Iterable[Any]
+    rank: int
+    size: int
+
+    def __len__(self) -> int:
+        return len(range(self.rank, len(self.loader), self.size))  # type: ignore[arg-type]  # `from_loaders` asks for it
+
+    def __iter__(self) -> Iterator[Any]:
+        return islice(iter(self.loader), self.rank, None, self.size)
 
 
 def from_loaders(name: str, made: Any) -> DataSet:

@@ -38,6 +38,14 @@ class Part(Protocol):
         """The same part on another device."""
         ...
 
+    def share(self, rank: int, size: int) -> Part:
+        """The part as one of `size` processes has it: of its length, but with fewer or smaller batches.
+
+        Of `batches` it has every size-th, whole, so that what is computed of it is the same as in one process; of each
+        of `shuffled` every size-th sample. All processes must have seeded torch's global generator alike.
+        """
+        ...
+
     def batches(self, batch_size: int) -> Feed:
         """All samples in order; the last batch may be smaller."""
         ...
@@ -54,17 +62,26 @@ class Split:
     Attributes:
         inputs: images (N, C, H, W) float32, normalised; or arguments of the model by name, each a tensor (N, ...).
         labels: (N,) int64.
+        rank: of the process that has a share of it.
+        size: how many there are.
     """
 
     inputs: Samples
     labels: Tensor
+    rank: int = 0
+    size: int = 1
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def to(self, device: torch.device | str) -> Split:
         """The same part on another device."""
-        return Split(pytree.tree_map(lambda x: x.to(device), self.inputs), self.labels.to(device))
+        inputs = pytree.tree_map(lambda x: x.to(device), self.inputs)
+        return replace(self, inputs=inputs, labels=self.labels.to(device))
+
+    def share(self, rank: int, size: int) -> Split:
+        """The part as one of `size` processes has it; see `Part.share`."""
+        return replace(self, rank=rank, size=size)
 
     def batches(self, batch_size: int) -> Batches:
         """A re-iterable of (inputs, labels) in order; the last batch may be smaller."""
@@ -88,17 +105,19 @@ class Batches:
     def __len__(self) -> int:
         if self.shuffled:
             return len(self.split) // self.batch_size
-        return math.ceil(len(self.split) / self.batch_size)
+        return len(range(self.split.rank, math.ceil(len(self.split) / self.batch_size), self.split.size))
 
     def __iter__(self) -> Iterator[tuple[Samples, Tensor]]:
         inputs, labels = self.split.inputs, self.split.labels
         if not self.shuffled:
-            for start in range(0, len(labels), self.batch_size):
+            first, step = self.split.rank * self.batch_size, self.split.size * self.batch_size
+            for start in range(first, len(labels), step):
                 rows = slice(start, start + self.batch_size)
                 yield pytree.tree_map(lambda x, rows=rows: x[rows], inputs), labels[rows]
             return
         order = torch.randperm(len(labels)).to(labels.device)
-        for index in order.split(self.batch_size)[: len(self)]:
+        for batch in order.split(self.batch_size)[: len(self)]:
+            index = batch[self.split.rank :: self.split.size]
             yield pytree.tree_map(lambda x, index=index: x[index], inputs), labels[index]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import zip_longest
 from typing import Any
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from layercollapse.errors import LayerCollapseError
-from layercollapse.zoo.data.loaders import Given, from_loaders, pair
+from layercollapse.zoo.data.loaders import Decoded, Given, from_loaders, pair
 
 X, Y = torch.arange(24.0).reshape(6, 1, 2, 2), torch.tensor([0, 1, 2, 0, 1, 2])
 
@@ -75,3 +77,33 @@ def test_other_batches(batch: Any, got: str) -> None:
 def test_other_loaders(made: Any, message: str) -> None:
     with pytest.raises(LayerCollapseError, match=message):
         from_loaders("mine", made)
+
+
+def decoded() -> Decoded:
+    data = TensorDataset(torch.arange(11.0).view(11, 1), torch.arange(11))
+    return Decoded(data, data, 0)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("make", [decoded, lambda: Given(list(decoded().batches(3)), 11)])
+def test_shares_are_all_of_it_and_nothing_twice(make: Any, size: int) -> None:
+    shares = [make().share(rank, size).to("cpu") for rank in range(size)]
+    assert {len(share) for share in shares} == {11}
+    ordered = [[labels.tolist() for _, labels in share.batches(3)] for share in shares]
+    batches = [batch for turn in zip_longest(*ordered) for batch in turn if batch]
+    assert batches == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10]]
+    assert [len(share.batches(3)) for share in shares] == [len(found) for found in ordered]
+    shuffled = []
+    for share in [*shares, make()]:
+        torch.manual_seed(0)
+        found = share.shuffled(3)
+        shuffled.append([labels.tolist() for _, labels in found])
+        assert len(found) == len(shuffled[-1])
+    *parts, whole = shuffled
+    for number, batch in enumerate(whole):
+        assert all(part[number] == batch[rank::size] for rank, part in enumerate(parts))
+
+
+def test_workers_load_a_share() -> None:
+    part = replace(decoded(), workers=2).share(1, 2)
+    assert [labels.tolist() for _, labels in part.batches(3)] == [[3, 4, 5], [9, 10]]

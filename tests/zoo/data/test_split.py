@@ -1,5 +1,7 @@
 """Splits, stratified, and their batches."""
 
+from itertools import zip_longest
+
 import numpy as np
 import torch
 
@@ -29,3 +31,26 @@ def test_batches():
     for images, labels in shuffled:
         assert torch.equal(images.flatten().long(), labels)
     assert len(split.shuffled(100)) == 1  # a split smaller than a batch is one batch
+
+
+def test_shares_are_all_of_it_and_nothing_twice():
+    split = Split(torch.arange(11.0).view(11, 1, 1, 1), torch.arange(11))
+    for size in (2, 3, 7):
+        shares = [split.to("cpu").share(rank, size) for rank in range(size)]
+        assert {len(share) for share in shares} == {11}
+        ordered = [[labels.tolist() for _, labels in share.batches(3)] for share in shares]
+        assert [batch for turn in zip_longest(*ordered) for batch in turn if batch] == [
+            [0, 1, 2],
+            [3, 4, 5],
+            [6, 7, 8],
+            [9, 10],
+        ]
+        assert [len(share.batches(3)) for share in shares] == [len(batches) for batches in ordered]
+        shuffled = []
+        for share in [*shares, split]:
+            torch.manual_seed(0)
+            shuffled.append([labels.tolist() for _, labels in share.shuffled(5)])
+        *parts, whole = shuffled
+        assert [len(share.shuffled(5)) for share in shares] == [len(whole)] * size == [2] * size
+        for number, batch in enumerate(whole):
+            assert all(part[number] == batch[rank::size] for rank, part in enumerate(parts))

@@ -1,0 +1,68 @@
+"""What the processes of one run have in common: the weights they begin with, and what the first of them decides."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from layercollapse._util.ranks import Ranks
+from layercollapse._util.sharded import is_sharded
+from layercollapse.errors import LayerCollapseError
+from layercollapse.pipeline.states import dumped, loaded
+
+
+def from_first(ranks: Ranks, make: Callable[[], Any]) -> Any:
+    """What the first of several processes makes, which calls no other; on all of them.
+
+    Raises:
+        LayerCollapseError: it cannot be made, or is no state as `save` takes it.
+    """
+    if ranks.alone:
+        return make()
+    made = ranks.together(lambda: dumped(make()) if ranks.first else b"")
+    return loaded(ranks.tell(made))
+
+
+def same_weights(model: nn.Module, ranks: Ranks) -> None:
+    """Begin with the weights of the first process on all.
+
+    Raises:
+        LayerCollapseError: they are sharded.
+    """
+    tensors = {name: value for name, value in model.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
+    if sharded := [name for name, value in tensors.items() if is_sharded(value)]:
+        raise LayerCollapseError(
+            f"model: expected weights that every process has whole, got sharded ones such as {sharded[0]!r}; "
+            "EntropyProbe, Pruner and collapse take those"
+        )
+    if not ranks.alone:
+        ranks.check_same("weights", {name: (value.dtype, tuple(value.shape)) for name, value in tensors.items()})
+        with torch.no_grad():
+            for value in tensors.values():
+                ranks.same_(value.detach())
+
+
+@contextmanager
+def joined(device: str) -> Iterator[None]:
+    """The block, as one of the processes that torchrun has started; elsewhere nothing but the block.
+
+    Args:
+        device: ``"cuda"`` gives each process of a machine one of its GPUs, and NCCL; all others talk through gloo.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield
+        return
+    cuda = torch.device(device).type == "cuda"
+    if cuda:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group("nccl" if cuda else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
