@@ -22,12 +22,3 @@ def test_every_block_and_every_module_is_there():
     named = set(re.findall(r"layercollapse\.integrations(?:\.| import )(\w+)", text))
     modules = {path.stem for path in (ROOT / "layercollapse" / "integrations").glob("*.py")}
     assert named == modules - {"__init__", "schedule"}
-
-
-@pytest.mark.long
-def test_the_training_of_the_page_on_large_runs(tmp_path):
-    text = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    done = subprocess.run([sys.executable, "-"], check=False, input=code, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "run" / "report.html").exists()
