@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 
 from layercollapse._util.devices import default_device
-from layercollapse._util.sharded import reshard
+from layercollapse._util.sharded import settle
 from layercollapse._util.tensors import raw_bytes
 
 
@@ -28,7 +28,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     which refuse to be told: their mode is in their graph. Decoders (``config.use_cache`` of transformers) give no
     cache, which is no output of a graph.
     """
-    reshard(model)  # what FSDP2 has gathered is put back by it alone
+    settle(model)  # what FSDP2 has gathered is put back by it alone
     modes = {module: module.training for module in model.modules()}
     switched = any(modes.values())
     attributes = [_Attributes.of(module) for module in modes]
@@ -44,7 +44,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         with default_device():
             yield
     finally:
-        reshard(model)
+        settle(model)
         try:
             if switched:
                 _switch_back(modes)

@@ -57,6 +57,16 @@ def reshard(model: nn.Module) -> None:
                 module.reshard()  # type: ignore[operator]
 
 
+def settle(model: nn.Module) -> None:
+    """Do as `reshard`, also after a forward pass that an error has ended, which FSDP2 takes to be still running.
+
+    It shards its parameters for a state dict whatever it does, which takes longer.
+    """
+    if any(plain_type(module) is not type(module) for module in model.modules()):
+        reshard(model)
+        model.state_dict()
+
+
 def plain_type(module: nn.Module) -> type[nn.Module]:
     """The class of a module, the one it had before `fully_shard` gave it one of its own."""
     kind = _of("torch.distributed.fsdp", "FSDPModule")
@@ -94,7 +104,7 @@ def plain(model: nn.Module, replace: Callable[[Tensor], Tensor]) -> Iterator[Non
         model: afterwards as it was.
         replace: what stands for a parameter or buffer, or this itself; called once for each, the parameters first.
     """
-    reshard(model)
+    settle(model)
     made: dict[int, Tensor] = {}
     changed: list[tuple[dict, dict]] = []  # container, copy
     kinds = [(module, type(module)) for module in model.modules() if plain_type(module) is not type(module)]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from layercollapse import ops
 from layercollapse._util.ranks import Ranks
-from layercollapse._util.sharded import is_sharded, local, local_like, reshard
+from layercollapse._util.sharded import is_sharded, local, local_like, reshard, settle
 from layercollapse.errors import LayerCollapseError
 from layercollapse.prune import shards
 from layercollapse.prune.magnitudes import magnitudes
@@ -38,7 +38,7 @@ class WeightMasks:
         self.model, self._group = model, group
         self._packed: dict[str, Tensor] = {}  # uint8 (ceil(numel / 8),), of the part of the weight that is here
         self._parts: dict[str, Part] = {}
-        reshard(model)
+        settle(model)
         for name in names:
             weight = model.get_parameter(name).detach()
             self._parts[name], here = shards.part_of(name, weight), local(weight)
@@ -56,12 +56,12 @@ class WeightMasks:
 
     def ranks(self) -> Ranks:
         """The processes that have the model, as it is now."""
-        reshard(self.model)
+        settle(self.model)
         return Ranks.of(self.model, self._group)
 
     def mask(self, name: str) -> Tensor:
         """Bool tensor of the weight's shape, True where it is kept; sharded as the weight is."""
-        reshard(self.model)
+        settle(self.model)
         weight, packed = self._pair(name)
         return local_like(self.model.get_parameter(name), ops.unpack_mask(packed, weight.shape))
 
@@ -116,7 +116,7 @@ class WeightMasks:
         reshard(model or self.model)
         for name in self._packed:
             try:
-                weight = (model or self.model).get_parameter(name)
+                weight = self._weight(name, model)
             except AttributeError:
                 if model is None:
                     raise
@@ -138,22 +138,14 @@ class WeightMasks:
     def under_one_threshold(self, names: Sequence[str], count: int) -> dict[str, int]:
         """How many of the `count` smallest kept weights of several tensors are in each; changes nothing.
 
-        Works on copies of these tensors, on the device of the first; where one is sharded, on counts of all ranks.
+        Counted without a copy, where one is sharded by all ranks together.
         """
         if len(names) == 1 or not count:
             return {**dict.fromkeys(names, 0), names[0]: count}
-        reshard(self.model)
-        if any(map(self._is_sharded, names)):
-            ranks = self.ranks()
-            (found,) = shards.thresholds([[self._held(name, ranks) for name in names]], [count], ranks)
-            return dict(zip(names, found.lost, strict=True))
-        pairs = [self._pair(name) for name in names]
-        device = pairs[0][0].device
-        weights = [weight.clone().to(device) for weight, _ in pairs]
-        masks = [packed.clone().to(device) for _, packed in pairs]
-        ops.masked_topk_(weights, masks, count, scope="global")
-        left = [ops.unpack_mask(mask, w.shape).sum() for mask, w in zip(masks, weights, strict=True)]
-        return {name: self.kept[name] - int(kept) for name, kept in zip(names, left, strict=True)}
+        settle(self.model)
+        ranks = self.ranks() if any(map(self._is_sharded, names)) else Ranks()
+        (found,) = shards.thresholds([[self._held(name, ranks) for name in names]], [count], ranks)
+        return dict(zip(names, found.lost, strict=True))
 
     def state_dict(self) -> dict[str, Tensor]:
         """Copies of the packed masks, uint8, by the weight's name: of whole weights, on the CPU where one is sharded.
@@ -224,9 +216,17 @@ class WeightMasks:
             raise LayerCollapseError(f"mask of {name!r}: expected no bits beyond its {numel} weights, got some")
         return packed.detach().clone().contiguous().to(weight.device)
 
+    def _weight(self, name: str, model: nn.Module | None = None) -> Tensor:
+        model = self.model if model is None else model
+        weight = model.get_parameter(name)
+        if not is_sharded(weight) and not self._parts[name].whole:  # a forward pass has failed that had gathered it
+            settle(model)
+            weight = model.get_parameter(name)
+        return weight
+
     def _sharded(self) -> bool:
         """Whether any weight is."""
-        reshard(self.model)
+        settle(self.model)
         return any(map(self._is_sharded, self._packed))
 
     def _is_sharded(self, name: str) -> bool:
@@ -234,7 +234,7 @@ class WeightMasks:
 
     def _pair(self, name: str) -> tuple[Tensor, Tensor]:
         """What is here of a weight, without its history, and its packed mask, moved to where the weight has gone."""
-        weight = self.model.get_parameter(name).detach()
+        weight = self._weight(name).detach()
         self._packed[name] = packed = self._fitting(name, weight)
         self._parts[name] = shards.part_of(name, weight)
         return local(weight), packed

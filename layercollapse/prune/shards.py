@@ -273,6 +273,7 @@ def first_ties(pairs: Sequence[tuple[Held, Threshold, int]], ranks: Ranks) -> li
             if int(row[number]) == wanted:
                 ends[at] = start + width
             else:
+                assert width > 1, "an entry is counted twice"
                 narrowed[at] = (start, min(end, start + width), wanted - before)
         ranges = narrowed
     return [int((places[at] < ends[at]).sum()) for at in range(len(pairs))]

@@ -206,7 +206,11 @@ def later(rank, size):
     if size > 1:
         from torch.distributed.fsdp import fully_shard
 
+        early = pruner.attach()
         fully_shard(model)
+        with pytest.raises(LayerCollapseError, match="attach: expected it to be called after fully_shard"):
+            model(x)
+        early.remove()
     first = lc.Pruner(model, x, captured=captured).state_dict()
     pruner.step(report, 0.4)
     return first, pruner.state_dict()
@@ -235,6 +239,8 @@ def gathering(rank, size):
             most.append(sum(nbytes for storage, nbytes in alive if storage() is not None))
         return full
 
+    with pytest.raises(RuntimeError), pruner.attach():  # FSDP2 thinks that it is still running
+        model(x[:, :2])
     DTensor.full_tensor = watched
     pruner.step(report, 0.5)
     pruner.state_dict()

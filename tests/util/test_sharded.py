@@ -6,6 +6,7 @@ import layercollapse as lc
 import processes
 from layercollapse import LayerCollapseError
 from layercollapse._util import sharded
+from layercollapse._util.modes import evaluating
 
 
 def test_a_plain_model_is_left_alone():
@@ -78,6 +79,22 @@ def hooked(rank):
     assert sharded.gathers_before(model, last)
 
 
+def failed(rank):
+    from torch.distributed.fsdp import fully_shard
+
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(5, 3)
+    fully_shard(model)
+    outputs = model(x)
+    with pytest.raises(RuntimeError):
+        model(x[:, :2])
+    sharded.settle(model)
+    assert all(map(sharded.is_sharded, model.parameters()))
+    with evaluating(model):
+        assert torch.equal(model(x), outputs)
+    assert all(map(sharded.is_sharded, model.parameters()))
+    assert torch.equal(model(x), outputs)
+
+
 def flat(rank):
     from torch.distributed.fsdp import FullyShardedDataParallel
 
@@ -94,8 +111,8 @@ def flat(rank):
 @pytest.mark.long
 @pytest.mark.parametrize(
     "work",
-    [hollow, plain, hooked, flat],
-    ids=["no memory", "plain for a while", "hooks in front of that of fully_shard", "of FSDP1"],
+    [hollow, plain, hooked, failed, flat],
+    ids=["no memory", "plain for a while", "hooks in front of that of fully_shard", "after an error", "of FSDP1"],
 )
 def test_of_one_process(work):  # of its own: gloo may wait for ever where another test drops its groups
     processes.run(1, work)

@@ -9,14 +9,14 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from layercollapse._util.ranks import Ranks
-from layercollapse._util.sharded import is_sharded, plain, reshard, whole
+from layercollapse._util.sharded import is_sharded, plain, settle, whole
 
 Value = TypeVar("Value")
 
 
 def sharded(model: nn.Module) -> bool:
     """Whether any parameter or buffer of a model is."""
-    reshard(model)
+    settle(model)
     return any(map(is_sharded, model.parameters())) or any(map(is_sharded, model.buffers()))
 
 
