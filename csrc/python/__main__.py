@@ -16,10 +16,10 @@ def main() -> None:
     parser.add_argument("--cmakedir", action="store_true", help="folder of layercollapse-config.cmake")
     arguments = parser.parse_args()
     options = [f"-I{include_dir()}"] if arguments.cflags else []
-    for wanted, part in ((arguments.libs, "cpu"), (arguments.libs_cuda, "cuda")):
-        if wanted:
-            path = library(part)
-            options += [str(path), f"-Wl,-rpath,{path.parent}"]
+    libraries = [library("cpu")] if arguments.libs else []
+    libraries += [library("cuda")] if arguments.libs_cuda else []
+    for path in libraries:
+        options += [str(path), f"-Wl,-rpath,{path.parent}"]
     print(*options, *([cmake_dir()] if arguments.cmakedir else []))
 
 
