@@ -118,6 +118,7 @@ class PruningSchedule:
         assert self.pruner is not None
         assert self._kept is not None
         self._kept.remove()
+        report = self._measured()  # by all processes together
         if not main:
             return
         model, captured = self.pruner.model, self.pruner.capture
@@ -126,7 +127,7 @@ class PruningSchedule:
             self.result = collapse(
                 model,
                 self._example,
-                self._measured(),
+                report,
                 data=self._inputs,
                 **{"captured": captured if fits else None, **self._collapse},
             )

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import processes
 from layercollapse.errors import LayerCollapseError
 from layercollapse.integrations.schedule import PruningSchedule
 
@@ -86,3 +87,27 @@ def test_bad_settings(settings):
         PruningSchedule(**settings)
     with pytest.raises(LayerCollapseError, match="data: expected batches"):
         PruningSchedule().begin(network(), None)
+
+
+def trained_by_two(rank):
+    torch.manual_seed(0)
+    model = network()
+    parallel = nn.parallel.DistributedDataParallel(model)
+    schedule, optimizer = PruningSchedule(0.5, collapse={"cost": "macs"}), torch.optim.SGD(model.parameters(), 0.1)
+    schedule.begin(parallel, loader())
+    for epoch in range(2):
+        for x, _ in loader():
+            optimizer.zero_grad()
+            parallel(x[rank::2]).square().mean().backward()
+            optimizer.step()
+        schedule.epoch_ends(epoch + 1, 2)
+    schedule.end(main=rank == 0)
+    return schedule.result is None, schedule.pruner.density, model.state_dict()
+
+
+@pytest.mark.long
+def test_two_processes_prune_alike_and_one_collapses():
+    (first, density, state), (second, same, other) = processes.run(2, trained_by_two)
+    assert (first, second) == (False, True)
+    assert density == same == 0.5
+    assert all(torch.equal(state[name], other[name]) for name in state)
