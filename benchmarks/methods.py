@@ -5,8 +5,9 @@
     python benchmarks/methods.py --preset small --table       # no work: the table of what is there
 
 A seed's dense network is trained once, and every method starts from it; all get the same data, trainings, epochs,
-validation split and accuracy budget. The test split is used once, for what each gives in the end. Every run has a
-folder in --out; what is done is not made again. Rows and columns that papers leave out:
+validation split and accuracy budget. One that refits is another end of the same trainings. The test split is used once,
+for what each gives in the end. Every run has a folder in --out; what is done is not made again. Rows and columns that
+papers leave out:
 
 - `random` removes any site;
 - *from random weights*: test accuracy of the layers that were emitted, with batch norms while they train, after as
@@ -24,6 +25,7 @@ from __future__ import annotations
 import argparse
 import copy
 import importlib.util
+import shutil
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,7 +55,7 @@ METHODS = {
     "collapse+prune": ("collapse+prune", "exact"),
 }
 PRESETS: dict[str, dict[str, Any]] = {
-    "small": {"data": "fashion-mnist", "flip": True, "dense_epochs": 14, "epochs": 4, "steps": 4, "max_drop": 0.5},
+    "small": {"data": "fashion-mnist", "flip": True, "dense_epochs": 20, "epochs": 8, "steps": 3, "max_drop": 0.5},
 }
 HEADING = """# Strategies compared
 
@@ -101,6 +103,10 @@ def scratch(model: nn.Module, job: Job, epochs: int, seed: int) -> float:
 def collapsed(job: Job, method: str, start: Path, folder: Path, *, seed: int, steps: int, max_drop: float) -> dict:
     """Run a strategy on the dense network of a seed."""
     strategy, mode = METHODS[method]
+    before = folder.with_name(folder.name.removesuffix(f"-{mode}"))
+    if mode != "exact" and before.exists() and not folder.exists():
+        shutil.copytree(before, folder)  # the same trainings: only the end differs
+        (folder / FILE).unlink(missing_ok=True)
     result = lc.run(
         trained(job, start),
         train=job.fit,
@@ -201,10 +207,13 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             f"{spread([r['gone'] for r in own])} of {own[0]['sites']}",
             spread([r["depth"] for r in own]),
             f"{statistics.mean(r['parameters'] for r in own):,.0f}",
-            *(spread([r[key] for r in own], 2) for key in ("dense", "top1", "scratch")),
+            *(spread([r[key] for r in own], 2) for key in ("dense", "top1")),
+            spread(known, 2) if (known := [r["scratch"] for r in own if r["scratch"] is not None]) else "",
             *(f"{spread([r['faster'][str(size)] for r in own])}x" for size in BATCH_SIZES),
         ]
-        lines.append(f"| {method} | {' | '.join(cells)} |")
+        seeds = sorted(r["seed"] for r in own)
+        some = "" if len(seeds) == len({r["seed"] for r in rows}) else f" (seed {', '.join(map(str, seeds))})"
+        lines.append(f"| {method}{some} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -222,7 +231,8 @@ def picture(rows: Sequence[dict[str, Any]], path: Path) -> None:
         for number, r in enumerate(own):
             left.plot(*zip(*sorted(r["steps"]), strict=True), "o-", color=color, label=None if number else method, ms=4)
         right.plot([r["faster"]["64"] for r in own], [r["top1"] for r in own], "o", color=color, label=method)
-        right.plot([r["faster"]["64"] for r in own], [r["scratch"] for r in own], "x", color=color)
+        again = [r for r in own if r["scratch"] is not None]
+        right.plot([r["faster"]["64"] for r in again], [r["scratch"] for r in again], "x", color=color)
     left.set(xlabel="linear sites", ylabel="top-1 on validation, %", title="Every step of a run")
     right.set(
         xlabel="times faster, batch 64, one thread",
@@ -250,6 +260,9 @@ def main() -> None:
     parser.add_argument("--max-drop", type=float, default=1.0)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", default=[*METHODS, CHANNELS], metavar="NAME")
+    parser.add_argument(
+        "--scratch", nargs="*", metavar="NAME", help="methods whose layers are trained from random weights, too [all]"
+    )
     parser.add_argument("--table", action="store_true", help="only what is there")
     parser.add_argument("--dry", action="store_true", help="write nothing but the runs")
     known, _ = parser.parse_known_args()
@@ -301,7 +314,8 @@ def seed_rows(arguments: argparse.Namespace, job: Job, seed: int) -> list[dict[s
                 row = collapsed(job, method, start, folder, **options)
             row = {"method": method, "seed": seed, "dense": accuracies["test"], **row}
             row["epochs"] += arguments.dense_epochs
-            row["scratch"] = scratch(lc.load(folder), job, row["epochs"], seed)
+            again = arguments.scratch is None or method in arguments.scratch
+            row["scratch"] = scratch(lc.load(folder), job, row["epochs"], seed) if again else None
             write_json(folder / FILE, row)
             print(f"seed {seed}, {method}: {row['gone']} of {row['sites']}, {row['top1']:.2f} %", flush=True)
         done.append((read_json(folder / FILE, "out"), folder))
