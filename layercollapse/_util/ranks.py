@@ -36,12 +36,13 @@ class Ranks:
         self.lead, self.device = lead, torch.device(device)
 
     @classmethod
-    def of(cls, model: nn.Module, group: Any = None) -> Ranks:
+    def of(cls, model: nn.Module, group: Any = None, *, weights: bool = True) -> Ranks:
         """The ranks of a model.
 
         Args:
             model: where one of its parameters is sharded, it is those of the largest device mesh of any.
             group: a process group to take in place of that; without either, the default group, if there is one.
+            weights: whether it is for weights, of which all ranks that hold parts must be among these.
 
         Raises:
             LayerCollapseError: parameters are sharded over ranks that are not all among these.
@@ -61,7 +62,7 @@ class Ranks:
             groups = [dist.group.WORLD if group is None else group]
             ranks = dist.get_process_group_ranks(groups[0])
             kind = next((p.device.type for p in parameters.values()), "cpu")
-        for name, own in meshes.items():
+        for name, own in meshes.items() if weights else ():
             if not set(ranks).issuperset(own.mesh.flatten().tolist()):
                 raise LayerCollapseError(
                     f"group: expected all ranks that hold parts of {name!r} {own}, got the ranks {ranks}"

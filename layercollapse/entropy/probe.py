@@ -94,7 +94,7 @@ class EntropyProbe(ForwardObserver):
         Raises:
             LayerCollapseError: no forward pass was seen, the model called no rectifier, or activations are NaN.
         """
-        ranks = Ranks.of(self.model, self._group)
+        ranks = Ranks.of(self.model, self._group, weights=False)
         ranks.together(self._check)
         ranks.check_same("sites", self.calls())
         with torch.inference_mode(False):

@@ -39,10 +39,15 @@ def images(count=4, seed=1):
     return torch.randn(count, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
 
 
-def measured(model, x):
-    with torch.no_grad(), lc.EntropyProbe(model) as probe:
+def measured(model, x, group=None):
+    with torch.no_grad(), lc.EntropyProbe(model, group=group) as probe:
         model(x)
     return probe.report()
+
+
+def itself():
+    """The process group of this process alone, whose counts are not added to those of others."""
+    return dist.new_subgroups(1)[0] if dist.is_initialized() else None
 
 
 STEPS = [("nepenthe", 0.3), ("global", 0.3), ("egp", 40), ("uniform", 0.5)]
@@ -161,7 +166,7 @@ def differing(rank, size):
 
     model = nn.parallel.DistributedDataParallel(network())
     report, pruner = measured(model, x), lc.Pruner(model, x)
-    refused(pruner, measured(model, images(seed=rank)))  # not merged
+    refused(pruner, measured(model, images(seed=rank), itself()))
     refused(pruner, report, 0.5 if rank else 0.4)
     refused(pruner, report if rank else None)
     refused(pruner, report, 0.5, lambda layers, amount: {layer.name: 1 + rank for layer in layers})
@@ -174,7 +179,7 @@ def differing(rank, size):
     refused(lc.Pruner(model, x), report)
     same = lc.Pruner(nn.parallel.DistributedDataParallel(network()), x)
     same.step(report)
-    alone = lc.Pruner(network(), x, group=dist.new_subgroups(1)[0])
+    alone = lc.Pruner(network(), x, group=itself())
     alone.step(report, 0.4 if rank else 0.5)
     return errors, same.density, alone.density
 
@@ -260,7 +265,8 @@ def collapsing(rank, size, state):
     pruner = lc.Pruner(model, x, keep_zeros=True)
     pruner.load_state_dict(state)
     kept = dict(model.named_parameters()) | {"hooks": len(model._forward_pre_hooks)}
-    result = lc.collapse(model, x, measured(model, x), data=[(x,)], cost="macs", captured=pruner.capture)
+    report = measured(model, x, itself())
+    result = lc.collapse(model, x, report, data=[(x,)], cost="macs", captured=pruner.capture)
     assert kept == dict(model.named_parameters()) | {"hooks": len(model._forward_pre_hooks)}
     outputs = model(x).detach()  # as before
     try:
@@ -309,7 +315,7 @@ def tensor_parallel(rank, hidden, local):
     parallelize_module(model, mesh["tensor"], {"0": ColwiseParallel(use_local_output=local), "2": RowwiseParallel()})
     fully_shard(model, mesh=mesh["data"])
     try:
-        report, pruner = measured(model, vectors()), lc.Pruner(model, vectors())
+        report, pruner = measured(model, vectors(), itself()), lc.Pruner(model, vectors())
         pruner.step(report, 0.4)
         pruner.step(report, 0.4, "global")
     except LayerCollapseError as error:

@@ -74,7 +74,8 @@ def on_ranks(rank, size):
     assert mesh.tell(b"x" * (rank + 1)) == b"x"
     assert mesh.hear(bytes([rank])) == [bytes([other]) for other in range(size)]
     results += [len(mesh.groups), mesh.gather(torch.tensor(rank)).tolist(), mesh.sum_(torch.tensor(rank)).tolist()]
-    return [*results, said(lambda: Ranks.of(model, square.get_group("b")))]
+    results.append(said(lambda: Ranks.of(model, square.get_group("b"))))
+    return [*results, Ranks.of(model, square.get_group("b"), weights=False).size]
 
 
 @pytest.mark.long
@@ -91,3 +92,4 @@ def test_four_processes():
         assert got[10] == "what: expected the same number of them on all ranks, got [1, 1, 2, 2]"
         assert got[11:14] == [2, [0, 1, 2, 3], 6]
         assert "group: expected all ranks that hold parts of 'weight'" in got[14]
+        assert got[15] == 2
