@@ -58,7 +58,7 @@ sanitize:        ## the C++ core's own tests under AddressSanitizer, UBSan and T
 	csrc/tests/run.sh thread
 
 clean:           ## remove the virtual environment and everything built
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) build dist *.egg-info .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	find layercollapse csrc/python -name '*.so' -delete
 
