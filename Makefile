@@ -48,7 +48,7 @@ lint: $(VENV)/.dev  ## ruff, mypy, and which package may import which
 	$(BIN)/lint-imports
 
 docs: $(VENV)/.dev  ## the documentation as a site, in build/site; what is not right in it is an error
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(VENV)/.dev  ## time the ops on this machine
 	$(BIN)/layercollapse bench $(ARGS)

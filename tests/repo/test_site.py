@@ -2,6 +2,9 @@
 
 import importlib.util
 import re
+import shutil
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -52,3 +55,24 @@ def test_links_of_the_repository_become_those_of_the_site(site_pages, page, text
     files = SimpleNamespace(get_file_from_path=lambda path: path if path in there else None)
     page = SimpleNamespace(file=SimpleNamespace(src_uri=page))
     assert site_pages.on_page_markdown(text, page=page, files=files) == expected
+
+
+@pytest.mark.long
+def test_what_leads_nowhere_fails_make_docs(tmp_path):
+    for path in ROOT.iterdir():
+        if path.name not in ("docs", "build", ".cache"):
+            (tmp_path / path.name).symlink_to(path)
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    with (tmp_path / "docs" / "look.md").open("a", encoding="utf-8") as page:
+        page.write("[a](gone.md) [b](data.md#gone) [c](../gone.py)\n")
+    (tmp_path / "docs" / "unlisted.md").write_text("# Unlisted\n", encoding="utf-8")
+    (command,) = re.findall(r"\$\(BIN\)/mkdocs (.*)", (ROOT / "Makefile").read_text(encoding="utf-8"))
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", *command.split()], check=False, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode != 0
+    warnings = [line for line in done.stderr.splitlines() if line.startswith("WARNING")]
+    warned = "\n".join(warnings)
+    assert all(name in warned for name in ("gone.md", "data.md#gone", "../gone.py")), done.stderr
+    assert "unlisted.md" in done.stderr
+    assert "Aborted with 4 warnings" in done.stdout  # and nothing else
