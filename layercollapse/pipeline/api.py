@@ -115,7 +115,7 @@ def run(
         train: trains the model it is given, in place; called once per step with the original recipe. With an argument
             `checkpoint` it goes on at the epoch where it was interrupted, to the same bits:
             ``for epoch in checkpoint.epochs(10, optimizer=optimizer, scheduler=scheduler)``; see
-            `layercollapse.pipeline.training.TrainingCheckpoint`.
+            `layercollapse.pipeline.training.TrainingCheckpoint`. One with another default than None is left alone.
         evaluate: validation accuracy of the model it is given (not on the test split: it chooses), higher is better;
             any number, NumPy scalar or tensor of one element. It is called with collapsed models too, which take the
             arguments that `example_inputs` has, by the same names, and give the same classes of outputs.

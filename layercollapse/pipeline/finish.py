@@ -208,7 +208,9 @@ def _settled(
     return folded, result, good
 
 
-def settled(model: nn.Module, *, train: Callable[..., object], evaluate: Metric, record: Record) -> bool:
+def settled(
+    model: nn.Module, *, train: Callable[..., object], evaluate: Metric, record: Record, ranks: Ranks | None = None
+) -> bool:
     """Train a collapsed model in place until it is within the accuracy budget, `TRAININGS` times at most.
 
     Whether it is. The record's `retrained` counts the trainings.
@@ -217,7 +219,7 @@ def settled(model: nn.Module, *, train: Callable[..., object], evaluate: Metric,
     for _ in range(TRAININGS):
         seed(record.settings["seed"] + len(record.steps) + record.retrained)
         model.train()
-        call(train, model, TrainingCheckpoint(model))
+        call(train, model, TrainingCheckpoint(model, ranks=ranks))
         model.eval()
         record.retrained += 1
         if evaluate(model) >= limit:

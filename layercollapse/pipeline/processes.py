@@ -30,7 +30,7 @@ def from_first(ranks: Ranks, make: Callable[[], Any]) -> Any:
 
 
 def same_weights(model: nn.Module, ranks: Ranks) -> None:
-    """Begin with the weights of the first process on all.
+    """Take the weights and buffers of the first process on all.
 
     Raises:
         LayerCollapseError: they are sharded.

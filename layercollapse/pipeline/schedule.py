@@ -273,7 +273,7 @@ class Schedule:
                 test=self.test,
                 record=record,
                 folder=self.folder,
-                settle=partial(settled, train=self.train, evaluate=self.evaluate, record=record),
+                settle=partial(settled, train=self.train, evaluate=self.evaluate, record=record, ranks=self.ranks),
                 box=self.box,
                 mode=self.mode,
                 ranks=self.ranks,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,7 @@ def dumped(state: Any) -> bytes:
     Raises:
         LayerCollapseError: something else is in it.
     """
-    tensors: dict[str, Tensor] = {}
-    header = {_HEADER: json.dumps(_encoded(state, "state", tensors))}
-    return safetensors.torch.save(tensors, header)
+    return safetensors.torch.save(*_packed(state))
 
 
 def loaded(data: bytes) -> Any:
@@ -43,14 +41,12 @@ def loaded(data: bytes) -> Any:
 def save(file: Path, state: Any) -> None:
     """Write a state: tensors, NumPy numbers, numbers, texts, None, and lists, tuples and dicts of them.
 
-    A tensor that is there twice is written once; what is read has two.
+    A tensor that is there twice is written twice.
 
     Raises:
         LayerCollapseError: something else is in it, the message says where; or the file cannot be written.
     """
-    tensors: dict[str, Tensor] = {}
-    header = {_HEADER: json.dumps(_encoded(state, "state", tensors))}
-    write(file, tensors, header)
+    write(file, *_packed(state))
 
 
 def write(file: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str] | None = None) -> None:
@@ -82,6 +78,14 @@ def load(file: Path) -> Any:
         raise LayerCollapseError(f"out: expected a state that a run has written in {file}, got: {error}") from error
 
 
+def _packed(state: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a state, each with memory of its own as safetensors wants it, and a header with the rest."""
+    tensors: dict[str, Tensor] = {}
+    header = {_HEADER: json.dumps(_encoded(state, "state", tensors))}
+    taken = set[int]()
+    return {name: _own(value, taken) for name, value in tensors.items()}, header
+
+
 def _encoded(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:
     """JSON of a value, in which tensors are numbers of those that it adds to."""
     if isinstance(value, np.generic):
@@ -90,7 +94,7 @@ def _encoded(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:
         if value.layout != torch.strided or value.is_quantized or value.is_complex():
             raise LayerCollapseError(f"{where}: expected dense real tensors, got one of {value.dtype}, {value.layout}")
         name = str(len(tensors))
-        tensors[name] = _own(value.detach(), tensors.values())
+        tensors[name] = value.detach()
         return {"tensor": name}
     if isinstance(value, np.ndarray) and value.dtype != object:
         return {"array": _encoded(torch.from_numpy(np.ascontiguousarray(value)), where, tensors)["tensor"]}
@@ -110,11 +114,13 @@ def _encoded(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:
     )
 
 
-def _own(value: Tensor, others: Iterable[Tensor]) -> Tensor:
-    """The tensor, or a copy of it where it is not contiguous or shares memory: safetensors takes no such."""
+def _own(value: Tensor, taken: set[int]) -> Tensor:
+    """The tensor, or a copy of it where it is not contiguous or its memory is taken, to which its own is added."""
     whole = value.is_contiguous() and value.untyped_storage().nbytes() == value.numel() * value.element_size()
-    taken = value.numel() and value.data_ptr() in {other.data_ptr() for other in others}
-    return value if whole and not taken else value.clone(memory_format=torch.contiguous_format)
+    if not whole or (value.numel() and value.data_ptr() in taken):
+        return value.clone(memory_format=torch.contiguous_format)
+    taken.add(value.data_ptr())
+    return value
 
 
 def _decoded(value: Any, tensors: Mapping[str, Tensor]) -> Any:
@@ -132,7 +138,7 @@ def _decoded(value: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def random_state() -> dict[str, Any]:
-    """The states of the global random number generators of torch (all devices), NumPy and Python."""
+    """The states of the global random number generators of torch (the CPU, CUDA devices), NumPy and Python."""
     devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     return {
         "torch": torch.get_rng_state(),
@@ -145,8 +151,8 @@ def random_state() -> dict[str, Any]:
 def set_random_state(state: Mapping[str, Any]) -> None:
     """Put the generators into an earlier state."""
     torch.set_rng_state(state["torch"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if gpus := state["cuda"][: torch.cuda.device_count()]:  # there may have been more of them
+        torch.cuda.set_rng_state_all(gpus)
     np.random.set_state(state["numpy"])  # noqa: NPY002
     random.setstate(state["python"])
 

@@ -12,7 +12,7 @@ from torch import nn
 from layercollapse._util.ranks import Ranks
 from layercollapse.errors import LayerCollapseError
 from layercollapse.pipeline import checkpoint, states
-from layercollapse.pipeline.processes import from_first
+from layercollapse.pipeline.processes import from_first, same_weights
 from layercollapse.prune.pruner import Pruner
 
 ARGUMENT = "checkpoint"
@@ -157,9 +157,18 @@ def put_back(state: Mapping[str, Any], model: nn.Module, pruner: Pruner) -> None
 
 
 def call(train: Callable[..., object], model: nn.Module, checkpoint: TrainingCheckpoint) -> None:
-    """Call a training function, with the checkpoint if it has an argument of that name."""
+    """Call a training function, with the checkpoint if it has an argument of that name.
+
+    Of several processes all have the weights of the first afterwards: DistributedDataParallel leaves to each what its
+    own last batch made of the statistics of batch norms. An argument with another default than None is the user's own.
+
+    Raises:
+        LayerCollapseError: processes have trained models of different kinds.
+    """
     try:
-        takes = ARGUMENT in inspect.signature(train).parameters
+        parameter = inspect.signature(train).parameters.get(ARGUMENT)
     except (TypeError, ValueError):  # a function without a signature
-        takes = False
+        parameter = None
+    takes = parameter is not None and (parameter.default is None or parameter.default is parameter.empty)
     train(model, **({ARGUMENT: checkpoint} if takes else {}))
+    same_weights(model, checkpoint._ranks)

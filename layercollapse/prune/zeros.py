@@ -8,6 +8,7 @@ every forward pass, which is where weights are read.
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,27 +25,35 @@ if TYPE_CHECKING:
 class ZerosKept:
     """Puts pruned weights back to zero until it is removed, and once more then. Also a context manager.
 
+    It may be dropped: then it ends with the model, which it does not keep in memory.
+
     Args:
         pruner: has the masks and the model.
     """
 
     def __init__(self, pruner: Pruner) -> None:
-        self._pruner = pruner
         self._before_forward = BeforeForward(pruner)
+        hook = weakref.ref(self._before_forward)  # torch has the hooks of all optimizers for ever
+
+        def after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+            if (kept := hook()) is not None and kept.pruner is not None:
+                _put_back(kept.pruner, optimizer)
+
         # First of all hooks: those of others may read weights.
         self._handles = (
-            register_optimizer_step_post_hook(self._after_step),
+            register_optimizer_step_post_hook(after_step),
             pruner.model.register_forward_pre_hook(self._before_forward, prepend=True),
         )
 
     def remove(self) -> None:
         """End it, with zeros; a second time does nothing."""
-        if self._before_forward.pruner is None:
+        pruner = self._before_forward.pruner
+        if pruner is None:
             return
         for handle in self._handles:
             handle.remove()
         self._before_forward.pruner = None
-        self._pruner.apply()
+        pruner.apply()
 
     def __enter__(self) -> ZerosKept:
         return self
@@ -52,11 +61,13 @@ class ZerosKept:
     def __exit__(self, *_: object) -> None:
         self.remove()
 
-    def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        reshard(self._pruner.model)
-        own = {id(parameter) for parameter in self._pruner.model.parameters()}
-        if any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
-            self._pruner.apply()
+
+def _put_back(pruner: Pruner, optimizer: torch.optim.Optimizer) -> None:
+    """Zeros, if the optimizer has a parameter of the model."""
+    reshard(pruner.model)
+    own = {id(parameter) for parameter in pruner.model.parameters()}
+    if any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
+        pruner.apply()
 
 
 class BeforeForward:

@@ -28,7 +28,16 @@ def equal(left, right):
 def test_anything_plain_comes_back(tmp_path):
     shared = torch.arange(6.0).view(2, 3)
     state = {
-        "tensors": [shared, shared, shared.t(), shared[1:], torch.tensor(3), torch.empty(0, 2), torch.tensor([True])],
+        "tensors": [
+            shared,
+            shared,
+            shared.t(),
+            shared[1:],
+            shared[:0],
+            torch.tensor(3),
+            torch.empty(0, 2),
+            torch.tensor([True]),
+        ],
         "half": torch.ones(2, dtype=torch.bfloat16),
         0: {"step": 1, "rate": 0.1, "limit": float("inf"), "none": None, "on": True, "name": "é"},
         "tuple": (1, (2, [3])),
@@ -110,6 +119,15 @@ def test_random_numbers_go_on():
     states.seed(3)
     assert draw() == first
     states.seed(-1)  # which torch takes, too
+
+
+def test_fewer_gpus_than_there_were(monkeypatch):
+    given = []
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", given.extend)
+    for gpus in (0, 1):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
+        states.set_random_state(states.random_state() | {"cuda": ["first", "second"]})
+    assert given == ["first"]
 
 
 def test_a_random_state_is_written_and_read(tmp_path):

@@ -1,5 +1,6 @@
 """A training that goes on where it was interrupted, to the same bits."""
 
+import functools
 import random
 
 import numpy as np
@@ -7,9 +8,11 @@ import pytest
 import torch
 from torch import nn
 
+import processes
 from interrupted import EPOCHS, STEPS, Job, Killed, outcome
+from layercollapse._util.ranks import Ranks
 from layercollapse.errors import LayerCollapseError
-from layercollapse.pipeline.training import TrainingCheckpoint
+from layercollapse.pipeline.training import TrainingCheckpoint, call
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -59,6 +62,39 @@ def test_bad_objects_and_a_second_call():
     assert list(checkpoint.epochs(2)) == [0, 1]
     with pytest.raises(LayerCollapseError, match="one call of epochs in a training, got a second"):
         checkpoint.epochs(2)
+
+
+def own(model, checkpoint="weights.pt"):
+    return checkpoint
+
+
+def ours(model, checkpoint=None):
+    return checkpoint
+
+
+def test_an_argument_of_the_users_with_the_name():
+    checkpoint, got = TrainingCheckpoint(nn.ReLU()), []
+    for train in (own, ours, functools.partial(ours, checkpoint="weights.pt"), functools.partial(ours)):
+        call(functools.wraps(train)(lambda *a, train=train, **k: got.append(train(*a, **k))), nn.ReLU(), checkpoint)
+    assert got == ["weights.pt", checkpoint, "weights.pt", checkpoint]
+
+
+def of_own_batches(rank):
+    """The statistics of a batch norm after a training in which each process has seen batches of its own."""
+    model = nn.BatchNorm1d(2)
+
+    def train(model):
+        nn.parallel.DistributedDataParallel(model)(torch.tensor([[0.0, 1.0], [2.0 * rank, 3.0]]))
+
+    call(train, model, TrainingCheckpoint(model, ranks=Ranks.default()))
+    return model.running_mean
+
+
+@pytest.mark.long
+def test_processes_have_the_same_statistics_after_a_training():
+    first, second = processes.run(2, of_own_batches)
+    torch.testing.assert_close(first, torch.tensor([0.0, 0.2]))
+    assert torch.equal(first, second)
 
 
 def test_a_state_that_cannot_be_written(tmp_path):

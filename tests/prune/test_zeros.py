@@ -2,7 +2,9 @@
 
 import contextlib
 import copy
+import gc
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -203,6 +205,18 @@ def test_it_ends_once_and_with_zeros():
     assert trained.revived() > 0
     trained.model(torch.randn(2, 6))
     assert trained.revived() > 0
+
+
+def test_a_handle_that_is_dropped_ends_with_the_model():
+    trained = Trained()
+    trained.pruner.attach(trained.optimizer)
+    gc.collect()
+    simple(trained.model, trained.optimizer)
+    assert trained.revived() == 0
+    model = weakref.ref(trained.model)
+    del trained
+    gc.collect()
+    assert model() is None
 
 
 def test_copies_and_pickles_of_the_model():

@@ -154,9 +154,19 @@ class Loaded:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[tuple[Samples, Tensor]]:
+        given = 0
         try:
             for batch in self.loader:
-                yield pytree.tree_map_only(Tensor, self._taken, pair(batch, self.argument))
+                inputs, labels = pair(batch, self.argument)
+                if self.size > 1 and len(labels) < 2 * self.size:  # batch norms need two samples
+                    continue
+                given += 1
+                yield pytree.tree_map_only(Tensor, self._taken, (inputs, labels))
+            if self.size > 1 and not given:
+                raise LayerCollapseError(
+                    f"{self.argument}: expected batches of at least 2 samples for each of {self.size} processes, got "
+                    "none"
+                )
         except LayerCollapseError as error:
             # A worker's error comes with the worker's traceback in front of what it says.
             last = next(line for line in reversed(str(error).splitlines()) if line.strip())
@@ -232,7 +242,7 @@ class Given:
         return Loaded(Every(self.loader, self.rank, self.size), self.device, self.argument)
 
     def shuffled(self, batch_size: int) -> Loaded:
-        """The loader's batches, in the order in which it gives them."""
+        """The loader's batches, in the order in which it gives them; those too small to be divided are left out."""
         return Loaded(self.loader, self.device, self.argument, self.rank, self.size)
 
 

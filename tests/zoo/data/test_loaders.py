@@ -79,8 +79,8 @@ def test_other_loaders(made: Any, message: str) -> None:
         from_loaders("mine", made)
 
 
-def decoded() -> Decoded:
-    data = TensorDataset(torch.arange(11.0).view(11, 1), torch.arange(11))
+def decoded(samples: int = 11) -> Decoded:
+    data = TensorDataset(torch.arange(float(samples)).view(samples, 1), torch.arange(samples))
     return Decoded(data, data, 0)
 
 
@@ -93,15 +93,30 @@ def test_shares_are_all_of_it_and_nothing_twice(make: Any, size: int) -> None:
     batches = [batch for turn in zip_longest(*ordered) for batch in turn if batch]
     assert batches == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10]]
     assert [len(share.batches(3)) for share in shares] == [len(found) for found in ordered]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("make", [lambda: decoded(12), lambda: Given(list(decoded(12).batches(6)), 12)])
+def test_shuffled_batches_are_divided(make: Any, size: int) -> None:
     shuffled = []
-    for share in [*shares, make()]:
+    for share in [*(make().share(rank, size) for rank in range(size)), make()]:
         torch.manual_seed(0)
-        found = share.shuffled(3)
+        found = share.shuffled(6)
         shuffled.append([labels.tolist() for _, labels in found])
         assert len(found) == len(shuffled[-1])
     *parts, whole = shuffled
+    assert len(whole) == 2
     for number, batch in enumerate(whole):
         assert all(part[number] == batch[rank::size] for rank, part in enumerate(parts))
+
+
+def test_a_batch_too_small_to_be_divided_is_left_out_on_all() -> None:
+    part = Given(list(decoded(13).batches(6)), 13)
+    assert [len(labels) for _, labels in part.shuffled(6)] == [6, 6, 1]
+    for rank in range(2):
+        assert [len(labels) for _, labels in part.share(rank, 2).shuffled(6)] == [3, 3]
+    with pytest.raises(LayerCollapseError, match="data: expected batches of at least 2 samples for each of 4 proc"):
+        list(part.share(0, 4).shuffled(6))
 
 
 def test_workers_load_a_share() -> None:
