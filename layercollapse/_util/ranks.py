@@ -168,20 +168,25 @@ class Ranks:
 
         Raises:
             LayerCollapseError: as it came here, or else as it came on the first rank that failed.
+            Exception: any other, as it came here; a RuntimeError where it came on another rank.
         """
         if self.alone:
             return work()
+        error: Exception | None = None
         try:
-            result, error = work(), None
+            result = work()
         except LayerCollapseError as raised:
-            error = raised
-        said = self.hear(b"" if error is None else b"!" + str(error).encode())
+            error, word = raised, f"!{raised}"
+        except Exception as raised:
+            error, word = raised, f"?{type(raised).__name__}: {raised}"
+        said = self.hear(b"" if error is None else word.encode(errors="replace"))
         if not any(said):
             return result
         if error is not None:
             raise error
         rank = next(rank for rank, text in enumerate(said) if text)
-        raise LayerCollapseError(f"rank {rank}: {said[rank][1:].decode()}")
+        kind = LayerCollapseError if said[rank].startswith(b"!") else RuntimeError
+        raise kind(f"rank {rank}: {said[rank][1:].decode()}")
 
     def check_same(self, what: str, values: Mapping[str, Any], parts: Mapping[str, Any] | None = None) -> None:
         """Raise on all ranks unless what each has of every name is the same; of each, 16 bytes go to all.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from layercollapse._util.ranks import Ranks
 from layercollapse._util.sharded import is_sharded
+from layercollapse._util.tensors import raw_bytes
 from layercollapse.errors import LayerCollapseError
 from layercollapse.pipeline.states import dumped, loaded
 
@@ -45,7 +46,12 @@ def same_weights(model: nn.Module, ranks: Ranks) -> None:
         ranks.check_same("weights", {name: (value.dtype, tuple(value.shape)) for name, value in tensors.items()})
         with torch.no_grad():
             for value in tensors.values():
-                ranks.same_(value.detach())
+                whole = value.detach().contiguous().resolve_conj().resolve_neg()
+                ranks.same_(raw_bytes(whole))  # gloo has no int16 and no float8
+                if any(step == 0 and size > 1 for step, size in zip(value.stride(), value.shape, strict=True)):
+                    value.data = whole  # elements that share memory cannot be written to
+                elif whole.data_ptr() != value.data_ptr():
+                    value.copy_(whole)
 
 
 @contextmanager

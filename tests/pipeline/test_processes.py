@@ -27,6 +27,18 @@ def test_without_torchrun_nothing_is_joined(monkeypatch):
         assert not torch.distributed.is_initialized()
 
 
+def odd_buffers(rank):
+    return {
+        "short": torch.tensor([rank], dtype=torch.int16),
+        "eighth": torch.tensor([float(rank)]).to(torch.float8_e4m3fn),
+        "imaginary": torch.tensor([1j + rank]).conj(),
+        "expanded": torch.tensor([float(rank)]).expand(3),
+        "strided": (torch.arange(6.0).view(2, 3) + rank).t(),
+        "one": torch.tensor(rank == 0),
+        "none": torch.empty(0),
+    }
+
+
 def on_ranks(rank):
     ranks = Ranks.default()
     told = from_first(ranks, lambda: {"x": torch.tensor([rank, 1.5]), 3: ("a", None)})
@@ -41,7 +53,10 @@ def on_ranks(rank):
     torch.manual_seed(rank)
     model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
     model[1].num_batches_tracked += rank
+    for name, buffer in odd_buffers(rank).items():
+        model.register_buffer(name, buffer)
     same_weights(model, ranks)
+    assert model.strided.stride() == (1, 3)
     with pytest.raises(LayerCollapseError, match="weights: expected the same"):
         same_weights(nn.Linear(2 + rank, 2), ranks)
     return told, model.state_dict()
@@ -53,7 +68,8 @@ def test_two_processes():
         assert torch.equal(heard.pop("x"), torch.tensor([0, 1.5]))
         assert heard == {3: ("a", None)}
     torch.manual_seed(0)
-    wanted = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).state_dict()
+    wanted = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).state_dict() | odd_buffers(0)
+    assert wanted.keys() == state.keys() == same.keys()
     assert all(torch.equal(state[name], value) and torch.equal(same[name], value) for name, value in wanted.items())
 
 

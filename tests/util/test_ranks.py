@@ -34,6 +34,14 @@ def failing(rank, wrong):
     return work
 
 
+def without_room(rank):
+    def work():
+        if rank == 1:
+            raise OSError("no room")
+
+    return work
+
+
 def said(work):
     try:
         return work()
@@ -60,6 +68,8 @@ def on_ranks(rank, size):
         said(lambda: every.check_same("what", {"a": 1, str(rank): 0})),
         said(lambda: every.check_same("what", dict.fromkeys(range(1 + rank // 2)))),
     ]
+    with pytest.raises(OSError if rank == 1 else RuntimeError, match="no room" if rank == 1 else "rank 1: OSError: no"):
+        every.together(without_room(rank))
     words = [b"", b"of two", b"\x00\xff"]
     assert [every.tell(word if rank == 0 else b"no") for word in words] == words
     assert every.hear(words[rank % 3]) == [words[other % 3] for other in range(size)]
