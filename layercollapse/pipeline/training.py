@@ -110,7 +110,10 @@ class TrainingCheckpoint:
                 f"{epochs} epochs with {', '.join(names) or 'nothing'}"
                 for epochs, names in ((total, objects), (state["total"], state["objects"]))
             )
-            raise LayerCollapseError(f"checkpoint: expected the training that was interrupted, of {want}, got {got}")
+            raise LayerCollapseError(
+                f"checkpoint: expected the training that was interrupted, of {want}, got {got}; without the files "
+                f"training-* in {self._folder} it begins anew"
+            )
         for name, value in objects.items():
             value.load_state_dict(state["objects"][name])
         states.set_random_state(state["random"])

@@ -97,6 +97,31 @@ def test_processes_have_the_same_statistics_after_a_training():
     assert torch.equal(first, second)
 
 
+@pytest.mark.parametrize(
+    ("total", "names", "got"),
+    [
+        (EPOCHS + 1, ("optimizer",), f"{EPOCHS + 1} epochs with optimizer"),
+        (EPOCHS, (), f"{EPOCHS} epochs with nothing"),
+    ],
+)
+def test_another_training_than_the_one_interrupted(tmp_path, total, names, got):
+    def train(model, checkpoint, total=EPOCHS, names=("optimizer",), kill=True):
+        objects = {"optimizer": torch.optim.SGD(model.parameters(), 0.1)}
+        for epoch in checkpoint.epochs(total, **{name: objects[name] for name in names}):
+            if kill and epoch:
+                raise Killed
+
+    with pytest.raises(Killed):
+        Job().run(tmp_path / "run", train=train)
+    other = functools.partial(train, total=total, names=names, kill=False)
+    wanted = f"of {EPOCHS} epochs with optimizer, got {got}; without the files training-"
+    with pytest.raises(LayerCollapseError, match=wanted):
+        Job().run(tmp_path / "run", train=other, resume=True)
+    for file in (tmp_path / "run" / "checkpoints").glob("training-*"):
+        file.unlink()
+    Job().run(tmp_path / "run", train=other, resume=True)
+
+
 def test_a_state_that_cannot_be_written(tmp_path):
     class Odd:
         def state_dict(self):
