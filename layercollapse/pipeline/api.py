@@ -178,11 +178,13 @@ def run(
     check_unit(unit)
     check_mode(mode)
     told = Listeners(progress)
-    inputs = Inputs(data, "data", model, example_inputs)
-    test_inputs = inputs if test_data is None else Inputs(test_data, "test_data", model, example_inputs)
     ranks = Ranks.of(model, group_of(model) if group is None else group)
+    inputs = ranks.together(lambda: Inputs(data, "data", model, example_inputs))
+    test_inputs = ranks.together(
+        lambda: inputs if test_data is None else Inputs(test_data, "test_data", model, example_inputs)
+    )
     same_weights(unwrapped(model), ranks)
-    given = inputs.first(2) if example_inputs is None else example_inputs
+    given = ranks.together(lambda: inputs.first(2) if example_inputs is None else example_inputs)
     # What all look at, whatever part of the data each has.
     example, samples = from_first(ranks, lambda: (given, inputs.first(SAMPLES)))
     folder = Path(from_first(ranks, partial(_folder, out, resume=resume)))

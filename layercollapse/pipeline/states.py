@@ -96,8 +96,12 @@ def _encoded(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:
         name = str(len(tensors))
         tensors[name] = value.detach()
         return {"tensor": name}
-    if isinstance(value, np.ndarray) and value.dtype != object:
-        return {"array": _encoded(torch.from_numpy(np.ascontiguousarray(value)), where, tensors)["tensor"]}
+    if isinstance(value, np.ndarray):
+        try:
+            numbers = torch.from_numpy(np.array(value, order="C"))
+        except (TypeError, ValueError) as error:  # texts, objects, bytes in the other order
+            raise LayerCollapseError(f"{where}: expected arrays of numbers, got one of {value.dtype}") from error
+        return {"array": _encoded(numbers, where, tensors)["tensor"]}
     if type(value) in _PLAIN:
         return value
     if type(value) in (list, tuple):

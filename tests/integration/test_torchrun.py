@@ -142,6 +142,20 @@ def test_sharded_weights_are_for_the_parts(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def without_data(rank):
+    model, data = network(), [] if rank else [samples()[0]]
+    with pytest.raises(lc.LayerCollapseError) as error:
+        lc.run(model, train=lambda model: None, evaluate=lambda model: 50.0, data=data, out="never")
+    return str(error.value)
+
+
+@pytest.mark.long
+def test_data_that_one_process_has_not_is_an_error_of_all():
+    first, second = processes.run(2, without_data)
+    assert second.startswith("data: expected at least one batch")
+    assert first == f"rank 1: {second}"
+
+
 JOB = [
     "run",
     "--data",
