@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
 from layercollapse._util.ranks import Ranks
 from layercollapse._util.sharded import is_sharded
@@ -67,8 +68,24 @@ def joined(device: str) -> Iterator[None]:
     cuda = torch.device(device).type == "cuda"
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("nccl" if cuda else "gloo")
+    _begin("nccl" if cuda else "gloo")
     try:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def _begin(backend: str) -> None:
+    """Make the default group of the processes of torchrun.
+
+    Processes that torchrun has started again find the addresses of the dead ones in its store, and may connect to those
+    (two of five restarts, torch 2.13): what they write is kept apart by the number of the restart. On several machines
+    that number need not be one.
+    """
+    names = os.environ
+    restart = names.get("TORCHELASTIC_RESTART_COUNT")
+    if restart is None or names.get("LOCAL_WORLD_SIZE") != names["WORLD_SIZE"]:
+        dist.init_process_group(backend)
+        return
+    store, rank, size = next(rendezvous("env://"))
+    dist.init_process_group(backend, store=dist.PrefixStore(f"restart-{restart}", store), rank=rank, world_size=size)

@@ -11,6 +11,7 @@ from torch import nn
 
 from layercollapse._util.ranks import Ranks
 from layercollapse.errors import LayerCollapseError
+from layercollapse.graph.export import reason
 from layercollapse.pipeline import checkpoint, states
 from layercollapse.pipeline.processes import from_first, same_weights
 from layercollapse.prune.pruner import Pruner
@@ -115,7 +116,14 @@ class TrainingCheckpoint:
                 f"training-* in {self._folder} it begins anew"
             )
         for name, value in objects.items():
-            value.load_state_dict(state["objects"][name])
+            try:
+                value.load_state_dict(state["objects"][name])
+            except Exception as error:
+                raise LayerCollapseError(
+                    f"{name}: expected one that takes the state of the training that was interrupted, got "
+                    f"{type(value).__name__}, which stopped with {reason(error)}; without the files training-* in "
+                    f"{self._folder} it begins anew"
+                ) from error
         states.set_random_state(state["random"])
         return state["done"]
 

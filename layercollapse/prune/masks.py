@@ -113,7 +113,7 @@ class WeightMasks:
             LayerCollapseError: a weight of the copy has another size.
         """
         by_device: dict[torch.device, list[tuple[Tensor, Tensor]]] = defaultdict(list)
-        reshard(model or self.model)
+        reshard(self.model if model is None else model)
         for name in self._packed:
             try:
                 weight = self._weight(name, model)

@@ -67,7 +67,8 @@ def _put_back(pruner: Pruner, optimizer: torch.optim.Optimizer) -> None:
     reshard(pruner.model)
     own = {id(parameter) for parameter in pruner.model.parameters()}
     if any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
-        pruner.apply()
+        with torch.no_grad():
+            pruner._masks.apply(pruner.model)  # what is no parameter any more, but computed, is left alone
 
 
 class BeforeForward:

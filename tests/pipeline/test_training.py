@@ -136,3 +136,17 @@ def test_a_state_that_cannot_be_written(tmp_path):
 
     with pytest.raises(LayerCollapseError, match=r"\['objects'\]\['odd'\]\['function'\]: expected tensors"):
         Job().run(tmp_path / "run", train=train)
+
+
+def test_another_optimizer_than_before(tmp_path):
+    def other(model, checkpoint):
+        optimizer = torch.optim.SGD([{"params": [parameter]} for parameter in model.parameters()], lr=0.1)
+        for _ in checkpoint.epochs(EPOCHS, optimizer=optimizer, schedule=optimizer, average=optimizer):
+            pass
+
+    with pytest.raises(Killed):
+        Job(kill_in=1).run(tmp_path / "run")
+    with pytest.raises(
+        LayerCollapseError, match=r"optimizer: expected one that takes the state .*got SGD, .* training-\*"
+    ):
+        Job().run(tmp_path / "run", resume=True, train=other)

@@ -281,3 +281,14 @@ def test_what_is_no_optimizer(wrong):
     with pytest.raises(lc.LayerCollapseError, match="optimizer: expected one with a step method"):
         trained.pruner.attach(wrong)
     assert not trained.model._forward_pre_hooks
+
+
+def test_a_weight_that_has_become_computed_is_left_alone():
+    trained = Trained()
+    trained.model[0]._forward_pre_hooks.clear()
+    handle = trained.pruner.attach(trained.optimizer)
+    nn.utils.parametrizations.weight_norm(trained.model[0])
+    simple(trained.model, torch.optim.SGD(trained.model.parameters(), 0.1))
+    nn.utils.parametrize.remove_parametrizations(trained.model[0], "weight")
+    handle.remove()
+    assert trained.revived() == 0
