@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from layercollapse.errors import LayerCollapseError
+from layercollapse.zoo.data.shares import Every, Share
 from layercollapse.zoo.data.split import DataSet, Samples, checked_batch_size
 from layercollapse.zoo.data.transforms import Transform
 
@@ -68,32 +68,6 @@ class Decoded:
     def _needed(self, batch_size: int) -> int:
         """No more processes than there are batches."""
         return min(self.workers, -(-len(self) // batch_size) if len(self) > batch_size else 0)
-
-
-@dataclass(frozen=True)
-class Share(Sampler[list[int]]):
-    """The batches of indices that one of several processes loads; see `Part.share`."""
-
-    indices: range
-    batch_size: int
-    rank: int
-    size: int
-    shuffled: bool = False
-
-    def __len__(self) -> int:
-        whole = len(self.indices) // self.batch_size
-        if self.shuffled:
-            return whole
-        return len(range(self.rank, whole + (len(self.indices) % self.batch_size > 0), self.size))
-
-    def __iter__(self) -> Iterator[list[int]]:
-        if not self.shuffled:
-            for start in range(self.rank * self.batch_size, len(self.indices), self.size * self.batch_size):
-                yield [*self.indices[start : start + self.batch_size]]
-            return
-        order = torch.randperm(len(self.indices)).split(self.batch_size)
-        for batch in order[: len(self)]:
-            yield batch[self.rank :: self.size].tolist()
 
 
 def from_pictures(
@@ -244,21 +218,6 @@ class Given:
     def shuffled(self, batch_size: int) -> Loaded:
         """The loader's batches, in the order in which it gives them; those too small to be divided are left out."""
         return Loaded(self.loader, self.device, self.argument, self.rank, self.size)
-
-
-@dataclass(frozen=True)
-class Every:
-    """Every `size`-th batch of a loader, from a rank on."""
-
-    loader: Iterable[Any]
-    rank: int
-    size: int
-
-    def __len__(self) -> int:
-        return len(range(self.rank, len(self.loader), self.size))  # type: ignore[arg-type]  # `from_loaders` asks for it
-
-    def __iter__(self) -> Iterator[Any]:
-        return islice(iter(self.loader), self.rank, None, self.size)
 
 
 def from_loaders(name: str, made: Any) -> DataSet:
