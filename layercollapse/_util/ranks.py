@@ -48,7 +48,7 @@ class Ranks:
             LayerCollapseError: parameters are sharded over ranks that are not all among these.
         """
         if not dist.is_available() or not dist.is_initialized():
-            if group is not None:
+            if group is not None and not isinstance(group, getattr(dist, "ProcessGroup", ())):  # one that has ended
                 raise LayerCollapseError(
                     "group: expected one of an initialized torch.distributed, got one where it is not"
                 )
@@ -143,8 +143,8 @@ class Ranks:
         """What the first rank says; what the others give does not count."""
         if self.alone:
             return data
-        size = self.same_(torch.tensor([len(data)]))
-        told = torch.zeros(int(size), dtype=torch.uint8)
+        size = self.same_(torch.tensor([len(data)], device="cpu"))
+        told = torch.zeros(int(size), dtype=torch.uint8, device="cpu")
         if self.first:
             told = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else told
         return self.same_(told).numpy().tobytes()
@@ -153,15 +153,15 @@ class Ranks:
         """What every rank says, in one order everywhere."""
         if self.alone:
             return [data]
-        sizes = self.gather(torch.tensor([len(data)])).flatten().tolist()
-        padded = torch.zeros(max(sizes), dtype=torch.uint8)
+        sizes = self.gather(torch.tensor([len(data)], device="cpu")).flatten().tolist()
+        padded = torch.zeros(max(sizes), dtype=torch.uint8, device="cpu")
         if data:
             padded[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         return [row[:size].numpy().tobytes() for row, size in zip(self.gather(padded), sizes, strict=True)]
 
     def decide(self, value: bool) -> bool:
         """What the first rank says."""
-        return bool(self.gather(torch.tensor([value], dtype=torch.uint8))[0]) if self.groups else value
+        return bool(self.gather(torch.tensor([value], dtype=torch.uint8, device="cpu"))[0]) if self.groups else value
 
     def together(self, work: Callable[[], Value]) -> Value:
         """What `work` gives, which calls no other rank; where it fails on one of them, it fails on all.
@@ -203,8 +203,8 @@ class Ranks:
             return
         digests = [_digest(list(values)), *map(_digest, values.values())]
         places = [0, *(0 if parts is None else _digest(parts[name]) for name in values)]
-        count = self.gather(torch.tensor([len(values)])).flatten().tolist()
-        table = torch.tensor([digests, places])  # (2, 1 + names)
+        count = self.gather(torch.tensor([len(values)], device="cpu")).flatten().tolist()
+        table = torch.tensor([digests, places], device="cpu")  # (2, 1 + names)
         if len(set(count)) > 1:
             raise LayerCollapseError(f"{what}: expected the same number of them on all ranks, got {count}")
         everywhere = self.gather(table)  # (ranks, 2, 1 + names)

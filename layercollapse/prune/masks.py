@@ -133,7 +133,7 @@ class WeightMasks:
         ranks = self.ranks() if self._sharded() else Ranks()
         held = (self._held(name, ranks) for name in self._packed)
         counts = [int((one.weight[~one.kept()] != 0).sum()) for one in held if one.counts]
-        return int(ranks.sum_(torch.tensor(sum(counts))))
+        return int(ranks.sum_(torch.tensor(sum(counts), device="cpu")))
 
     def under_one_threshold(self, names: Sequence[str], count: int) -> dict[str, int]:
         """How many of the `count` smallest kept weights of several tensors are in each; changes nothing.
@@ -264,7 +264,9 @@ class WeightMasks:
         """The weights that are kept, of all ranks together."""
         ranks = self.ranks() if self._sharded() else Ranks()
         held = (self._held(name, ranks) for name in self._packed)
-        counts = torch.tensor([int(one.kept().sum()) if one.counts else 0 for one in held], dtype=torch.int64)
+        counts = torch.tensor(
+            [int(one.kept().sum()) if one.counts else 0 for one in held], dtype=torch.int64, device="cpu"
+        )
         return dict(zip(self._packed, ranks.sum_(counts).tolist(), strict=True))
 
     def _by_device(self, names: Iterable[str]) -> dict[torch.device, list[tuple[str, Tensor, Tensor]]]:

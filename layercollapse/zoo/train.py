@@ -135,5 +135,5 @@ def accuracy(model: nn.Module, split: Part, batch_size: int = EVALUATION_BATCH, 
     with evaluating(model):
         correct = sum(int((logits(model, x).argmax(1) == labels).sum()) for x, labels in split.batches(batch_size))
     if ranks is not None:
-        correct = int(ranks.sum_(torch.tensor([correct])))
+        correct = int(ranks.sum_(torch.tensor([correct], device="cpu")))
     return 100 * correct / len(split)
