@@ -1,6 +1,6 @@
 """Kills a run at random times, resumes it each time, and compares what comes of it with a run that nobody touched.
 
-    python benchmarks/interruptions.py --kills 100        # about half an hour
+    python benchmarks/interruptions.py --kills 100        # about a quarter of an hour
 
 Every process is ended by SIGKILL after a random part of the time that the whole run takes, and the same command is
 given again. In the end the weights and masks of the checkpoints must have the same bytes, and the record the same
@@ -21,23 +21,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-JOB = [
-    "run",
-    "--data",
-    "digits",
-    "--width",
-    "4",
-    "--epochs",
-    "6",
-    "--steps",
-    "3",
-    "--max-drop",
-    "50",
-    "--strategy",
-    "collapse+prune",
-    "--flip",
-    "--resume",
-]
+JOB = "run --data digits --width 4 --epochs 4 --steps 2 --max-drop 50 --strategy collapse+prune --resume".split()  # noqa: SIM905
 
 
 def command(folder: Path) -> list[str]:
