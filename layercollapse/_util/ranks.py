@@ -188,6 +188,18 @@ class Ranks:
         kind = LayerCollapseError if said[rank].startswith(b"!") else RuntimeError
         raise kind(f"rank {rank}: {said[rank][1:].decode()}")
 
+    def on_first(self, work: Callable[[], Value]) -> Value | None:
+        """What `work` gives on the first rank, for which all wait; None on the others.
+
+        Raises:
+            LayerCollapseError: as for `together`.
+        """
+        return self.together(lambda: work() if self.first else None)
+
+    def wait(self) -> None:
+        """Wait until all have come here."""
+        self.together(lambda: None)
+
     def check_same(self, what: str, values: Mapping[str, Any], parts: Mapping[str, Any] | None = None) -> None:
         """Raise on all ranks unless what each has of every name is the same; of each, 16 bytes go to all.
 

@@ -227,7 +227,7 @@ def run(
         ranks=ranks,
     )
     with ExitStack() as stack:
-        ranks.together(lambda: stack.enter_context(locked(folder)) if ranks.first else None)
+        ranks.on_first(lambda: stack.enter_context(locked(folder)))
         stack.enter_context(closing(told))
         schedule.start(resume=resume)
         if len(record.steps) <= steps:
@@ -244,7 +244,7 @@ def run(
             )
         schedule.go()
         network, result = schedule.finish(example, test_inputs)
-    ranks.together(lambda: None)  # until the first has written
+    ranks.wait()  # until the first has written
     record = record if ranks.first else Record.load(folder, "out")
     if record.failed:
         warnings.warn(

@@ -53,8 +53,7 @@ def save(folder: Path, step: int, model: nn.Module, pruner: Pruner, ranks: Ranks
         write(path(folder, step), tensors, header)
         write(_masks_path(folder, step), masks)
 
-    ranks = ranks or Ranks()
-    ranks.together(work if ranks.first else lambda: None)
+    (ranks or Ranks()).on_first(work)
 
 
 def load(folder: Path, step: int, model: nn.Module, pruner: Pruner | None = None) -> None:

@@ -185,7 +185,7 @@ def _everywhere(
         made = from_first(ranks, lambda: stack.enter_context(temporary_folder(folder)))
         ranks.together(lambda: None if result is None else result.save(made))
         network = result.model if result is not None else load(made)
-        ranks.together(lambda: None)  # before the folder goes
+        ranks.wait()  # before the folder goes
     return network, result, replaced
 
 

@@ -27,8 +27,7 @@ def from_first(ranks: Ranks, make: Callable[[], Any]) -> Any:
     """
     if ranks.alone:
         return make()
-    made = ranks.together(lambda: dumped(make()) if ranks.first else b"")
-    return loaded(ranks.tell(made))
+    return loaded(ranks.tell(ranks.on_first(lambda: dumped(make())) or b""))
 
 
 def same_weights(model: nn.Module, ranks: Ranks) -> None:

@@ -27,7 +27,7 @@ def on_first(model: nn.Module, work: Callable[[], Value]) -> Value | None:
     """
     ranks = Ranks.of(model)
     with plain(model, _on_cpu if ranks.first else _left):
-        return ranks.together(lambda: work() if ranks.first else None)
+        return ranks.on_first(work)
 
 
 def _on_cpu(tensor: Tensor) -> Tensor:
