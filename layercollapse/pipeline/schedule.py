@@ -63,11 +63,11 @@ class Schedule:
     def start(self, *, resume: bool) -> None:
         """Clear away what killed processes left half written; take over what there is of a run that goes on."""
         for folder in (self.folder, self._checkpoints):
-            self._first(partial(clear, folder))
+            self.ranks.on_first(partial(clear, folder))
         if resume:
             self._resume()
         else:
-            self._first(lambda: training.clear(self._checkpoints))
+            self.ranks.on_first(lambda: training.clear(self._checkpoints))
 
     def _resume(self) -> None:
         """Take over the steps and the last weights of the run in the folder."""
@@ -84,10 +84,6 @@ class Schedule:
         self.interrupted = interrupted(self._checkpoints, len(record.steps), self.ranks)
         if self.interrupted is not None:
             check_settings(record.settings, self.interrupted["extra"]["settings"], self.folder)
-
-    def _first(self, work: Callable[[], object]) -> None:
-        """Do what one process does for all, who wait for it."""
-        self.ranks.together(work if self.ranks.first else lambda: None)
 
     def go(self) -> None:
         """Take the steps; returns when they are done, when going on is pointless, or at Ctrl-C."""
@@ -191,7 +187,7 @@ class Schedule:
         checkpoint.save(self.folder, number, self.model, self.pruner, self.ranks)
         record.steps.append(step)
         record.chosen = self._choice()
-        self._first(self._kept)
+        self.ranks.on_first(self._kept)
         self._tell("step", number)
         return report
 
@@ -217,6 +213,7 @@ class Schedule:
             self.pruner,
             self._checkpoints,
             label=number,
+            before=before,
             extra=lambda: {**about, "seconds": spent + time.perf_counter() - started},
             ranks=self.ranks,
         )

@@ -31,7 +31,8 @@ class TrainingCheckpoint:
         model: what is trained.
         pruner: of the model, where there is a folder.
         folder: where the states are; None keeps none.
-        label: of the training; a state of another is not gone on with.
+        label: of the training, which is kept with its state.
+        before: the state of this training that `interrupted` has found; None begins it.
         extra: gives what is kept with the state.
         ranks: the processes that train together; each keeps the states of its objects.
     """
@@ -43,11 +44,12 @@ class TrainingCheckpoint:
         folder: Path | None = None,
         *,
         label: int = 0,
+        before: Mapping[str, Any] | None = None,
         extra: Callable[[], Any] = lambda: None,
         ranks: Ranks | None = None,
     ) -> None:
         self._model, self._pruner, self._folder, self._label, self._extra = model, pruner, folder, label, extra
-        self._ranks = ranks or Ranks()
+        self._before, self._ranks = before, ranks or Ranks()
         self._begun = False
 
     def epochs(self, total: int, **objects: Any) -> Iterator[int]:
@@ -103,7 +105,7 @@ class TrainingCheckpoint:
 
     def _restored(self, total: int, objects: Mapping[str, Any]) -> int:
         """How many epochs are done; the objects are as they were after these."""
-        state = interrupted(self._folder, self._label, self._ranks)
+        state, self._before = self._before, None  # its weights need not be kept through the training
         if state is None:
             return 0
         if state["total"] != total or state["objects"].keys() != objects.keys():
@@ -140,10 +142,8 @@ def clear(folder: Path, but: int | None = None) -> None:
             path.unlink()
 
 
-def interrupted(folder: Path | None, label: int, ranks: Ranks) -> dict[str, Any] | None:
+def interrupted(folder: Path, label: int, ranks: Ranks) -> dict[str, Any] | None:
     """The state of the training that was interrupted, if it was the one of this label, by as many processes."""
-    if folder is None:
-        return None
 
     def latest() -> int | None:
         """The most epochs after which every process has written its state."""
