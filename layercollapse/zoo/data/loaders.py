@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from layercollapse.errors import LayerCollapseError
-from layercollapse.zoo.data.shares import Every, Share
+from layercollapse.zoo.data.shares import Every, Places, Share
 from layercollapse.zoo.data.split import DataSet, Samples, checked_batch_size
 from layercollapse.zoo.data.transforms import Transform
 
@@ -54,16 +54,16 @@ class Decoded:
 
     def batches(self, batch_size: int) -> Loaded:
         """A re-iterable of (inputs, labels) in order; the last batch may be smaller."""
-        size = checked_batch_size(batch_size, len(self))
-        return self._loaded(self.samples, Share(range(len(self)), size, self.rank, self.size), size)
+        return self._loaded(self.samples, batch_size)
 
     def shuffled(self, batch_size: int) -> Loaded:
         """A re-iterable of (inputs, labels): each pass in a new random order, without a last, smaller batch."""
-        size = checked_batch_size(batch_size, len(self))
-        return self._loaded(self.training, Share(range(len(self)), size, self.rank, self.size, shuffled=True), size)
+        return self._loaded(self.training, batch_size, shuffled=True)
 
-    def _loaded(self, samples: Dataset, batches: Share, batch_size: int) -> Loaded:
-        return Loaded(DataLoader(samples, batch_sampler=batches, num_workers=self._needed(batch_size)), self.device)
+    def _loaded(self, samples: Dataset, batch_size: int, shuffled: bool = False) -> Loaded:
+        size = checked_batch_size(batch_size, len(self))
+        share = Share(Places(len(self), size, self.rank, self.size, shuffled))
+        return Loaded(DataLoader(samples, batch_sampler=share, num_workers=self._needed(size)), self.device)
 
     def _needed(self, batch_size: int) -> int:
         """No more processes than there are batches."""

@@ -8,33 +8,50 @@ from itertools import islice
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import Sampler
 
 
 @dataclass(frozen=True)
-class Share(Sampler[list[int]]):
-    """The batches of indices that one of several processes loads; see `Part.share`."""
+class Places:
+    """The places of samples in the batches that one of several processes has; see `Part.share`.
 
-    indices: range
+    In order they are slices; shuffled, int64 (n,) on a device, drawn from torch's global generator for each pass.
+    """
+
+    samples: int
     batch_size: int
     rank: int
     size: int
     shuffled: bool = False
+    device: torch.device | str = "cpu"
 
     def __len__(self) -> int:
-        whole = len(self.indices) // self.batch_size
         if self.shuffled:
-            return whole
-        return len(range(self.rank, whole + (len(self.indices) % self.batch_size > 0), self.size))
+            return self.samples // self.batch_size
+        return len(range(self.rank, -(-self.samples // self.batch_size), self.size))
+
+    def __iter__(self) -> Iterator[slice | Tensor]:
+        if self.shuffled:
+            order = torch.randperm(self.samples).to(self.device).split(self.batch_size)
+            yield from (batch[self.rank :: self.size] for batch in order[: len(self)])
+            return
+        for start in range(self.rank * self.batch_size, self.samples, self.size * self.batch_size):
+            yield slice(start, min(start + self.batch_size, self.samples))
+
+
+@dataclass(frozen=True)
+class Share(Sampler[list[int]]):
+    """The same as lists, for a DataLoader."""
+
+    places: Places
+
+    def __len__(self) -> int:
+        return len(self.places)
 
     def __iter__(self) -> Iterator[list[int]]:
-        if not self.shuffled:
-            for start in range(self.rank * self.batch_size, len(self.indices), self.size * self.batch_size):
-                yield [*self.indices[start : start + self.batch_size]]
-            return
-        order = torch.randperm(len(self.indices)).split(self.batch_size)
-        for batch in order[: len(self)]:
-            yield batch[self.rank :: self.size].tolist()
+        for batch in self.places:
+            yield [*range(batch.start, batch.stop)] if isinstance(batch, slice) else batch.tolist()
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeAlias
@@ -13,6 +12,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 
 from layercollapse.errors import LayerCollapseError
+from layercollapse.zoo.data.shares import Places
 
 SPLIT_SEED = 0  # the splits are part of the data set: they do not follow the seed of a run
 FRACTIONS = (0.7, 0.1, 0.2)  # train, validation, test, of data that are not divided
@@ -99,26 +99,17 @@ class Batches:
     """Batches by indexing tensors: on small images several times faster than a DataLoader."""
 
     def __init__(self, split: Split, batch_size: int, *, shuffled: bool) -> None:
-        self.split, self.shuffled = split, shuffled
-        self.batch_size = checked_batch_size(batch_size, len(split))
+        self.split = split
+        size = checked_batch_size(batch_size, len(split))
+        self._places = Places(len(split), size, split.rank, split.size, shuffled, split.labels.device)
 
     def __len__(self) -> int:
-        if self.shuffled:
-            return len(self.split) // self.batch_size
-        return len(range(self.split.rank, math.ceil(len(self.split) / self.batch_size), self.split.size))
+        return len(self._places)
 
     def __iter__(self) -> Iterator[tuple[Samples, Tensor]]:
         inputs, labels = self.split.inputs, self.split.labels
-        if not self.shuffled:
-            first, step = self.split.rank * self.batch_size, self.split.size * self.batch_size
-            for start in range(first, len(labels), step):
-                rows = slice(start, start + self.batch_size)
-                yield pytree.tree_map(lambda x, rows=rows: x[rows], inputs), labels[rows]
-            return
-        order = torch.randperm(len(labels)).to(labels.device)
-        for batch in order.split(self.batch_size)[: len(self)]:
-            index = batch[self.split.rank :: self.split.size]
-            yield pytree.tree_map(lambda x, index=index: x[index], inputs), labels[index]
+        for rows in self._places:
+            yield pytree.tree_map(lambda x, rows=rows: x[rows], inputs), labels[rows]
 
 
 def checked_batch_size(batch_size: int, samples: int) -> int:
