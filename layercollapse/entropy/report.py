@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from layercollapse._util.columns import aligned
 from layercollapse.entropy.layer import STATES, LayerEntropy
 from layercollapse.errors import LayerCollapseError
 from layercollapse.ops.patterns import SignPatterns
@@ -118,16 +119,9 @@ class EntropyReport:
         if any(x.patterns is not None for x in self.layers):
             head += ("patterns", "their entropy")
             rows = [(*row, *_pattern_cells(x.patterns)) for row, x in zip(rows, self.layers, strict=True)]
-        widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-
-        def line(cells: tuple[str, ...]) -> str:
-            padded = [c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
-            return "  ".join(padded).rstrip()
-
-        rule = "  ".join("-" * width for width in widths)
         done = self.collapsible
         note = f"{len(done)} of {len(self)} sites have no mixed neuron" + (f": {', '.join(done)}" if done else "")
-        return "\n".join([line(head), rule, *map(line, rows), "", note])
+        return "\n".join([*aligned([head, *rows], right=range(2, len(head)), rule=True), "", note])
 
 
 def _pattern_cells(patterns: SignPatterns | None) -> tuple[str, str]:

@@ -78,7 +78,7 @@ def _middle(place: int) -> float:
 def _say(group: ET.Element, middle: float, name: str, about: str, title: str = "") -> None:
     """A name and what it is, cut to fit; the title has all of both."""
     ET.SubElement(group, "title").text = title or f"{name}: {about}".rstrip(": ")
-    ET.SubElement(group, "text", x=f"{TEXT}", y=f"{middle - 1 if about else middle + 4}").text = _end(name, NAME)
+    ET.SubElement(group, "text", x=f"{TEXT}", y=f"{middle - 1 if about else middle + 4}").text = tail(name, NAME)
     if about:
         ET.SubElement(group, "text", {"class": "soft"}, x=f"{TEXT}", y=f"{middle + 10}").text = _start(about, ABOUT)
 
@@ -149,7 +149,8 @@ def _connect(root: ET.Element, boxes: Sequence[Box]) -> None:
         ET.SubElement(root, "path", {"class": "line"}, d=path)
 
 
-def _end(text: str, most: int) -> str:
+def tail(text: str, most: int) -> str:
+    """A text of so many characters at most: its end, which tells names of modules apart."""
     return text if len(text) <= most else f"…{text[1 - most :]}"
 
 

@@ -7,13 +7,13 @@ Path("network.svg").write_text(seen.to_svg())
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from layercollapse._util.columns import aligned
 from layercollapse._util.devices import on_cpu
 from layercollapse._util.modes import evaluating
 from layercollapse._util.tensors import check_values
@@ -110,13 +110,15 @@ class Inspection:
         rows: list[tuple[str, ...]] = [("site", "kind", "neurons", "fed by", "identity", "constant", "all to here")]
         for site in self.sites:
             saves = [self.share(amount) for amount in _amounts(site.saving)]
-            rows.append((_cut(site.name), site.kind, f"{site.neurons:,}", _some(site.feeding), *saves))
-        lines += ["", *_aligned(rows, right=(2, 4, 5, 6)), "", *_LEGEND]
+            rows.append(
+                (diagram.tail(site.name, _LONGEST), site.kind, f"{site.neurons:,}", _some(site.feeding), *saves)
+            )
+        lines += ["", *aligned(rows, right=(2, 4, 5, 6)), "", *_LEGEND]
         cells = [
             (f"{number}", _some(region.layers), self.share(region.macs), f"read by {_some(region.read_by)}")
             for number, region in self.regions.items()
         ]
-        lines += ["", "linear regions:", *_aligned(cells, right=(0, 2))] if cells else []
+        lines += ["", "linear regions:", *aligned(cells, right=(0, 2))] if cells else []
         apart = grouped(kept for site in self.sites if site.saving is not None for kept in site.saving.barriers)
         if apart:
             lines += ["", "what keeps layers apart where a rectifier alone has become the identity:", *apart]
@@ -217,24 +219,9 @@ def _amounts(saving: Saving | None) -> tuple[int | None, int | None, int | None]
     return (None, None, None) if saving is None else (saving.identity, saving.constant, saving.together)
 
 
-def _cut(name: str) -> str:
-    """A name with its end, which tells it from others."""
-    return name if len(name) <= _LONGEST else f"…{name[1 - _LONGEST :]}"
-
-
 def _some(names: tuple[str, ...] | list[str]) -> str:
     """The first names of many."""
     more = len(names) - _NAMES
-    return ", ".join(map(_cut, names[:_NAMES])) + (f" and {more} more" if more > 0 else "")
-
-
-def _aligned(rows: Sequence[tuple[str, ...]], right: tuple[int, ...]) -> list[str]:
-    """Rows as lines of columns; those at some places to the right."""
-    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))] if rows else []
-    return [
-        "  ".join(
-            cell.rjust(width) if at in right else cell.ljust(width)
-            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    return ", ".join(diagram.tail(name, _LONGEST) for name in names[:_NAMES]) + (
+        f" and {more} more" if more > 0 else ""
+    )
