@@ -136,23 +136,20 @@ def collapse(
     check_refit(mode, min_r2, data)
     check_example(example_inputs)
     model = unwrapped(model)
+    options: dict[str, Any] = {
+        "box": box,
+        "mode": mode,
+        "tolerance": tolerance,
+        "cost": cost,
+        "partial": partial,
+        "min_r2": min_r2,
+    }
     if sharded(model):
-        here = next(model.parameters()).is_cpu
+        here = captured if next(model.parameters()).is_cpu else None  # that of another device does not fit
+        batches = None if data is None else Moved(data)
         result = on_first(
             model,
-            lambda: collapse(
-                model,
-                moved(example_inputs),
-                report,
-                data=None if data is None else Moved(data),
-                box=box,
-                mode=mode,
-                tolerance=tolerance,
-                cost=cost,
-                partial=partial,
-                min_r2=min_r2,
-                captured=captured if here else None,  # that of another device does not fit
-            ),
+            lambda: collapse(model, moved(example_inputs), report, data=batches, captured=here, **options),
         )
         return cast(CollapseResult, result)  # that it may be None is for the few who have sharded models to ask
     check_values(model, example_inputs)
@@ -161,19 +158,7 @@ def collapse(
         check_parameters(model)
         captured = checked_capture(model, example_inputs, captured)
         with on_cpu():
-            return _collapsed(
-                model,
-                captured,
-                example_inputs,
-                report,
-                data,
-                box=box,
-                mode=mode,
-                tolerance=tolerance,
-                cost=cost,
-                partial=partial,
-                min_r2=min_r2,
-            )
+            return _collapsed(model, captured, example_inputs, report, data, **options)
 
 
 def _collapsed(
