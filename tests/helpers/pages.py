@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -40,13 +40,22 @@ def run(block: Block, folder: Path) -> None:
     script.write_text(block.code, encoding="utf-8")
     ranks = block.options.get("ranks")
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", ranks] if ranks else []
+    python([*launcher, str(script)], cwd=folder)
+
+
+def python(arguments: list[str], **options: Any) -> None:
+    """Run Python with one thread, to an end without an error.
+
+    Args:
+        arguments: what follows `python`.
+        options: of `subprocess.run`, such as ``cwd`` and ``input``.
+    """
     done = subprocess.run(
-        [sys.executable, *launcher, str(script)],
+        [sys.executable, *arguments],
         check=False,
-        cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        **{"timeout": 300, **options},
     )
     assert done.returncode == 0, done.stderr

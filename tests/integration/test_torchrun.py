@@ -14,6 +14,7 @@ from torch import nn
 
 import layercollapse as lc
 import processes
+from interrupted import outcome
 
 SITES = 4
 
@@ -187,13 +188,6 @@ def torchrun(folder, *options):
     ]
     command += [*JOB, "--out", str(folder)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def outcome(folder):
-    record = json.loads((folder / "run.json").read_text())
-    for step in record["steps"]:
-        del step["seconds"]
-    return record["steps"], {path.name: path.read_bytes() for path in (folder / "checkpoints").iterdir()}
 
 
 def workers(parent):

@@ -1,13 +1,11 @@
 """What docs/ops.md shows is so: its Python runs, in order, and its C++ is that of the example."""
 
 import importlib.util
-import os
 import re
-import subprocess
-import sys
 
 import pytest
 
+import pages
 from checkout import ROOT
 from layercollapse import ops
 
@@ -16,17 +14,7 @@ BLOCKS = re.findall(r"```python(?: needs=(\w+))?\n(.*?)```", TEXT, re.DOTALL)
 
 
 def run(blocks):
-    script = "\n".join(blocks)
-    done = subprocess.run(
-        [sys.executable, "-"],
-        check=False,
-        input=script,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
+    pages.python(["-"], input="\n".join(blocks), timeout=120)
 
 
 @pytest.mark.skipif(not ops.backends()["cpu"].available, reason="the C++ part is not built")

@@ -1,10 +1,7 @@
 """The commands and the Python of docs/start.md run, in order, in one folder."""
 
-import os
 import re
 import shlex
-import subprocess
-import sys
 
 import pytest
 
@@ -26,13 +23,4 @@ def test_the_page_runs(tmp_path):
 
 
 def command(arguments, folder):
-    done = subprocess.run(
-        [sys.executable, "-m", "layercollapse", *shlex.split(arguments)],
-        check=False,
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
+    pages.python(["-m", "layercollapse", *shlex.split(arguments)], cwd=folder)
